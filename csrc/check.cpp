@@ -1,0 +1,92 @@
+#include "check.h"
+
+#include <c10/core/ScalarType.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace gkd {
+namespace {
+
+constexpr double kDefaultThreshold = 0.93;
+
+void check_logits(const char* name, const char* which, const at::Tensor& t) {
+  TORCH_CHECK_TYPE(at::isFloatingType(t.scalar_type()) || at::isComplexType(t.scalar_type()), name,
+                   ": expected floating point ", which, ", got ", c10::toString(t.scalar_type()));
+  const auto dtype = t.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
+                       dtype == at::kBFloat16,
+                   name, ": unsupported dtype of ", which,
+                   ": expected float16, bfloat16, float32 or float64, got ", c10::toString(dtype));
+  TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, name, ": ", which,
+                              " must be a dense (strided) tensor, got ", t.layout());
+  TORCH_CHECK_VALUE(t.dim() == 2, name, ": expected 2-D [B, C] ", which, ", got ", t.dim(), "-D");
+}
+
+void check_finite(const char* name, const char* which, double value) {
+  TORCH_CHECK_VALUE(std::isfinite(value), name, ": ", which, " must be finite, got ", value);
+}
+
+}  // namespace
+
+void check_inputs(const char* name, const at::Tensor& student, const at::Tensor& teacher,
+                  const std::optional<at::Tensor>& target, const Settings& s) {
+  check_logits(name, "student", student);
+  check_logits(name, "teacher", teacher);
+  TORCH_CHECK_VALUE(student.sym_sizes().equals(teacher.sym_sizes()), name, ": student ",
+                    student.sym_sizes(), " and teacher ", teacher.sym_sizes(),
+                    " must have the same shape");
+  TORCH_CHECK_VALUE(student.sym_size(1) != 0, name, ": needs at least one class, got ",
+                    student.sym_sizes());
+  TORCH_CHECK(student.device() == teacher.device(), name,
+              ": all tensors must be on one device, got ", student.device(), " and ",
+              teacher.device());
+  if (target) {
+    const auto dtype = target->scalar_type();
+    TORCH_CHECK_TYPE(dtype == at::kLong || dtype == at::kInt, name,
+                     ": target must be int64 or int32, got ", c10::toString(dtype));
+    TORCH_CHECK_VALUE(target->dim() == 1 && target->sym_size(0) == student.sym_size(0), name,
+                      ": target must be [", student.sym_size(0), "], got ", target->sym_sizes());
+    TORCH_CHECK(target->device() == student.device(), name,
+                ": all tensors must be on one device, got ", student.device(), " and ",
+                target->device());
+  }
+  TORCH_CHECK_VALUE(std::isfinite(s.temperature) && s.temperature > 0, name,
+                    ": temperature must be finite and > 0, got ", s.temperature);
+  TORCH_CHECK_VALUE(s.temperature >= 1e-6 && s.temperature <= 1e6, name,
+                    ": temperature must be in [1e-6, 1e6], got ", s.temperature);
+  TORCH_CHECK_VALUE(s.threshold > 0 && s.threshold <= 1, name,
+                    ": threshold must be in (0, 1], got ", s.threshold);
+  if (s.group_size) {
+    TORCH_CHECK_VALUE(*s.group_size >= 0, name, ": group_size must be >= 0, got ", *s.group_size);
+    TORCH_CHECK_VALUE(s.threshold == kDefaultThreshold, name,
+                      ": give one of threshold and group_size, got threshold ", s.threshold,
+                      " and group_size ", *s.group_size);
+  }
+  check_finite(name, "primary_weight", s.primary_weight);
+  check_finite(name, "binary_weight", s.binary_weight);
+  check_finite(name, "secondary_weight", s.secondary_weight);
+  TORCH_CHECK_VALUE(s.rank_by == "teacher" || s.rank_by == "student", name,
+                    ": rank_by must be teacher or student, got ", s.rank_by);
+}
+
+void check_reduction(const char* name, std::string_view reduction) {
+  TORCH_CHECK_VALUE(reduction == "none" || reduction == "mean" || reduction == "sum", name,
+                    ": reduction must be none, mean or sum, got ", reduction);
+}
+
+at::ScalarType compute_dtype(const at::Tensor& student, const at::Tensor& teacher) {
+  const bool wide = student.scalar_type() == at::kDouble || teacher.scalar_type() == at::kDouble;
+  return wide ? at::kDouble : at::kFloat;
+}
+
+double gradient_headroom(at::ScalarType dtype, const Weights& w) {
+  if (dtype != at::kHalf && dtype != at::kBFloat16) return 1.0;
+  const double bound = w.temperature * (std::abs(w.binary) +
+                                        std::max(std::abs(w.primary), std::abs(w.secondary)));
+  if (bound == 0) return 1.0;
+  return std::exp2(std::floor(std::log2(32768.0 / bound)));
+}
+
+}  // namespace gkd

@@ -1,0 +1,42 @@
+// Every argument check, once, for CPU, CUDA and Meta. Each message names the argument, what was
+// expected and what came.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+
+#include "math/loss.h"
+
+namespace gkd {
+
+/// Settings as they cross the dispatcher.
+struct Settings {
+  double threshold;
+  std::optional<std::int64_t> group_size;
+  double temperature, primary_weight, binary_weight, secondary_weight;
+  bool coupled;
+  std::string_view rank_by;
+  std::int64_t ignore_index;
+
+  Weights weights() const {
+    return {temperature, primary_weight, binary_weight, secondary_weight, coupled};
+  }
+};
+
+/// Throws unless tensors and settings are usable. `name` is the operator's, for the message.
+void check_inputs(const char* name, const at::Tensor& student, const at::Tensor& teacher,
+                  const std::optional<at::Tensor>& target, const Settings& settings);
+
+/// Throws unless reduction is none, mean or sum.
+void check_reduction(const char* name, std::string_view reduction);
+
+/// float64 when either tensor is, else float32: the dtype of arithmetic and loss.
+at::ScalarType compute_dtype(const at::Tensor& student, const at::Tensor& teacher);
+
+/// Power of two that a stored float16/bfloat16 gradient is multiplied by, so that its small entries
+/// stay above the dtype's smallest number; 1 for wider dtypes. |gradient| <= T (|w_b| + max KL weight).
+double gradient_headroom(at::ScalarType student_dtype, const Weights& weights);
+
+}  // namespace gkd

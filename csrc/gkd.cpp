@@ -1,0 +1,75 @@
+// The public C++ functions and the dispatcher handles behind them.
+#include "gkd/gkd.h"
+
+#include "ops.h"
+
+namespace gkd {
+namespace {
+
+using Size = std::optional<std::int64_t>;
+using LossSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, double,
+                                 Size, double, double, double, double, bool, c10::string_view,
+                                 c10::string_view, std::int64_t);
+using GroupSignature = GroupTensors(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                                    double, Size, double, double, double, double, bool,
+                                    c10::string_view, std::int64_t, bool);
+using ForwardSignature = std::tuple<at::Tensor, at::Tensor>(
+    const at::Tensor&, const at::Tensor&, const OptionalTensor&, double, Size, double, double,
+    double, double, bool, c10::string_view, std::int64_t, bool);
+using ScaleSignature = at::Tensor(const at::Tensor&, const at::Tensor&, double);
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> handle(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+Settings settings_of(const LossOptions& o) {
+  return {o.threshold,        o.group_size, o.temperature, o.primary_weight, o.binary_weight,
+          o.secondary_weight, o.coupled,    o.rank_by,     o.ignore_index};
+}
+
+}  // namespace
+
+at::Tensor loss_op(const at::Tensor& student, const at::Tensor& teacher,
+                   const OptionalTensor& target, const Settings& s, std::string_view reduction) {
+  static const auto op = handle<LossSignature>("gkd::loss");
+  return op.call(student, teacher, target, s.threshold, s.group_size, s.temperature,
+                 s.primary_weight, s.binary_weight, s.secondary_weight, s.coupled, s.rank_by,
+                 reduction, s.ignore_index);
+}
+
+GroupTensors group_op(const at::Tensor& student, const at::Tensor& teacher,
+                      const OptionalTensor& target, const Settings& s, bool return_mask) {
+  static const auto op = handle<GroupSignature>("gkd::group");
+  return op.call(student, teacher, target, s.threshold, s.group_size, s.temperature,
+                 s.primary_weight, s.binary_weight, s.secondary_weight, s.coupled, s.rank_by,
+                 s.ignore_index, return_mask);
+}
+
+std::tuple<at::Tensor, at::Tensor> forward_op(const at::Tensor& student, const at::Tensor& teacher,
+                                              const OptionalTensor& target, const Settings& s,
+                                              bool need_grad) {
+  static const auto op = handle<ForwardSignature>("gkd::_forward");
+  return op.call(student, teacher, target, s.threshold, s.group_size, s.temperature,
+                 s.primary_weight, s.binary_weight, s.secondary_weight, s.coupled, s.rank_by,
+                 s.ignore_index, need_grad);
+}
+
+at::Tensor scale_op(const at::Tensor& gradient, const at::Tensor& row_scale, double factor) {
+  static const auto op = handle<ScaleSignature>("gkd::_scale");
+  return op.call(gradient, row_scale, factor);
+}
+
+at::Tensor loss(const at::Tensor& student, const at::Tensor& teacher,
+                const std::optional<at::Tensor>& target, const LossOptions& options) {
+  return loss_op(student, teacher, target, settings_of(options), options.reduction);
+}
+
+Group group(const at::Tensor& student, const at::Tensor& teacher,
+            const std::optional<at::Tensor>& target, const LossOptions& options, bool return_mask) {
+  auto [size, p, q, cut, primary, binary, secondary, mask] =
+      group_op(student, teacher, target, settings_of(options), return_mask);
+  return {size, p, q, cut, primary, binary, secondary, mask};
+}
+
+}  // namespace gkd

@@ -1,0 +1,55 @@
+// gkd: Grouped Knowledge Distillation (Zhao et al., AAAI 2023, arXiv 2304.04462) for LibTorch.
+//
+// Logits are [B, C], float16, bfloat16, float32 or float64, on one CPU or CUDA device; student and
+// teacher dtypes may differ and any strides are accepted. Targets are int64 or int32 [B].
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "gkd/export.h"
+
+namespace gkd {
+
+/// Settings of one call; the defaults are the paper's. See SPEC formulae in the README.
+struct LossOptions {
+  double threshold = 0.93;                  ///< mass of the primary group, in (0, 1]
+  std::optional<std::int64_t> group_size{}; ///< take this many classes instead, >= 0
+  double temperature = 4.0;                 ///< in [1e-6, 1e6]
+  double primary_weight = 8.0;              ///< Primary-KD
+  double binary_weight = 1.0;               ///< Binary-KD
+  double secondary_weight = 0.0;            ///< Secondary-KD
+  bool coupled = false;                     ///< multiply each group's KL by its teacher mass
+  std::string rank_by = "teacher";          ///< "teacher" or "student"
+  std::string reduction = "mean";           ///< "mean", "sum" or "none"
+  std::int64_t ignore_index = -100;         ///< rows with this target count for nothing
+};
+
+/// The GKD loss: a scalar, or [B] with reduction "none". float32, float64 for float64 logits.
+/// Differentiable once with respect to `student_logits`. Throws c10::ValueError, c10::TypeError,
+/// c10::IndexError or c10::Error naming the argument.
+GKD_API at::Tensor loss(const at::Tensor& student_logits, const at::Tensor& teacher_logits,
+                        const std::optional<at::Tensor>& target = std::nullopt,
+                        const LossOptions& options = {});
+
+/// Per-row diagnostics, each [B]; NaN in a row that holds NaN or +inf, or that is ignored.
+struct Group {
+  at::Tensor size;          ///< int64, classes in the primary group
+  at::Tensor mass_teacher;  ///< P
+  at::Tensor mass_student;  ///< Q
+  at::Tensor cut;           ///< smallest ranking logit in the group; +inf where it is empty
+  at::Tensor primary;       ///< Primary-KD, unweighted, without T^2
+  at::Tensor binary;        ///< Binary-KD
+  at::Tensor secondary;     ///< Secondary-KD
+  at::Tensor mask;          ///< bool [B, C] when asked for, else [0]
+};
+
+/// Diagnostics of the grouping that `loss` would use with the same options.
+GKD_API Group group(const at::Tensor& student_logits, const at::Tensor& teacher_logits,
+                    const std::optional<at::Tensor>& target = std::nullopt,
+                    const LossOptions& options = {}, bool return_mask = false);
+
+}  // namespace gkd

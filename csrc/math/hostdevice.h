@@ -1,0 +1,9 @@
+// The project's one host/device macro. Everything under math/ compiles without torch and without
+// CUDA headers, so that CPU kernels, CUDA kernels and tests share the same arithmetic.
+#pragma once
+
+#if defined(__CUDACC__)
+#define GKD_HD __host__ __device__ __forceinline__
+#else
+#define GKD_HD inline
+#endif

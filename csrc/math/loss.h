@@ -1,0 +1,162 @@
+// The row loss and the gradient's row constants (SPEC: the three terms of arXiv 2304.04462).
+//
+// Per group, d_j = log(p^_j / q^_j) with p^ = p/P, q^ = q/Q inside the group; then
+//   KL(p^||q^) = sum p^ phi(d),  phi(d) = expm1(-d) + d,   q^ - p^ = p^ expm1(-d),
+// every term of the first is >= 0, and neither cancels when student and teacher nearly agree.
+#pragma once
+
+#include <cmath>
+
+#include "math/moments.h"
+
+namespace gkd {
+
+/// phi(d) = exp(-d) - 1 + d for |d| <= 1: the series of exp without its first two terms, to the
+/// last place of T (16 terms leave 1/18! ~ 1.6e-16 relative to d^2/2).
+template <class T>
+GKD_HD T phi_small(T d) {
+  constexpr int kTerms = sizeof(T) == 4 ? 10 : 18;
+  T sum = T(1);
+  #pragma GCC unroll 16
+  for (int k = kTerms; k >= 3; --k) sum = T(1) - d * (T(1) / T(k)) * sum;
+  return T(0.5) * d * d * sum;
+}
+
+/// The settings of one call, as the row maths needs them.
+struct Weights {
+  double temperature = 4.0;
+  double primary = 8.0;
+  double binary = 1.0;
+  double secondary = 0.0;
+  bool coupled = false;
+};
+
+/// What the last sweep over a group needs: elementwise, no division.
+template <class T>
+struct GroupCoef {
+  Reference<T> ref{};
+  T inv_a = T(0);      ///< p^_j = a_j inv_a
+  T inv_b = T(0);      ///< q^_j = b_j inv_b
+  T shift = T(0);      ///< d_j = e_j + shift
+  T on_q = T(0);       ///< gradient = scale (on_q q^_j + on_gap (q^_j - p^_j))
+  T on_gap = T(0);
+  bool active = false; ///< the group's KL term has a non-zero weight and is not empty
+};
+
+/// p^, q^ - p^ and p^ d-term of one class.
+template <class T>
+struct ClassTerms {
+  T p, gap, kl;
+};
+
+template <class T>
+GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g, T inv_temperature) {
+  ClassTerms<T> c;
+  c.p = exp_of((teacher - g.ref.teacher) * inv_temperature) * g.inv_a;
+  const T e = ((teacher - student) - (g.ref.teacher - g.ref.student)) * inv_temperature;
+  const T d = e + g.shift;
+  const bool near = d >= T(-1) && d <= T(1);
+  const T small = near ? d : T(0);
+  const T q = exp_of((student - g.ref.student) * inv_temperature) * g.inv_b;
+  const T far_gap = q - c.p;
+  const T far_kl = far_gap + (c.p == T(0) ? T(0) : c.p * d);
+  c.gap = near ? c.p * expm1_small(-small) : far_gap;
+  c.kl = near ? c.p * phi_small(small) : far_kl;
+  return c;
+}
+
+/// Gradient with respect to one student logit: temperature and weights are inside the coefficients.
+template <class T>
+GKD_HD T class_grad(ClassTerms<T> c, const GroupCoef<T>& g) {
+  // The two parts stand apart so that a coefficient of exactly 0 never meets an infinite term.
+  return g.on_q * (c.p + c.gap) + g.on_gap * c.gap;
+}
+
+/// Masses and weights of one row, in double: they are a handful per row.
+struct RowSummary {
+  double p = 0, p_rest = 0, q = 0, q_rest = 0;  ///< masses of the primary group and the rest
+  double binary = 0;                            ///< Binary-KD, unweighted
+  double kl_weight[2] = {0, 0};                 ///< factor of each group's KL in the row loss
+  double q_minus_p = 0;                         ///< Q - P, from the smaller side
+};
+
+/// Accurate Binary-KD from u = logit(P), v = logit(Q) and w = v - u, known to its own digits.
+GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
+  using std::expm1;
+  using std::log1p;
+  auto sigmoid = [](double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); };
+  auto log_sigmoid = [](double x) { return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x)); };
+  row->p = sigmoid(u);
+  row->p_rest = sigmoid(-u);
+  row->q = sigmoid(v);
+  row->q_rest = sigmoid(-v);
+  if (w >= -1 && w <= 1) {
+    // Two classes with e = 0 and w, so d = L and w + L, L = log1p(P' expm1(-w)).
+    const double l = log1p(row->p_rest * expm1(-w));
+    const double d_rest = w + l;
+    row->binary = row->p * phi_small(l) + row->p_rest * phi_small(d_rest);
+    row->q_minus_p = row->p <= row->p_rest ? row->p * expm1(-l) : -row->p_rest * expm1(-d_rest);
+  } else {
+    const double log_in = log_sigmoid(u) - log_sigmoid(v);
+    const double log_out = log_sigmoid(-u) - log_sigmoid(-v);
+    row->binary = (row->p > 0 ? row->p * log_in : 0) + (row->p_rest > 0 ? row->p_rest * log_out : 0);
+    row->q_minus_p = row->p <= row->p_rest ? row->q - row->p : row->p_rest - row->q_rest;
+  }
+}
+
+/// Row constants from the two groups' summaries (index 0: primary, 1: the rest).
+template <class T>
+GKD_HD RowSummary finish_row(const GroupMoments<double> (&m)[2], const Weights& w,
+                             GroupCoef<T> (&coef)[2]) {
+  using std::log;
+  RowSummary row;
+  const double inv_t = 1 / w.temperature;
+  double ratio[2] = {0, 0};
+  for (int g = 0; g < 2; ++g) {
+    // A group whose student mass is 0 keeps d = e = +inf; one whose teacher mass is 0 has no KL.
+    if (m[g].a > 0 && m[g].b > 0) ratio[g] = m[g].log_ratio();
+  }
+  if (m[0].count > 0 && m[1].count > 0) {
+    const double u = (m[0].ref_teacher - m[1].ref_teacher) * inv_t + (log(m[0].a) - log(m[1].a));
+    double v = (m[0].ref_student - m[1].ref_student) * inv_t + (log(m[0].b) - log(m[1].b));
+    double w_gap = v - u;
+    if (m[0].a > 0 && m[1].a > 0 && m[0].b > 0 && m[1].b > 0) {
+      // log(Q/Q') - log(P/P'): the groups' reference gaps plus their log ratios.
+      const double gap0 =
+          (m[0].ref_student - m[0].ref_teacher) - (m[1].ref_student - m[1].ref_teacher);
+      w_gap = gap0 * inv_t + (ratio[0] - ratio[1]);
+    }
+    binary_term(u, v, w_gap, &row);
+  } else {
+    row.p = row.q = m[0].count > 0 ? 1 : 0;
+    row.p_rest = row.q_rest = m[1].count > 0 ? 1 : 0;
+  }
+  const double weight[2] = {w.primary, w.secondary};
+  const double mass[2] = {row.p, row.p_rest};
+  for (int g = 0; g < 2; ++g) {
+    GroupCoef<T>& c = coef[g];
+    c = GroupCoef<T>{};
+    if (m[g].count == 0) continue;
+    row.kl_weight[g] = m[g].a > 0 ? weight[g] * (w.coupled ? mass[g] : 1.0) : 0.0;
+    c.active = row.kl_weight[g] != 0;
+    c.ref.teacher = static_cast<T>(m[g].ref_teacher);
+    c.ref.student = static_cast<T>(m[g].ref_student);
+    c.inv_a = m[g].a > 0 ? static_cast<T>(1 / m[g].a) : T(0);
+    c.inv_b = m[g].b > 0 ? static_cast<T>(1 / m[g].b) : T(0);
+    c.shift = static_cast<T>(ratio[g]);
+    c.on_q = static_cast<T>(w.temperature * w.binary * (g == 0 ? row.q_minus_p : -row.q_minus_p));
+    c.on_gap = static_cast<T>(w.temperature * row.kl_weight[g]);
+  }
+  return row;
+}
+
+/// T^2 (w_b binary + w_p primary + w_s secondary); a weight of 0 contributes 0, never 0*inf.
+GKD_HD double row_loss(const RowSummary& row, const Weights& w, double primary, double secondary) {
+  double sum = 0;
+  if (w.binary != 0) sum += w.binary * row.binary;
+  if (row.kl_weight[0] != 0) sum += row.kl_weight[0] * primary;
+  if (row.kl_weight[1] != 0) sum += row.kl_weight[1] * secondary;
+  return w.temperature * w.temperature * sum;
+}
+
+}  // namespace gkd
