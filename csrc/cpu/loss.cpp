@@ -154,11 +154,13 @@ GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
   const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   at::Tensor size = at::empty({rows}, options.dtype(at::kLong));
-  at::Tensor columns = at::empty({6, rows}, options);
+  at::Tensor columns[6];  // apart, since an operator's outputs must not alias
+  for (at::Tensor& column : columns) column = at::empty({rows}, options);
   at::Tensor mask = at::empty({0}, options.dtype(at::kBool));
   if (return_mask) mask = at::empty({rows, classes}, options.dtype(at::kBool));
-  AT_DISPATCH_FLOATING_TYPES(columns.scalar_type(), "gkd_group_cpu", [&] {
-    scalar_t* out = columns.mutable_data_ptr<scalar_t>();
+  AT_DISPATCH_FLOATING_TYPES(columns[0].scalar_type(), "gkd_group_cpu", [&] {
+    scalar_t* out[6];
+    for (int k = 0; k < 6; ++k) out[k] = columns[k].mutable_data_ptr<scalar_t>();
     std::int64_t* sizes = size.mutable_data_ptr<std::int64_t>();
     const at::Tensor& rank = s.rank_by == "student" ? su : te;
     for_rows<scalar_t>(
@@ -168,7 +170,7 @@ GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
           const double values[6] = {r.summary.p, r.summary.q,       r.cut,
                                     r.primary,   r.summary.binary, r.secondary};
           for (int k = 0; k < 6; ++k) {
-            out[k * rows + row] = static_cast<scalar_t>(ignored ? nan : values[k]);
+            out[k][row] = static_cast<scalar_t>(ignored ? nan : values[k]);
           }
           sizes[row] = r.size;
           if (!return_mask) return;

@@ -1,0 +1,101 @@
+// The maths headers alone: no torch, no GPU. Judged against long double sums.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "math/cut.h"
+#include "math/loss.h"
+
+namespace {
+
+constexpr std::uint32_t kInfinityBits = 0x7f800000u;
+
+std::uint32_t key(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return gkd::ordered_key(bits, kInfinityBits);
+}
+
+TEST(OrderedKey, KeepsTheOrderOfFloats) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const float ascending[] = {-inf, -3e38f, -1.f, -1e-45f, 0.f, 1e-45f, 1.f, 3e38f, inf};
+  for (int i = 0; i + 1 < 9; ++i) EXPECT_LT(key(ascending[i]), key(ascending[i + 1])) << i;
+}
+
+TEST(OrderedKey, SettlesZerosAndNaN) {
+  EXPECT_EQ(key(-0.f), key(0.f));
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_GT(key(nan), key(std::numeric_limits<float>::infinity()));
+  EXPECT_EQ(key(nan), key(-nan));
+  EXPECT_LT(gkd::Cut(key(nan)), gkd::kEmptyCut);
+  EXPECT_EQ(gkd::lowest_key(kInfinityBits), key(-std::numeric_limits<float>::infinity()));
+}
+
+TEST(OrderedKey, RoundTrips) {
+  for (float x : {-5.5f, 0.f, 1e-40f, 7.25f}) {
+    std::uint32_t bits = gkd::key_to_bits(key(x));
+    float back;
+    std::memcpy(&back, &bits, 4);
+    EXPECT_EQ(back, x);
+  }
+}
+
+TEST(MassScale, NeverOverflowsSixtyThreeBits) {
+  for (std::int64_t classes : {1LL, 2LL, 3LL, 85742LL, 2059906LL, 1LL << 31}) {
+    EXPECT_LE(gkd::mass_scale(classes) * static_cast<double>(classes), std::exp2(62.0)) << classes;
+  }
+}
+
+TEST(Elementary, ExpIsWithinAFewUlp) {
+  for (float x = -87.f; x < 88.f; x += 0.0137f) {
+    const double truth = std::exp(static_cast<double>(x));
+    EXPECT_NEAR(gkd::exp_of(x) / truth, 1.0, 2.5e-7) << x;
+  }
+  EXPECT_EQ(gkd::exp_of(-std::numeric_limits<float>::infinity()), 0.f);
+  EXPECT_TRUE(std::isnan(gkd::exp_of(std::numeric_limits<float>::quiet_NaN())));
+}
+
+// Merging must not depend on where the references are nor on how the row was cut into pieces.
+TEST(Moments, MergeEqualsOneSweep) {
+  std::mt19937 random(7);
+  std::normal_distribution<double> normal;
+  const double inv_t = 0.25;
+  std::vector<double> s(1000), u(1000);
+  for (int j = 0; j < 1000; ++j) {
+    u[j] = 6 * normal(random);
+    s[j] = u[j] + 1e-4 * normal(random);
+  }
+  auto summary = [&](int begin, int end) {
+    gkd::GroupMoments<double> m;
+    m.ref_teacher = u[begin];
+    m.ref_student = s[begin];
+    for (int j = begin; j < end; ++j) {
+      m.push(gkd::class_terms(s[j], u[j], {u[begin], s[begin]}, inv_t));
+    }
+    return m;
+  };
+  gkd::GroupMoments<double> whole = summary(0, 1000), merged;
+  for (int begin : {300, 0, 750}) merged.merge(summary(begin, begin == 0 ? 300 : begin == 300 ? 750 : 1000), inv_t);
+  ASSERT_EQ(merged.count, 1000);
+  whole.move_to(merged.ref_teacher, merged.ref_student, inv_t);
+  EXPECT_NEAR(merged.a / whole.a, 1, 1e-13);
+  EXPECT_NEAR(merged.b / whole.b, 1, 1e-13);
+  EXPECT_NEAR(merged.x / whole.x, 1, 1e-9);
+}
+
+TEST(Phi, KeepsDigitsNearZero) {
+  for (double d : {1e-9, -1e-5, 1e-3, 0.3, -1.0, 1.0}) {
+    const long double x = d;
+    const long double truth = std::fabs(d) < 1e-2
+        ? x * x / 2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5)))
+        : std::expm1(-x) + x;
+    EXPECT_NEAR(gkd::phi_small(d) / static_cast<double>(truth), 1, 1e-14) << d;
+    EXPECT_NEAR(gkd::phi_small(static_cast<float>(d)) / static_cast<double>(truth), 1, 4e-7) << d;
+  }
+}
+
+}  // namespace

@@ -1,0 +1,64 @@
+// The public C++ functions through LibTorch.
+#include <gkd/gkd.h>
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <string>
+
+namespace {
+
+// T^2 KL(p||q) in float64: what coupled weights of 1 must give for every group.
+at::Tensor hinton(const at::Tensor& student, const at::Tensor& teacher, double t) {
+  const auto log_p = (teacher / t).log_softmax(1), log_q = (student / t).log_softmax(1);
+  return (log_p.exp() * (log_p - log_q)).sum(1) * t * t;
+}
+
+TEST(Loss, CoupledUnitWeightsAreHintonsKd) {
+  torch::manual_seed(3);
+  const auto student = torch::randn({4, 37}, torch::kDouble) * 4;
+  const auto teacher = torch::randn({4, 37}, torch::kDouble) * 4;
+  gkd::LossOptions options;
+  options.coupled = true;
+  options.primary_weight = options.binary_weight = options.secondary_weight = 1;
+  options.reduction = "none";
+  for (std::int64_t size : {0, 1, 5, 36, 37, 100}) {
+    options.group_size = size;
+    const auto loss = gkd::loss(student, teacher, std::nullopt, options);
+    EXPECT_TRUE(torch::allclose(loss, hinton(student, teacher, 4.0), 1e-12, 0)) << size;
+  }
+}
+
+TEST(Loss, GradientScalesWithGradOutput) {
+  torch::manual_seed(4);
+  auto student = torch::randn({3, 50}).requires_grad_();
+  const auto teacher = torch::randn({3, 50});
+  const auto loss = gkd::loss(student, teacher);
+  loss.backward(torch::full({}, 2.5f), /*retain_graph=*/true);
+  const auto once = student.grad().clone();
+  EXPECT_GT(once.abs().max().item<float>(), 0);
+  loss.backward(torch::full({}, 2.5f));
+  EXPECT_TRUE(torch::equal(student.grad(), once * 2));
+}
+
+TEST(Group, SizeAndMaskAgree) {
+  torch::manual_seed(5);
+  const auto student = torch::randn({6, 100}), teacher = torch::randn({6, 100}) * 8;
+  const auto g = gkd::group(student, teacher, std::nullopt, {}, /*return_mask=*/true);
+  EXPECT_TRUE(torch::equal(g.size, g.mask.sum(1)));
+  EXPECT_TRUE((g.mass_teacher >= 0.93f - 1e-6f).all().item<bool>());
+}
+
+TEST(Errors, NameTheArgument) {
+  const auto x = torch::randn({2, 3});
+  gkd::LossOptions options;
+  options.temperature = 0;
+  try {
+    gkd::loss(x, x, std::nullopt, options);
+    FAIL() << "temperature 0 was accepted";
+  } catch (const c10::ValueError& e) {
+    EXPECT_NE(std::string(e.what()).find(
+                  "gkd::loss: temperature must be finite and > 0, got 0"), std::string::npos);
+  }
+}
+
+}  // namespace
