@@ -13,21 +13,38 @@
 
 namespace gkd {
 
-GKD_HD double exp_of(double x) { return ::exp(x); }
-GKD_HD double expm1_of(double x) { return ::expm1(x); }
+/// What a sweep computes with: a scalar, or on the host a pack of floats. The maths of a class is a
+/// template over it; comparisons of packs yield masks, and `mask ? a : b` blends.
+template <class V>
+struct Traits {
+  using Scalar = V;
+  static constexpr int kWidth = 1;
+};
+template <class V>
+using ScalarOf = typename Traits<V>::Scalar;
 
-GKD_HD float exp_of(float x) {
-#if defined(__CUDA_ARCH__)
-  return ::expf(x);
-#else
-  // x = n ln2 + r, |r| <= ln2/2; ln2 in two parts, so that n ln2 is exact to float's last place.
-  const float bounded = x < -87.3f ? -87.3f : (x > 88.7f ? 88.7f : x);
-  const float shifted = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
-  const float n = shifted - 12582912.0f;
-  float r = bounded - n * 0.693145752f;
+#if !defined(__CUDACC__)
+typedef float FloatPack __attribute__((vector_size(64)));
+typedef std::int32_t IntPack __attribute__((vector_size(64)));
+template <>
+struct Traits<FloatPack> {
+  using Scalar = float;
+  static constexpr int kWidth = 16;
+};
+GKD_HD std::int32_t to_int(float x) { return static_cast<std::int32_t>(x); }
+GKD_HD IntPack to_int(FloatPack x) { return __builtin_convertvector(x, IntPack); }
+
+/// exp without a branch or a table. x = n ln2 + r, |r| <= ln2/2, ln2 in two parts so that n times the
+/// first is exact; V is float or FloatPack, I the integer of its shape.
+template <class V, class I>
+GKD_HD V exp_polynomial(V x) {
+  V bounded = x < -87.3f ? V{} - 87.3f : x;
+  bounded = bounded > 88.73f ? V{} + 88.73f : bounded;
+  const V shifted = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+  const V n = shifted - 12582912.0f;
+  V r = bounded - n * 0.693145752f;
   r = r - n * 1.42860677e-6f;
-  float p = 1.0f / 5040.0f;
-  p = p * r + 1.0f / 720.0f;
+  V p = r * (1.0f / 5040.0f) + 1.0f / 720.0f;
   p = p * r + 1.0f / 120.0f;
   p = p * r + 1.0f / 24.0f;
   p = p * r + 1.0f / 6.0f;
@@ -35,37 +52,47 @@ GKD_HD float exp_of(float x) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   // 2^n in two halves: n reaches 128, one past the largest exponent.
-  const std::int32_t whole = static_cast<std::int32_t>(n);
-  const std::int32_t half = whole >> 1;
-  const std::int32_t low_bits = (half + 127) << 23, high_bits = (whole - half + 127) << 23;
-  float low, high;
-  std::memcpy(&low, &low_bits, 4);
-  std::memcpy(&high, &high_bits, 4);
-  const float value = p * low * high;
-  const float capped = x > 88.72284f ? HUGE_VALF : (x < -87.3f ? 0.0f : value);
-  return x != x ? x : capped;
+  const I whole = to_int(n), half = whole >> 1;
+  const I low_bits = (half + 127) << 23, high_bits = (whole - half + 127) << 23;
+  V low, high;
+  std::memcpy(&low, &low_bits, sizeof(V));
+  std::memcpy(&high, &high_bits, sizeof(V));
+  V value = p * low * high;
+  value = x > 88.72284f ? V{} + HUGE_VALF : value;
+  value = x < -87.3f ? V{} : value;
+  return x == x ? value : x;
+}
+GKD_HD FloatPack exp_of(FloatPack x) { return exp_polynomial<FloatPack, IntPack>(x); }
+#endif
+
+GKD_HD double exp_of(double x) { return ::exp(x); }
+
+GKD_HD float exp_of(float x) {
+#if defined(__CUDACC__)
+  return ::expf(x);
+#else
+  return exp_polynomial<float, std::int32_t>(x);
 #endif
 }
 
-/// For |x| <= 1 only.
-GKD_HD float expm1_small(float x) {
-#if defined(__CUDA_ARCH__)
-  return ::expm1f(x);
-#else
-  float p = 1.0f / 39916800.0f;
-  p = p * x + 1.0f / 3628800.0f;
-  p = p * x + 1.0f / 362880.0f;
-  p = p * x + 1.0f / 40320.0f;
-  p = p * x + 1.0f / 5040.0f;
-  p = p * x + 1.0f / 720.0f;
-  p = p * x + 1.0f / 120.0f;
-  p = p * x + 1.0f / 24.0f;
-  p = p * x + 1.0f / 6.0f;
-  p = p * x + 0.5f;
-  p = p * x + 1.0f;
-  return p * x;
-#endif
+/// expm1 for |x| <= 1 only: x times its series, which a float holds to its last place.
+template <class V>
+GKD_HD V expm1_small(V x) {
+  if constexpr (sizeof(ScalarOf<V>) == sizeof(double)) {
+    return ::expm1(x);
+  } else {
+    V p = x * (1.0f / 39916800.0f) + 1.0f / 3628800.0f;
+    p = p * x + 1.0f / 362880.0f;
+    p = p * x + 1.0f / 40320.0f;
+    p = p * x + 1.0f / 5040.0f;
+    p = p * x + 1.0f / 720.0f;
+    p = p * x + 1.0f / 120.0f;
+    p = p * x + 1.0f / 24.0f;
+    p = p * x + 1.0f / 6.0f;
+    p = p * x + 0.5f;
+    p = p * x + 1.0f;
+    return p * x;
+  }
 }
-GKD_HD double expm1_small(double x) { return ::expm1(x); }
 
 }  // namespace gkd

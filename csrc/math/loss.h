@@ -15,11 +15,12 @@ namespace gkd {
 /// last place of T (16 terms leave 1/18! ~ 1.6e-16 relative to d^2/2).
 template <class T>
 GKD_HD T phi_small(T d) {
-  constexpr int kTerms = sizeof(T) == 4 ? 10 : 18;
-  T sum = T(1);
-  #pragma GCC unroll 16
-  for (int k = kTerms; k >= 3; --k) sum = T(1) - d * (T(1) / T(k)) * sum;
-  return T(0.5) * d * d * sum;
+  using R = ScalarOf<T>;
+  constexpr int kTerms = sizeof(R) == 4 ? 10 : 18;
+  T sum = T{} + R(1);
+#pragma GCC unroll 16
+  for (int k = kTerms; k >= 3; --k) sum = R(1) - d * (R(1) / R(k)) * sum;
+  return R(0.5) * d * d * sum;
 }
 
 /// The settings of one call, as the row maths needs them.
@@ -35,12 +36,11 @@ struct Weights {
 template <class T>
 struct GroupCoef {
   Reference<T> ref{};
-  T inv_a = T(0);      ///< p^_j = a_j inv_a
-  T inv_b = T(0);      ///< q^_j = b_j inv_b
-  T shift = T(0);      ///< d_j = e_j + shift
-  T on_q = T(0);       ///< gradient = scale (on_q q^_j + on_gap (q^_j - p^_j))
-  T on_gap = T(0);
-  bool active = false; ///< the group's KL term has a non-zero weight and is not empty
+  T inv_a{};     ///< p^_j = a_j inv_a
+  T inv_b{};     ///< q^_j = b_j inv_b
+  T shift{};     ///< d_j = e_j + shift
+  T on_q{};      ///< gradient = scale (on_q q^_j + on_gap (q^_j - p^_j))
+  T on_gap{};
 };
 
 /// p^, q^ - p^ and p^ d-term of one class.
@@ -50,17 +50,19 @@ struct ClassTerms {
 };
 
 template <class T>
-GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g, T inv_temperature) {
+GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
+                              ScalarOf<T> inv_temperature) {
+  using R = ScalarOf<T>;
   ClassTerms<T> c;
-  c.p = exp_of((teacher - g.ref.teacher) * inv_temperature) * g.inv_a;
+  c.p = exp_of(T((teacher - g.ref.teacher) * inv_temperature)) * g.inv_a;
   const T e = ((teacher - student) - (g.ref.teacher - g.ref.student)) * inv_temperature;
   const T d = e + g.shift;
-  const bool near = d >= T(-1) && d <= T(1);
-  const T small = near ? d : T(0);
-  const T q = exp_of((student - g.ref.student) * inv_temperature) * g.inv_b;
+  const auto near = d >= R(-1) && d <= R(1);
+  const T small = near ? d : T{};
+  const T q = exp_of(T((student - g.ref.student) * inv_temperature)) * g.inv_b;
   const T far_gap = q - c.p;
-  const T far_kl = far_gap + (c.p == T(0) ? T(0) : c.p * d);
-  c.gap = near ? c.p * expm1_small(-small) : far_gap;
+  const T far_kl = far_gap + (c.p == R(0) ? T{} : c.p * d);
+  c.gap = near ? c.p * expm1_small(T(-small)) : far_gap;
   c.kl = near ? c.p * phi_small(small) : far_kl;
   return c;
 }
@@ -138,7 +140,6 @@ GKD_HD RowSummary finish_row(const GroupMoments<double> (&m)[2], const Weights& 
     c = GroupCoef<T>{};
     if (m[g].count == 0) continue;
     row.kl_weight[g] = m[g].a > 0 ? weight[g] * (w.coupled ? mass[g] : 1.0) : 0.0;
-    c.active = row.kl_weight[g] != 0;
     c.ref.teacher = static_cast<T>(m[g].ref_teacher);
     c.ref.student = static_cast<T>(m[g].ref_student);
     c.inv_a = m[g].a > 0 ? static_cast<T>(1 / m[g].a) : T(0);

@@ -17,7 +17,7 @@
 
 namespace gkd {
 
-/// Where a group's exponentials are taken relative to. `T` is float, or double for float64 rows.
+/// Where a group's exponentials are taken relative to. `T` is float, double or a pack of floats.
 template <class T>
 struct Reference {
   T teacher;  ///< m, raw teacher logit
@@ -31,13 +31,14 @@ struct Terms {
 };
 
 template <class T>
-GKD_HD Terms<T> class_terms(T student, T teacher, Reference<T> ref, T inv_temperature) {
+GKD_HD Terms<T> class_terms(T student, T teacher, Reference<T> ref, ScalarOf<T> inv_temperature) {
+  using R = ScalarOf<T>;
   Terms<T> t;
-  t.a = exp_of((teacher - ref.teacher) * inv_temperature);
+  t.a = exp_of(T((teacher - ref.teacher) * inv_temperature));
   const T e = ((teacher - student) - (ref.teacher - ref.student)) * inv_temperature;
-  const bool near = e >= T(-1) && e <= T(1);  // false for NaN (-inf in both): the plain form serves
-  const T plain = exp_of((student - ref.student) * inv_temperature);
-  const T small = t.a * expm1_small(near ? -e : T(0));
+  const auto near = e >= R(-1) && e <= R(1);  // false for NaN (-inf in both): the plain form serves
+  const T plain = exp_of(T((student - ref.student) * inv_temperature));
+  const T small = t.a * expm1_small(T(near ? -e : T{}));
   t.x = near ? small : plain - t.a;
   t.b = near ? t.a + small : plain;
   return t;
