@@ -3,8 +3,8 @@
 // Neither function branches on sizes, reads data or synchronises, so torch.compile and torch.export
 // trace through them.
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "ops.h"
@@ -16,29 +16,13 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-/// Per-row factor of the reduction: what d(loss)/d(row loss) is.
-at::Tensor row_weights(const at::Tensor& rows, const OptionalTensor& target,
-                       std::string_view reduction, std::int64_t ignore_index) {
-  at::Tensor ones = at::ones_like(rows);
-  if (reduction != "mean") return ones;
-  if (!target) return ones / at::sum(ones).clamp_min(1);
-  // All rows ignored: 0/1, documented as loss 0.
-  return ones / at::sum(target->ne(ignore_index).to(rows.scalar_type())).clamp_min(1);
-}
-
-at::Tensor reduce_rows(const at::Tensor& rows, const at::Tensor& weights, std::string_view reduction) {
-  if (reduction == "none") return rows;
-  const at::Tensor sum = rows.sum();
-  // One weight serves every row; B = 0 has none, and its sum is 0 whatever the weight.
-  return reduction == "sum" ? sum : (rows * weights).sum();
-}
-
-/// gradient * row_scale, whose own derivative is an error rather than a silent zero.
+/// gradient * grad_output, whose own derivative is an error rather than a silent zero.
 struct Scale : public torch::autograd::Function<Scale> {
-  static Variable forward(AutogradContext*, const Variable& /*student*/, const Variable& row_scale,
-                          const Variable& gradient, double factor) {
+  static Variable forward(AutogradContext*, const Variable& /*student*/,
+                          const Variable& grad_output, const Variable& gradient,
+                          const Variable& weight, double factor) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return scale_op(gradient, row_scale, factor);
+    return scale_op(gradient, grad_output, weight, factor);
   }
   static variable_list backward(AutogradContext*, const variable_list&) {
     TORCH_CHECK_NOT_IMPLEMENTED(false, "gkd::loss is not differentiable twice");
@@ -48,61 +32,47 @@ struct Scale : public torch::autograd::Function<Scale> {
 struct Loss : public torch::autograd::Function<Loss> {
   static Variable forward(AutogradContext* ctx, const Variable& student, const Variable& teacher,
                           const OptionalTensor& target, const Settings& settings,
-                          const std::string& reduction) {
+                          std::string_view reduction) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [rows, gradient] = forward_op(student, teacher, target, settings, true);
-    const at::Tensor weights = row_weights(rows, target, reduction, settings.ignore_index);
-    ctx->save_for_backward({student, gradient, weights});
-    ctx->saved_data["headroom"] =
-        gradient_headroom(student.scalar_type(), settings.weights());
-    return reduce_rows(rows, weights, reduction);
+    auto [loss, gradient, weight] =
+        forward_op(student, teacher, target, settings, reduction, /*need_grad=*/true);
+    ctx->save_for_backward({student, gradient, weight});
+    ctx->saved_data["headroom"] = gradient_headroom(student.scalar_type(), settings.weights());
+    return loss;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const auto saved = ctx->get_saved_variables();
-    const at::Tensor row_scale = grad_outputs[0] * saved[2];
     const double factor = 1.0 / ctx->saved_data["headroom"].toDouble();
-    return {Scale::apply(saved[0], row_scale, saved[1], factor), Variable(), Variable(), Variable(),
-            Variable()};
+    return {Scale::apply(saved[0], grad_outputs[0], saved[1], saved[2], factor), Variable(),
+            Variable(), Variable(), Variable()};
   }
 };
 
-Settings pack(double threshold, std::optional<std::int64_t> group_size, double temperature,
-              double primary_weight, double binary_weight, double secondary_weight, bool coupled,
-              c10::string_view rank_by, std::int64_t ignore_index) {
-  return {threshold,        group_size, temperature,  primary_weight, binary_weight,
-          secondary_weight, coupled,    rank_by,      ignore_index};
-}
-
 /// Without a gradient: no [B, C] buffer.
 at::Tensor loss_no_grad(const at::Tensor& student, const at::Tensor& teacher,
-                        const OptionalTensor& target, double threshold,
-                        std::optional<std::int64_t> group_size, double temperature,
-                        double primary_weight, double binary_weight, double secondary_weight,
-                        bool coupled, c10::string_view rank_by, c10::string_view reduction,
-                        std::int64_t ignore_index) {
-  const Settings s = pack(threshold, group_size, temperature, primary_weight, binary_weight,
-                          secondary_weight, coupled, rank_by, ignore_index);
-  check_inputs("gkd::loss", student, teacher, target, s);
-  check_reduction("gkd::loss", reduction);
-  const at::Tensor rows = std::get<0>(forward_op(student, teacher, target, s, false));
-  return reduce_rows(rows, row_weights(rows, target, reduction, ignore_index), reduction);
+                        const OptionalTensor& target, double threshold, OptionalSize group_size,
+                        double temperature, double primary_weight, double binary_weight,
+                        double secondary_weight, bool coupled, c10::string_view rank_by,
+                        c10::string_view reduction, std::int64_t ignore_index,
+                        c10::string_view method) {
+  const Settings s{threshold,        group_size, temperature, primary_weight, binary_weight,
+                   secondary_weight, coupled,    rank_by,     ignore_index,   method};
+  return std::get<0>(forward_op(student, teacher, target, s, reduction, /*need_grad=*/false));
 }
 
 at::Tensor loss_autograd(const at::Tensor& student, const at::Tensor& teacher,
-                         const OptionalTensor& target, double threshold,
-                         std::optional<std::int64_t> group_size, double temperature,
-                         double primary_weight, double binary_weight, double secondary_weight,
-                         bool coupled, c10::string_view rank_by, c10::string_view reduction,
-                         std::int64_t ignore_index) {
-  const Settings s = pack(threshold, group_size, temperature, primary_weight, binary_weight,
-                          secondary_weight, coupled, rank_by, ignore_index);
-  check_inputs("gkd::loss", student, teacher, target, s);
-  check_reduction("gkd::loss", reduction);
+                         const OptionalTensor& target, double threshold, OptionalSize group_size,
+                         double temperature, double primary_weight, double binary_weight,
+                         double secondary_weight, bool coupled, c10::string_view rank_by,
+                         c10::string_view reduction, std::int64_t ignore_index,
+                         c10::string_view method) {
+  const Settings s{threshold,        group_size, temperature, primary_weight, binary_weight,
+                   secondary_weight, coupled,    rank_by,     ignore_index,   method};
   TORCH_CHECK_VALUE(!(at::GradMode::is_enabled() && teacher.requires_grad()),
                     "gkd::loss: teacher needs no gradient; pass teacher.detach()");
   if (at::GradMode::is_enabled() && student.requires_grad()) {
-    return Loss::apply(student, teacher, target, s, std::string(reduction));
+    return Loss::apply(student, teacher, target, s, std::string_view(reduction));
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   return loss_op(student, teacher, target, s, reduction);

@@ -15,10 +15,10 @@ void check_logits(const char* name, const char* which, const at::Tensor& t) {
   TORCH_CHECK_TYPE(at::isFloatingType(t.scalar_type()) || at::isComplexType(t.scalar_type()), name,
                    ": expected floating point ", which, ", got ", c10::toString(t.scalar_type()));
   const auto dtype = t.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
-                       dtype == at::kBFloat16,
-                   name, ": unsupported dtype of ", which,
-                   ": expected float16, bfloat16, float32 or float64, got ", c10::toString(dtype));
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+      name, ": unsupported dtype of ", which,
+      ": expected float16, bfloat16, float32 or float64, got ", c10::toString(dtype));
   TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, name, ": ", which,
                               " must be a dense (strided) tensor, got ", t.layout());
   TORCH_CHECK_VALUE(t.dim() == 2, name, ": expected 2-D [B, C] ", which, ", got ", t.dim(), "-D");
@@ -69,6 +69,8 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
   check_finite(name, "secondary_weight", s.secondary_weight);
   TORCH_CHECK_VALUE(s.rank_by == "teacher" || s.rank_by == "student", name,
                     ": rank_by must be teacher or student, got ", s.rank_by);
+  TORCH_CHECK_VALUE(s.method == "auto" || s.method == "sort" || s.method == "select", name,
+                    ": method must be auto, sort or select, got ", s.method);
 }
 
 void check_reduction(const char* name, std::string_view reduction) {
@@ -83,8 +85,8 @@ at::ScalarType compute_dtype(const at::Tensor& student, const at::Tensor& teache
 
 double gradient_headroom(at::ScalarType dtype, const Weights& w) {
   if (dtype != at::kHalf && dtype != at::kBFloat16) return 1.0;
-  const double bound = w.temperature * (std::abs(w.binary) +
-                                        std::max(std::abs(w.primary), std::abs(w.secondary)));
+  const double bound =
+      w.temperature * (std::abs(w.binary) + std::max(std::abs(w.primary), std::abs(w.secondary)));
   if (bound == 0) return 1.0;
   return std::exp2(std::floor(std::log2(32768.0 / bound)));
 }

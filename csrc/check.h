@@ -19,6 +19,7 @@ struct Settings {
   bool coupled;
   std::string_view rank_by;
   std::int64_t ignore_index;
+  std::string_view method;
 
   Weights weights() const {
     return {temperature, primary_weight, binary_weight, secondary_weight, coupled};
@@ -36,7 +37,8 @@ void check_reduction(const char* name, std::string_view reduction);
 at::ScalarType compute_dtype(const at::Tensor& student, const at::Tensor& teacher);
 
 /// Power of two that a stored float16/bfloat16 gradient is multiplied by, so that its small entries
-/// stay above the dtype's smallest number; 1 for wider dtypes. |gradient| <= T (|w_b| + max KL weight).
+/// stay above the dtype's smallest number; 1 for wider dtypes. |gradient| <= T (|w_b| + max KL
+/// weight).
 double gradient_headroom(at::ScalarType student_dtype, const Weights& weights);
 
 }  // namespace gkd

@@ -6,17 +6,18 @@
 namespace gkd {
 namespace {
 
-using Size = std::optional<std::int64_t>;
-using LossSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, double,
-                                 Size, double, double, double, double, bool, c10::string_view,
-                                 c10::string_view, std::int64_t);
+using LossSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                                 double, OptionalSize, double, double, double, double, bool,
+                                 c10::string_view, c10::string_view, std::int64_t,
+                                 c10::string_view);
 using GroupSignature = GroupTensors(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                    double, Size, double, double, double, double, bool,
-                                    c10::string_view, std::int64_t, bool);
-using ForwardSignature = std::tuple<at::Tensor, at::Tensor>(
-    const at::Tensor&, const at::Tensor&, const OptionalTensor&, double, Size, double, double,
-    double, double, bool, c10::string_view, std::int64_t, bool);
-using ScaleSignature = at::Tensor(const at::Tensor&, const at::Tensor&, double);
+                                    double, OptionalSize, double, c10::string_view, std::int64_t,
+                                    bool, c10::string_view);
+using ForwardSignature = ForwardTensors(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                                        double, OptionalSize, double, double, double, double, bool,
+                                        c10::string_view, c10::string_view, std::int64_t, bool,
+                                        c10::string_view);
+using ScaleSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, double);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> handle(const char* name) {
@@ -25,7 +26,7 @@ c10::TypedOperatorHandle<Signature> handle(const char* name) {
 
 Settings settings_of(const LossOptions& o) {
   return {o.threshold,        o.group_size, o.temperature, o.primary_weight, o.binary_weight,
-          o.secondary_weight, o.coupled,    o.rank_by,     o.ignore_index};
+          o.secondary_weight, o.coupled,    o.rank_by,     o.ignore_index,   o.method};
 }
 
 }  // namespace
@@ -35,29 +36,29 @@ at::Tensor loss_op(const at::Tensor& student, const at::Tensor& teacher,
   static const auto op = handle<LossSignature>("gkd::loss");
   return op.call(student, teacher, target, s.threshold, s.group_size, s.temperature,
                  s.primary_weight, s.binary_weight, s.secondary_weight, s.coupled, s.rank_by,
-                 reduction, s.ignore_index);
+                 reduction, s.ignore_index, s.method);
 }
 
 GroupTensors group_op(const at::Tensor& student, const at::Tensor& teacher,
                       const OptionalTensor& target, const Settings& s, bool return_mask) {
   static const auto op = handle<GroupSignature>("gkd::group");
-  return op.call(student, teacher, target, s.threshold, s.group_size, s.temperature,
-                 s.primary_weight, s.binary_weight, s.secondary_weight, s.coupled, s.rank_by,
-                 s.ignore_index, return_mask);
+  return op.call(student, teacher, target, s.threshold, s.group_size, s.temperature, s.rank_by,
+                 s.ignore_index, return_mask, s.method);
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_op(const at::Tensor& student, const at::Tensor& teacher,
-                                              const OptionalTensor& target, const Settings& s,
-                                              bool need_grad) {
+ForwardTensors forward_op(const at::Tensor& student, const at::Tensor& teacher,
+                          const OptionalTensor& target, const Settings& s,
+                          std::string_view reduction, bool need_grad) {
   static const auto op = handle<ForwardSignature>("gkd::_forward");
   return op.call(student, teacher, target, s.threshold, s.group_size, s.temperature,
                  s.primary_weight, s.binary_weight, s.secondary_weight, s.coupled, s.rank_by,
-                 s.ignore_index, need_grad);
+                 reduction, s.ignore_index, need_grad, s.method);
 }
 
-at::Tensor scale_op(const at::Tensor& gradient, const at::Tensor& row_scale, double factor) {
+at::Tensor scale_op(const at::Tensor& gradient, const at::Tensor& grad_output,
+                    const at::Tensor& weight, double factor) {
   static const auto op = handle<ScaleSignature>("gkd::_scale");
-  return op.call(gradient, row_scale, factor);
+  return op.call(gradient, grad_output, weight, factor);
 }
 
 at::Tensor loss(const at::Tensor& student, const at::Tensor& teacher,

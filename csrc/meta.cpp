@@ -7,37 +7,26 @@
 namespace gkd {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> forward_meta(
-    const at::Tensor& student, const at::Tensor& teacher, const OptionalTensor& target,
-    double threshold, std::optional<std::int64_t> group_size, double temperature,
-    double primary_weight, double binary_weight, double secondary_weight, bool coupled,
-    c10::string_view rank_by, std::int64_t ignore_index, bool need_grad) {
-  check_inputs("gkd::_forward", student, teacher, target,
-               {threshold, group_size, temperature, primary_weight, binary_weight,
-                secondary_weight, coupled, rank_by, ignore_index});
+ForwardTensors forward_meta(const at::Tensor& student, const at::Tensor& teacher,
+                            const OptionalTensor& /*target*/, const Settings& /*settings*/,
+                            std::string_view reduction, bool need_grad) {
+  const auto options = student.options().dtype(compute_dtype(student, teacher));
   const auto rows = student.sym_size(0);
   at::Tensor loss =
-      at::empty_symint({rows}, student.options().dtype(compute_dtype(student, teacher)));
-  at::Tensor gradient = need_grad
-                            ? at::empty_symint({rows, student.sym_size(1)}, student.options())
-                            : at::empty_symint({0}, student.options());
-  return {loss, gradient};
+      reduction == "none" ? at::empty_symint({rows}, options) : at::empty({}, options);
+  at::Tensor gradient = need_grad ? at::empty_symint({rows, student.sym_size(1)}, student.options())
+                                  : at::empty_symint({0}, student.options());
+  return {loss, gradient, at::empty({}, options)};
 }
 
-at::Tensor scale_meta(const at::Tensor& gradient, const at::Tensor& row_scale, double) {
-  (void)row_scale;
+at::Tensor scale_meta(const at::Tensor& gradient, const at::Tensor& /*grad_output*/,
+                      const at::Tensor& /*weight*/, double /*factor*/) {
   return at::empty_symint(gradient.sym_sizes(), gradient.options());
 }
 
 GroupTensors group_meta(const at::Tensor& student, const at::Tensor& teacher,
-                        const OptionalTensor& target, double threshold,
-                        std::optional<std::int64_t> group_size, double temperature,
-                        double primary_weight, double binary_weight, double secondary_weight,
-                        bool coupled, c10::string_view rank_by, std::int64_t ignore_index,
+                        const OptionalTensor& /*target*/, const Settings& /*settings*/,
                         bool return_mask) {
-  check_inputs("gkd::group", student, teacher, target,
-               {threshold, group_size, temperature, primary_weight, binary_weight,
-                secondary_weight, coupled, rank_by, ignore_index});
   const auto rows = student.sym_size(0);
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   auto column = [&] { return at::empty_symint({rows}, options); };
@@ -51,9 +40,9 @@ GroupTensors group_meta(const at::Tensor& student, const at::Tensor& teacher,
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, Meta, m) {
-  m.impl("_forward", &forward_meta);
+  m.impl("_forward", &checked_forward<forward_meta>);
   m.impl("_scale", &scale_meta);
-  m.impl("group", &group_meta);
+  m.impl("group", &checked_group<group_meta>);
 }
 
 }  // namespace gkd

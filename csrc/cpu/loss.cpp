@@ -6,7 +6,9 @@
 #include <ATen/cpu/vec/functional.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "cpu/row.h"
@@ -72,21 +74,32 @@ std::int64_t target_of(const char* name, const OptionalTensor& target, std::int6
   return value;
 }
 
+/// Rows that count, after a look at every target: an error names the first bad row.
+std::int64_t counted_rows(const char* name, const at::Tensor& student, const OptionalTensor& target,
+                          const Settings& s) {
+  std::int64_t counted = 0;
+  for (std::int64_t row = 0; row < student.size(0); ++row) {
+    bool ignored;
+    target_of(name, target, row, student.size(1), s.ignore_index, &ignored);
+    counted += !ignored;
+  }
+  return counted;
+}
+
 /// Runs every row; `done(row, result, ignored)` stores what the caller wants of it.
 template <class T, class Done>
 void for_rows(const char* name, const at::Tensor& student, const at::Tensor& teacher,
-              const OptionalTensor& target, const Settings& s, at::Tensor* gradient, Done done) {
+              const OptionalTensor& target, const Settings& s, double gradient_scale,
+              at::Tensor* gradient, Done done) {
   const std::int64_t rows = student.size(0), classes = student.size(1);
-  const cpu::Selection how{s.threshold, s.group_size.value_or(-1), s.rank_by == "student"};
+  const cpu::Selection how{s.threshold, s.group_size.value_or(-1), s.rank_by == "student",
+                           s.method == "sort"};
   const Weights weights = s.weights();
-  const T headroom = static_cast<T>(gradient_headroom(student.scalar_type(), weights));
   cpu::RowFunction<T> run;
-  if constexpr (std::is_same_v<T, float>) run = cpu::kernels().single;
-  else run = cpu::kernels().wide;
-  for (std::int64_t row = 0; row < rows; ++row) {  // before any work, so that one row is named
-    bool ignored;
-    target_of(name, target, row, classes, s.ignore_index, &ignored);
-  }
+  if constexpr (std::is_same_v<T, float>)
+    run = cpu::kernels().single;
+  else
+    run = cpu::kernels().wide;
   at::parallel_for(0, rows, 1, [&](std::int64_t begin, std::int64_t end) {
     cpu::Scratch scratch;
     std::vector<T> student_row, teacher_row, gradient_row;
@@ -107,7 +120,8 @@ void for_rows(const char* name, const at::Tensor& student, const at::Tensor& tea
         gradient_row.resize(classes);
         gp = gradient_row.data();
       }
-      done(row, run(sp, up, classes, t, how, weights, headroom, gp, &scratch), false, t);
+      done(row, run(sp, up, classes, t, how, weights, static_cast<T>(gradient_scale), gp, &scratch),
+           false, t);
       if (gradient && !direct) {
         AT_DISPATCH_FLOATING_TYPES_AND2(
             at::kHalf, at::kBFloat16, gradient->scalar_type(), "gkd_store_row", [&] {
@@ -118,38 +132,37 @@ void for_rows(const char* name, const at::Tensor& student, const at::Tensor& tea
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_cpu(
-    const at::Tensor& student, const at::Tensor& teacher, const OptionalTensor& target,
-    double threshold, std::optional<std::int64_t> group_size, double temperature,
-    double primary_weight, double binary_weight, double secondary_weight, bool coupled,
-    c10::string_view rank_by, std::int64_t ignore_index, bool need_grad) {
-  const Settings s{threshold,        group_size, temperature, primary_weight, binary_weight,
-                   secondary_weight, coupled,    rank_by,     ignore_index};
-  check_inputs("gkd::loss", student, teacher, target, s);
-  const at::Tensor su = student.resolve_conj().resolve_neg(), te = teacher.resolve_neg();
+ForwardTensors forward_cpu(const at::Tensor& student, const at::Tensor& teacher,
+                           const OptionalTensor& target, const Settings& s,
+                           std::string_view reduction, bool need_grad) {
+  const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
+  const std::int64_t counted = counted_rows("gkd::loss", student, target, s);
+  const double weight = reduction == "mean" ? 1.0 / std::max<std::int64_t>(counted, 1) : 1.0;
+  const double scale = stored_scale(weight) * gradient_headroom(student.scalar_type(), s.weights());
+  const auto options = student.options().dtype(compute_dtype(student, teacher));
+  at::Tensor gradient = need_grad ? at::empty({student.size(0), student.size(1)}, student.options())
+                                  : at::empty({0}, student.options());
+  std::vector<double> losses(student.size(0));
   at::Tensor loss =
-      at::empty({student.size(0)}, student.options().dtype(compute_dtype(student, teacher)));
-  at::Tensor gradient = at::empty({0}, student.options());
-  if (need_grad) gradient = at::empty({student.size(0), student.size(1)}, student.options());
+      reduction == "none" ? at::empty({student.size(0)}, options) : at::empty({}, options);
   AT_DISPATCH_FLOATING_TYPES(loss.scalar_type(), "gkd_forward_cpu", [&] {
-    scalar_t* out = loss.mutable_data_ptr<scalar_t>();
-    for_rows<scalar_t>("gkd::loss", su, te, target, s, need_grad ? &gradient : nullptr,
+    for_rows<scalar_t>("gkd::loss", su, te, target, s, scale, need_grad ? &gradient : nullptr,
                        [&](std::int64_t row, const cpu::RowResult& r, bool, std::int64_t) {
-                         out[row] = static_cast<scalar_t>(r.loss);
+                         losses[row] = r.loss;
                        });
+    scalar_t* out = loss.mutable_data_ptr<scalar_t>();
+    if (reduction == "none") {
+      std::copy(losses.begin(), losses.end(), out);
+    } else {
+      *out = static_cast<scalar_t>(weight * std::accumulate(losses.begin(), losses.end(), 0.0));
+    }
   });
-  return {loss, gradient};
+  return {loss, gradient, at::full({}, weight, options)};
 }
 
 GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
-                       const OptionalTensor& target, double threshold,
-                       std::optional<std::int64_t> group_size, double temperature,
-                       double primary_weight, double binary_weight, double secondary_weight,
-                       bool coupled, c10::string_view rank_by, std::int64_t ignore_index,
-                       bool return_mask) {
-  const Settings s{threshold,        group_size, temperature, primary_weight, binary_weight,
-                   secondary_weight, coupled,    rank_by,     ignore_index};
-  check_inputs("gkd::group", student, teacher, target, s);
+                       const OptionalTensor& target, const Settings& s, bool return_mask) {
+  counted_rows("gkd::group", student, target, s);
   const std::int64_t rows = student.size(0), classes = student.size(1);
   const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const auto options = student.options().dtype(compute_dtype(student, teacher));
@@ -164,10 +177,10 @@ GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
     std::int64_t* sizes = size.mutable_data_ptr<std::int64_t>();
     const at::Tensor& rank = s.rank_by == "student" ? su : te;
     for_rows<scalar_t>(
-        "gkd::group", su, te, target, s, nullptr,
+        "gkd::group", su, te, target, s, 1.0, nullptr,
         [&](std::int64_t row, const cpu::RowResult& r, bool ignored, std::int64_t t) {
           const double nan = std::numeric_limits<double>::quiet_NaN();
-          const double values[6] = {r.summary.p, r.summary.q,       r.cut,
+          const double values[6] = {r.summary.p, r.summary.q,      r.cut,
                                     r.primary,   r.summary.binary, r.secondary};
           for (int k = 0; k < 6; ++k) {
             out[k][row] = static_cast<scalar_t>(ignored ? nan : values[k]);
@@ -182,27 +195,27 @@ GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
           }
         });
   });
-  return {size,       columns[0], columns[1], columns[2],
-          columns[3], columns[4], columns[5], mask};
+  return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }
 
-at::Tensor scale_cpu(const at::Tensor& gradient, const at::Tensor& row_scale, double factor) {
+at::Tensor scale_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
+                     const at::Tensor& weight, double factor) {
   const std::int64_t rows = gradient.size(0), classes = gradient.size(1);
   const at::Tensor from = gradient.contiguous();
-  const at::Tensor scales = row_scale.contiguous();
+  const double by = later_scale(weight.item<double>()) * factor;
+  const at::Tensor scales = (grad_output.to(at::kDouble) * by).expand({rows}).contiguous();
+  const double* scale = scales.const_data_ptr<double>();
   at::Tensor out = at::empty({rows, classes}, gradient.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, gradient.scalar_type(), "gkd_scale_cpu", [&] {
         using Wide = at::opmath_type<scalar_t>;
         const scalar_t* in = from.const_data_ptr<scalar_t>();
         scalar_t* to = out.mutable_data_ptr<scalar_t>();
-        const at::Tensor wide_scales = scales.to(c10::CppTypeToScalarType<Wide>::value);
-        const Wide* scale = wide_scales.const_data_ptr<Wide>();
         at::parallel_for(0, rows, 1, [&](std::int64_t begin, std::int64_t end) {
           for (std::int64_t row = begin; row < end; ++row) {
-            const Wide by = scale[row] * static_cast<Wide>(factor);
+            const Wide row_scale = static_cast<Wide>(scale[row]);
             for (std::int64_t j = row * classes; j < (row + 1) * classes; ++j) {
-              to[j] = static_cast<scalar_t>(static_cast<Wide>(in[j]) * by);
+              to[j] = static_cast<scalar_t>(static_cast<Wide>(in[j]) * row_scale);
             }
           }
         });
@@ -213,9 +226,9 @@ at::Tensor scale_cpu(const at::Tensor& gradient, const at::Tensor& row_scale, do
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CPU, m) {
-  m.impl("_forward", &forward_cpu);
+  m.impl("_forward", &checked_forward<forward_cpu>);
   m.impl("_scale", &scale_cpu);
-  m.impl("group", &group_cpu);
+  m.impl("group", &checked_group<group_cpu>);
 }
 
 }  // namespace gkd

@@ -1,5 +1,6 @@
 // Sweeps over a row: extremes; masses by bin, giving the cut; group references; sums; loss and
-// gradient. float goes in packs of 16, which the compiler maps to the vectors of each instruction set.
+// gradient. float goes in packs of 16, which the compiler maps to the vectors of each instruction
+// set.
 #ifndef GKD_CPU_CAPABILITY
 #define GKD_CPU_CAPABILITY DEFAULT
 #endif

@@ -1,5 +1,6 @@
-// Selection on the CPU without sorting the row: integer masses by bin give the crossing bin exactly;
-// only that bin's classes are sorted. Returns the cut, the smallest ranking logit in the group.
+// Selection on the CPU without sorting the row: integer masses by bin give the crossing bin
+// exactly; only that bin's classes are sorted. Returns the cut, the smallest ranking logit in the
+// group.
 //
 // A template header, because row.cpp compiles it once per instruction set.
 #pragma once
@@ -15,7 +16,7 @@
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
-constexpr int kBins = 2048;      // 0.01 nat each at C = 2M: a bin holds about 1% of a flat row
+constexpr int kBins = 2048;           // 0.01 nat each at C = 2M: a bin holds about 1% of a flat row
 constexpr std::int64_t kBlock = 512;  // float sums run over this many terms, then go to double
 constexpr int kLanes = 16;
 template <class T>
@@ -57,17 +58,37 @@ Extremes<T> extremes(const T* row, std::int64_t classes) {
   return e;
 }
 
+/// The cut among `keys`, which weigh on top of `above` in descending order.
+template <class T, class Measure, class Reached>
+T resolve(std::vector<double>& keys, Measure measure_of, Reached reached, std::uint64_t above,
+          std::uint64_t total) {
+  std::sort(keys.begin(), keys.end(), std::greater<double>());
+  for (double key : keys) {
+    above += measure_of(static_cast<T>(key));
+    if (reached(above, total)) return static_cast<T>(key);
+  }
+  // Rounding of threshold * total can leave the very last class short: the group is then all.
+  return keys.empty() ? -kInfinity<T> : static_cast<T>(keys.back());
+}
+
 /// The largest value v with measure{r >= v} >= wanted, where `measure_of` is an integer per class
 /// and `bin_of` does not increase with r: totals by bin, then the crossing bin's classes in order.
 template <class T, class Measure, class Bin, class Reached>
 T find_cut(const T* rank, std::int64_t classes, Measure measure_of, Bin bin_of, Reached reached,
-           Scratch* scratch) {
+           bool sort, Scratch* scratch) {
+  std::vector<double>& keys = scratch->keys;
+  keys.clear();
+  std::uint64_t total = 0, above = 0;
+  if (sort) {
+    for (std::int64_t j = 0; j < classes; ++j) total += measure_of(rank[j]);
+    keys.assign(rank, rank + classes);
+    return resolve<T>(keys, measure_of, reached, above, total);
+  }
   constexpr std::int64_t kChunk = 1024;
   std::int32_t bins[kChunk];
   std::uint64_t measures[kChunk];
   scratch->mass.assign(kBins, 0);
   std::uint64_t* totals = scratch->mass.data();
-  std::uint64_t total = 0;
   for (std::int64_t begin = 0; begin < classes; begin += kChunk) {
     const std::int64_t count = std::min(kChunk, classes - begin);
     for (std::int64_t k = 0; k < count; ++k) {
@@ -77,14 +98,11 @@ T find_cut(const T* rank, std::int64_t classes, Measure measure_of, Bin bin_of, 
     for (std::int64_t k = 0; k < count; ++k) totals[bins[k]] += measures[k];
   }
   for (int b = 0; b < kBins; ++b) total += totals[b];
-  std::uint64_t above = 0;
   int crossing = 0;
   for (; crossing < kBins - 1; ++crossing) {
     if (reached(above + totals[crossing], total)) break;
     above += totals[crossing];
   }
-  std::vector<double>& keys = scratch->keys;
-  keys.clear();
   for (std::int64_t begin = 0; begin < classes; begin += kChunk) {
     const std::int64_t count = std::min(kChunk, classes - begin);
     int any = 0;
@@ -97,19 +115,13 @@ T find_cut(const T* rank, std::int64_t classes, Measure measure_of, Bin bin_of, 
       if (bins[k] == crossing) keys.push_back(static_cast<double>(rank[begin + k]));
     }
   }
-  std::sort(keys.begin(), keys.end(), std::greater<double>());
-  for (double key : keys) {
-    above += measure_of(static_cast<T>(key));
-    if (reached(above, total)) return static_cast<T>(key);
-  }
-  // Rounding of threshold * total can leave the very last class short: the group is then all.
-  return keys.empty() ? -kInfinity<T> : static_cast<T>(keys.back());
+  return resolve<T>(keys, measure_of, reached, above, total);
 }
 
 /// The smallest ranking logit in the group: +inf for the empty group.
 template <class T>
-T select(const T* rank, std::int64_t classes, const Selection& how, T inv_temperature, T high, T low,
-         Scratch* scratch) {
+T select(const T* rank, std::int64_t classes, const Selection& how, T inv_temperature, T high,
+         T low, Scratch* scratch) {
   if (how.group_size == 0) return kInfinity<T>;
   if (how.group_size >= classes) return -kInfinity<T>;
   if (how.group_size < 0 && how.threshold == 1.0) return std::numeric_limits<T>::lowest();
@@ -130,15 +142,15 @@ T select(const T* rank, std::int64_t classes, const Selection& how, T inv_temper
   if (how.group_size < 0) {
     const double scale = mass_scale(classes), threshold = how.threshold;
     return find_cut(
-        rank, classes,
-        [=](T r) { return fixed_mass(exp_of((r - high) * inv_temperature), scale); }, bin_of,
+        rank, classes, [=](T r) { return fixed_mass(exp_of((r - high) * inv_temperature), scale); },
+        bin_of,
         [=](std::uint64_t m, std::uint64_t total) { return mass_reached(m, total, threshold); },
-        scratch);
+        how.sort, scratch);
   }
   const std::uint64_t wanted = static_cast<std::uint64_t>(how.group_size);
   return find_cut(
       rank, classes, [](T) { return std::uint64_t(1); }, bin_of,
-      [=](std::uint64_t m, std::uint64_t) { return m >= wanted; }, scratch);
+      [=](std::uint64_t m, std::uint64_t) { return m >= wanted; }, how.sort, scratch);
 }
 
 }  // namespace

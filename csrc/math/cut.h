@@ -34,8 +34,8 @@ GKD_HD Bits key_to_bits(Bits key) {
 /// Key of -inf: below every finite key.
 template <class Bits>
 GKD_HD Bits lowest_key(Bits infinity) {
-  return static_cast<Bits>(~static_cast<Bits>(
-      infinity | static_cast<Bits>(Bits(1) << (sizeof(Bits) * 8 - 1))));
+  return static_cast<Bits>(
+      ~static_cast<Bits>(infinity | static_cast<Bits>(Bits(1) << (sizeof(Bits) * 8 - 1))));
 }
 
 /// A row's cut, widened so that every dtype shares one array.

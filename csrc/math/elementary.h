@@ -34,8 +34,8 @@ struct Traits<FloatPack> {
 GKD_HD std::int32_t to_int(float x) { return static_cast<std::int32_t>(x); }
 GKD_HD IntPack to_int(FloatPack x) { return __builtin_convertvector(x, IntPack); }
 
-/// exp without a branch or a table. x = n ln2 + r, |r| <= ln2/2, ln2 in two parts so that n times the
-/// first is exact; V is float or FloatPack, I the integer of its shape.
+/// exp without a branch or a table. x = n ln2 + r, |r| <= ln2/2, ln2 in two parts so that n times
+/// the first is exact; V is float or FloatPack, I the integer of its shape.
 template <class V, class I>
 GKD_HD V exp_polynomial(V x) {
   V bounded = x < -87.3f ? V{} - 87.3f : x;

@@ -32,14 +32,25 @@ struct Weights {
   bool coupled = false;
 };
 
+/// The power of two that is left for the backward: the least >= weight (> 0). The forward stores
+/// its gradient times weight / later_scale, in (1/2, 1]: with a grad_output that is a power of two,
+/// as a gradient scaler's is, a half-precision gradient is rounded once in all, and no small entry
+/// is lost to the 1/B of "mean".
+GKD_HD double later_scale(double weight) {
+  int exponent;
+  const double fraction = std::frexp(weight, &exponent);  // in [1/2, 1)
+  return std::ldexp(1.0, fraction == 0.5 ? exponent - 1 : exponent);
+}
+GKD_HD double stored_scale(double weight) { return weight / later_scale(weight); }
+
 /// What the last sweep over a group needs: elementwise, no division.
 template <class T>
 struct GroupCoef {
   Reference<T> ref{};
-  T inv_a{};     ///< p^_j = a_j inv_a
-  T inv_b{};     ///< q^_j = b_j inv_b
-  T shift{};     ///< d_j = e_j + shift
-  T on_q{};      ///< gradient = scale (on_q q^_j + on_gap (q^_j - p^_j))
+  T inv_a{};  ///< p^_j = a_j inv_a
+  T inv_b{};  ///< q^_j = b_j inv_b
+  T shift{};  ///< d_j = e_j + shift
+  T on_q{};   ///< gradient = scale (on_q q^_j + on_gap (q^_j - p^_j))
   T on_gap{};
 };
 
@@ -86,8 +97,12 @@ struct RowSummary {
 GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
   using std::expm1;
   using std::log1p;
-  auto sigmoid = [](double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); };
-  auto log_sigmoid = [](double x) { return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x)); };
+  auto sigmoid = [](double x) {
+    return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
+  };
+  auto log_sigmoid = [](double x) {
+    return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x));
+  };
   row->p = sigmoid(u);
   row->p_rest = sigmoid(-u);
   row->q = sigmoid(v);
@@ -101,7 +116,8 @@ GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
   } else {
     const double log_in = log_sigmoid(u) - log_sigmoid(v);
     const double log_out = log_sigmoid(-u) - log_sigmoid(-v);
-    row->binary = (row->p > 0 ? row->p * log_in : 0) + (row->p_rest > 0 ? row->p_rest * log_out : 0);
+    row->binary =
+        (row->p > 0 ? row->p * log_in : 0) + (row->p_rest > 0 ? row->p_rest * log_out : 0);
     row->q_minus_p = row->p <= row->p_rest ? row->q - row->p : row->p_rest - row->q_rest;
   }
 }

@@ -45,6 +45,7 @@ def loss(
     rank_by: str = "teacher",
     reduction: str = "mean",
     ignore_index: int = -100,
+    method: str = "auto",
 ) -> Tensor:
     """Grouped Knowledge Distillation loss (arXiv 2304.04462, equations of Section 3).
 
@@ -80,6 +81,7 @@ def loss(
         rank_by=rank_by,
         reduction=reduction,
         ignore_index=ignore_index,
+        method=method,
     )
 
 
@@ -94,6 +96,7 @@ def group(
     rank_by: str = "teacher",
     ignore_index: int = -100,
     return_mask: bool = False,
+    method: str = "auto",
 ) -> Group:
     """The grouping that :func:`loss` would use: sizes, masses, cuts and the unweighted terms."""
     with torch.no_grad():
@@ -107,5 +110,6 @@ def group(
             rank_by=rank_by,
             ignore_index=ignore_index,
             return_mask=return_mask,
+            method=method,
         )
     return Group(*parts)

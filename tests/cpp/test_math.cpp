@@ -79,7 +79,8 @@ TEST(Moments, MergeEqualsOneSweep) {
     return m;
   };
   gkd::GroupMoments<double> whole = summary(0, 1000), merged;
-  for (int begin : {300, 0, 750}) merged.merge(summary(begin, begin == 0 ? 300 : begin == 300 ? 750 : 1000), inv_t);
+  for (int begin : {300, 0, 750})
+    merged.merge(summary(begin, begin == 0 ? 300 : begin == 300 ? 750 : 1000), inv_t);
   ASSERT_EQ(merged.count, 1000);
   whole.move_to(merged.ref_teacher, merged.ref_student, inv_t);
   EXPECT_NEAR(merged.a / whole.a, 1, 1e-13);
@@ -91,8 +92,8 @@ TEST(Phi, KeepsDigitsNearZero) {
   for (double d : {1e-9, -1e-5, 1e-3, 0.3, -1.0, 1.0}) {
     const long double x = d;
     const long double truth = std::fabs(d) < 1e-2
-        ? x * x / 2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5)))
-        : std::expm1(-x) + x;
+                                  ? x * x / 2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5)))
+                                  : std::expm1(-x) + x;
     EXPECT_NEAR(gkd::phi_small(d) / static_cast<double>(truth), 1, 1e-14) << d;
     EXPECT_NEAR(gkd::phi_small(static_cast<float>(d)) / static_cast<double>(truth), 1, 4e-7) << d;
   }

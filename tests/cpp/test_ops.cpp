@@ -56,8 +56,8 @@ TEST(Errors, NameTheArgument) {
     gkd::loss(x, x, std::nullopt, options);
     FAIL() << "temperature 0 was accepted";
   } catch (const c10::ValueError& e) {
-    EXPECT_NE(std::string(e.what()).find(
-                  "gkd::loss: temperature must be finite and > 0, got 0"), std::string::npos);
+    EXPECT_NE(std::string(e.what()).find("gkd::loss: temperature must be finite and > 0, got 0"),
+              std::string::npos);
   }
 }
 
