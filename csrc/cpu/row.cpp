@@ -122,8 +122,7 @@ void summarise(const Row<T>& row, T inv_t, const Reference<T> (&ref)[2],
   const V far_u = splat<V>(ref[1].teacher), far_s = splat<V>(ref[1].student);
   const V zero{}, one = splat<V>(T(1));
   for (int g = 0; g < 2; ++g) {
-    moments[g].ref_teacher = ref[g].teacher;
-    moments[g].ref_student = ref[g].student;
+    moments[g].ref = {ref[g].teacher, ref[g].student};
   }
   for (std::int64_t begin = 0; begin < row.classes; begin += kBlock) {
     const std::int64_t end = std::min(begin + kBlock, row.classes);

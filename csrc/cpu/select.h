@@ -140,7 +140,8 @@ T select(const T* rank, std::int64_t classes, const Selection& how, T inv_temper
     return static_cast<std::int32_t>(place < T(kBins - 1) ? place : T(kBins - 1));
   };
   if (how.group_size < 0) {
-    const double scale = mass_scale(classes), threshold = how.threshold;
+    const T scale = static_cast<T>(mass_scale(classes));
+    const double threshold = how.threshold;
     return find_cut(
         rank, classes, [=](T r) { return fixed_mass(exp_of((r - high) * inv_temperature), scale); },
         bin_of,

@@ -1,10 +1,12 @@
 // Which classes are in the primary group.
 //
-// - A logit becomes an unsigned key with the same order; -0.0 and +0.0 share one key, and a NaN of
-//   either sign ranks above +inf, so that no path has to look at floats again.
-// - Selection, however it is done, returns one Cut per row: the smallest key still in the group.
-//   Ties at the cut therefore stay together and the group does not depend on the class order.
-// - Mass is summed in fixed point: integer sums do not depend on the order of summation.
+// - Selection, however it is done, returns one cut per row: the smallest ranking logit still in the
+//   group (+inf: the empty group, -inf: every class). Ties at the cut stay together, so the group
+//   does not depend on the order of the classes, and the loss never knows how the cut was found.
+// - Mass is summed in fixed point: integer sums do not depend on the order of summation, so sorting
+//   and selecting agree to the bit.
+// - For radix sorts a logit becomes an unsigned key of the same order; -0.0 and +0.0 share one key,
+//   and a NaN of either sign ranks above +inf.
 #pragma once
 
 #include <cmath>
@@ -14,12 +16,18 @@
 
 namespace gkd {
 
+/// Membership in the primary group; `target` is a class index or negative when there is none.
+template <class T>
+GKD_HD bool in_primary(T ranking_logit, T cut, std::int64_t class_index, std::int64_t target) {
+  return ranking_logit >= cut || class_index == target;
+}
+
 /// Order-preserving key of an IEEE number given by its bits (16, 32 or 64 wide, sign on top).
 template <class Bits>
 GKD_HD Bits ordered_key(Bits bits, Bits infinity) {
   const Bits sign = static_cast<Bits>(Bits(1) << (sizeof(Bits) * 8 - 1));
   const Bits magnitude = static_cast<Bits>(bits & static_cast<Bits>(~sign));
-  if (magnitude > infinity) return static_cast<Bits>(~Bits(1));  // NaN: above +inf, below "empty"
+  if (magnitude > infinity) return static_cast<Bits>(~Bits(0));  // NaN: above +inf
   if (magnitude == 0) return sign;                               // -0.0 ties with +0.0
   return static_cast<Bits>((bits & sign) ? ~bits : (bits | sign));
 }
@@ -31,24 +39,6 @@ GKD_HD Bits key_to_bits(Bits key) {
   return static_cast<Bits>((key & sign) ? (key & static_cast<Bits>(~sign)) : ~key);
 }
 
-/// Key of -inf: below every finite key.
-template <class Bits>
-GKD_HD Bits lowest_key(Bits infinity) {
-  return static_cast<Bits>(
-      ~static_cast<Bits>(infinity | static_cast<Bits>(Bits(1) << (sizeof(Bits) * 8 - 1))));
-}
-
-/// A row's cut, widened so that every dtype shares one array.
-using Cut = std::uint64_t;
-
-/// No key reaches this one: the empty group.
-constexpr Cut kEmptyCut = ~Cut(0);
-
-/// Membership in the primary group; `target` is a class index or negative when there is none.
-GKD_HD bool in_primary(Cut key, Cut cut, std::int64_t class_index, std::int64_t target) {
-  return key >= cut || class_index == target;
-}
-
 /// Fixed-point scale of one class's mass relative to the row's largest: the largest power of two
 /// for which `classes` of them cannot overflow 63 bits.
 GKD_HD double mass_scale(std::int64_t classes) {
@@ -57,9 +47,12 @@ GKD_HD double mass_scale(std::int64_t classes) {
   return static_cast<double>(std::uint64_t(1) << bits);
 }
 
-/// exp(gap) as fixed point, gap = (r - r_max) / T <= 0.
-GKD_HD std::uint64_t fixed_mass(double weight, double scale) {
-  return static_cast<std::uint64_t>(weight * scale + 0.5);
+/// A class's mass in fixed point; weight = exp((r - r_max) / T) in [0, 1]. The product is exact,
+/// the conversion truncates: all of a row's truncations together weigh under 2^-62 C^2 of its
+/// largest.
+template <class T>
+GKD_HD std::uint64_t fixed_mass(T weight, T scale) {
+  return static_cast<std::uint64_t>(static_cast<long long>(weight * scale));
 }
 
 /// m(v) >= threshold, both sides as the same double rounding on every path.

@@ -1,4 +1,4 @@
-// exp and expm1 for the sweeps over classes.
+// exp, expm1 and phi for the sweeps over classes.
 //
 // On a device and for double they are the library's. On a host float they are branch-free, so that
 // the compiler turns a loop over a row into vector code: within 1.5 ulp where the result is normal,
@@ -75,24 +75,35 @@ GKD_HD float exp_of(float x) {
 #endif
 }
 
-/// expm1 for |x| <= 1 only: x times its series, which a float holds to its last place.
-template <class V>
-GKD_HD V expm1_small(V x) {
-  if constexpr (sizeof(ScalarOf<V>) == sizeof(double)) {
-    return ::expm1(x);
+GKD_HD constexpr double inverse_factorial(int n) {
+  return n <= 1 ? 1.0 : inverse_factorial(n - 1) / n;
+}
+
+/// 1/k! - d (1/(k+1)! - d (...)), to 1/last!.
+template <int k, int last, class V>
+GKD_HD V alternating_series(V d) {
+  using R = ScalarOf<V>;
+  constexpr R term = static_cast<R>(inverse_factorial(k));
+  if constexpr (k == last) {
+    return V{} + term;
   } else {
-    V p = x * (1.0f / 39916800.0f) + 1.0f / 3628800.0f;
-    p = p * x + 1.0f / 362880.0f;
-    p = p * x + 1.0f / 40320.0f;
-    p = p * x + 1.0f / 5040.0f;
-    p = p * x + 1.0f / 720.0f;
-    p = p * x + 1.0f / 120.0f;
-    p = p * x + 1.0f / 24.0f;
-    p = p * x + 1.0f / 6.0f;
-    p = p * x + 0.5f;
-    p = p * x + 1.0f;
-    return p * x;
+    return term - d * alternating_series<k + 1, last>(d);
   }
+}
+
+/// phi(d) = exp(-d) - 1 + d and expm1(-d), neither cancelling near 0.
+template <class V>
+struct Expm1Phi {
+  V expm1, phi;
+};
+
+/// For |d| <= 1 only. One series gives both: phi(d) = d^2 (1/2! - d/3! + ...) and
+/// expm1(-d) = phi(d) - d. The last term kept is under half an ulp of the sum.
+template <class V>
+GKD_HD Expm1Phi<V> expm1_and_phi(V d) {
+  constexpr int kLast = sizeof(ScalarOf<V>) == sizeof(double) ? 19 : 11;
+  const V phi = d * d * alternating_series<2, kLast>(d);
+  return {phi - d, phi};
 }
 
 }  // namespace gkd

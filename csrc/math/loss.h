@@ -11,18 +11,6 @@
 
 namespace gkd {
 
-/// phi(d) = exp(-d) - 1 + d for |d| <= 1: the series of exp without its first two terms, to the
-/// last place of T (16 terms leave 1/18! ~ 1.6e-16 relative to d^2/2).
-template <class T>
-GKD_HD T phi_small(T d) {
-  using R = ScalarOf<T>;
-  constexpr int kTerms = sizeof(R) == 4 ? 10 : 18;
-  T sum = T{} + R(1);
-#pragma GCC unroll 16
-  for (int k = kTerms; k >= 3; --k) sum = R(1) - d * (R(1) / R(k)) * sum;
-  return R(0.5) * d * d * sum;
-}
-
 /// The settings of one call, as the row maths needs them.
 struct Weights {
   double temperature = 4.0;
@@ -73,8 +61,9 @@ GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
   const T q = exp_of(T((student - g.ref.student) * inv_temperature)) * g.inv_b;
   const T far_gap = q - c.p;
   const T far_kl = far_gap + (c.p == R(0) ? T{} : c.p * d);
-  c.gap = near ? c.p * expm1_small(T(-small)) : far_gap;
-  c.kl = near ? c.p * phi_small(small) : far_kl;
+  const Expm1Phi<T> series = expm1_and_phi(small);
+  c.gap = near ? c.p * series.expm1 : far_gap;
+  c.kl = near ? c.p * series.phi : far_kl;
   return c;
 }
 
@@ -111,7 +100,7 @@ GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
     // Two classes with e = 0 and w, so d = L and w + L, L = log1p(P' expm1(-w)).
     const double l = log1p(row->p_rest * expm1(-w));
     const double d_rest = w + l;
-    row->binary = row->p * phi_small(l) + row->p_rest * phi_small(d_rest);
+    row->binary = row->p * expm1_and_phi(l).phi + row->p_rest * expm1_and_phi(d_rest).phi;
     row->q_minus_p = row->p <= row->p_rest ? row->p * expm1(-l) : -row->p_rest * expm1(-d_rest);
   } else {
     const double log_in = log_sigmoid(u) - log_sigmoid(v);
@@ -135,13 +124,13 @@ GKD_HD RowSummary finish_row(const GroupMoments<double> (&m)[2], const Weights& 
     if (m[g].a > 0 && m[g].b > 0) ratio[g] = m[g].log_ratio();
   }
   if (m[0].count > 0 && m[1].count > 0) {
-    const double u = (m[0].ref_teacher - m[1].ref_teacher) * inv_t + (log(m[0].a) - log(m[1].a));
-    double v = (m[0].ref_student - m[1].ref_student) * inv_t + (log(m[0].b) - log(m[1].b));
+    const double u = (m[0].ref.teacher - m[1].ref.teacher) * inv_t + (log(m[0].a) - log(m[1].a));
+    double v = (m[0].ref.student - m[1].ref.student) * inv_t + (log(m[0].b) - log(m[1].b));
     double w_gap = v - u;
     if (m[0].a > 0 && m[1].a > 0 && m[0].b > 0 && m[1].b > 0) {
       // log(Q/Q') - log(P/P'): the groups' reference gaps plus their log ratios.
       const double gap0 =
-          (m[0].ref_student - m[0].ref_teacher) - (m[1].ref_student - m[1].ref_teacher);
+          (m[0].ref.student - m[0].ref.teacher) - (m[1].ref.student - m[1].ref.teacher);
       w_gap = gap0 * inv_t + (ratio[0] - ratio[1]);
     }
     binary_term(u, v, w_gap, &row);
@@ -156,8 +145,8 @@ GKD_HD RowSummary finish_row(const GroupMoments<double> (&m)[2], const Weights& 
     c = GroupCoef<T>{};
     if (m[g].count == 0) continue;
     row.kl_weight[g] = m[g].a > 0 ? weight[g] * (w.coupled ? mass[g] : 1.0) : 0.0;
-    c.ref.teacher = static_cast<T>(m[g].ref_teacher);
-    c.ref.student = static_cast<T>(m[g].ref_student);
+    c.ref.teacher = static_cast<T>(finite_or_zero(m[g].ref.teacher));
+    c.ref.student = static_cast<T>(finite_or_zero(m[g].ref.student));
     c.inv_a = m[g].a > 0 ? static_cast<T>(1 / m[g].a) : T(0);
     c.inv_b = m[g].b > 0 ? static_cast<T>(1 / m[g].b) : T(0);
     c.shift = static_cast<T>(ratio[g]);

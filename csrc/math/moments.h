@@ -18,11 +18,32 @@
 namespace gkd {
 
 /// Where a group's exponentials are taken relative to. `T` is float, double or a pack of floats.
+/// A component of -inf means that no finite logit has been seen: the sums it refers to are 0.
 template <class T>
 struct Reference {
   T teacher;  ///< m, raw teacher logit
   T student;  ///< r, raw student logit
 };
+
+/// The student reference may lie this many nats under the group's largest student logit: far enough
+/// that it is nearly always the one at the teacher's maximum, near enough that no float overflows.
+constexpr int kStudentHeadroom = 30;
+
+/// -inf as 0, so that subtracting a reference never gives NaN.
+template <class T>
+GKD_HD T finite_or_zero(T x) {
+  return x > -std::numeric_limits<T>::infinity() ? x : T(0);
+}
+
+/// A reference that serves two: the larger teacher logit with its student logit, unless the other's
+/// student logit is so much larger that b would overflow.
+template <class T>
+GKD_HD Reference<T> common_reference(Reference<T> x, Reference<T> y, T inv_temperature) {
+  const Reference<T> high = y.teacher > x.teacher ? y : x;
+  const T other = y.teacher > x.teacher ? x.student : y.student;
+  const bool overflows = (other - high.student) * inv_temperature > T(kStudentHeadroom);
+  return {high.teacher, overflows ? other : high.student};
+}
 
 /// One class's contribution: a, b and b - a.
 template <class T>
@@ -30,6 +51,7 @@ struct Terms {
   T a, b, x;
 };
 
+/// `ref` must be finite.
 template <class T>
 GKD_HD Terms<T> class_terms(T student, T teacher, Reference<T> ref, ScalarOf<T> inv_temperature) {
   using R = ScalarOf<T>;
@@ -38,16 +60,17 @@ GKD_HD Terms<T> class_terms(T student, T teacher, Reference<T> ref, ScalarOf<T> 
   const T e = ((teacher - student) - (ref.teacher - ref.student)) * inv_temperature;
   const auto near = e >= R(-1) && e <= R(1);  // false for NaN (-inf in both): the plain form serves
   const T plain = exp_of(T((student - ref.student) * inv_temperature));
-  const T small = t.a * expm1_small(T(near ? -e : T{}));
+  const T small = t.a * expm1_and_phi(T(near ? e : T{})).expm1;
   t.x = near ? small : plain - t.a;
   t.b = near ? t.a + small : plain;
   return t;
 }
 
-/// Sums over a group against one reference. `Acc` is the type sums are kept in.
-template <class Acc>
+/// Sums over a group against one reference. `Acc` is the type sums are kept in, `Ref` that of the
+/// references and of the exponentials that move them.
+template <class Acc, class Ref = Acc>
 struct GroupMoments {
-  Acc ref_teacher = Acc(0), ref_student = Acc(0);
+  Reference<Ref> ref{-std::numeric_limits<Ref>::infinity(), -std::numeric_limits<Ref>::infinity()};
   Acc a = Acc(0), b = Acc(0), x = Acc(0);
   long long count = 0;
 
@@ -60,42 +83,41 @@ struct GroupMoments {
   }
 
   /// Re-expresses the sums against another reference.
-  GKD_HD void move_to(Acc teacher, Acc student, Acc inv_temperature) {
-    using std::exp;
-    using std::expm1;
-    const Acc da = (ref_teacher - teacher) * inv_temperature;
-    const Acc db = (ref_student - student) * inv_temperature;
-    if (da == Acc(0) && db == Acc(0)) return;
-    const Acc fa = exp(da), fb = exp(db);
-    const Acc gap = db - da;
-    const Acc difference = (gap >= Acc(-1) && gap <= Acc(1)) ? fa * expm1(gap) : fb - fa;
-    x = fb * x + a * difference;
-    a *= fa;
-    b *= fb;
-    ref_teacher = teacher;
-    ref_student = student;
+  GKD_HD void move_to(Reference<Ref> to, Ref inv_temperature) {
+    // Compared first: -inf minus -inf is no distance.
+    const Ref da =
+        ref.teacher == to.teacher ? Ref(0) : (ref.teacher - to.teacher) * inv_temperature;
+    const Ref db =
+        ref.student == to.student ? Ref(0) : (ref.student - to.student) * inv_temperature;
+    ref = to;
+    if (da == Ref(0) && db == Ref(0)) return;
+    const Ref fa = exp_of(da), fb = exp_of(db), gap = db - da;
+    const bool near = gap >= Ref(-1) && gap <= Ref(1);
+    const Ref difference = near ? fa * expm1_and_phi(-gap).expm1 : fb - fa;
+    // A sum of 0 stays 0 whatever the factor: a reference of +-inf distance has no sums behind it.
+    const Acc moved = a == Acc(0) ? Acc(0) : a * static_cast<Acc>(difference);
+    x = (x == Acc(0) ? Acc(0) : x * static_cast<Acc>(fb)) + moved;
+    a = a == Acc(0) ? Acc(0) : a * static_cast<Acc>(fa);
+    b = b == Acc(0) ? Acc(0) : b * static_cast<Acc>(fb);
   }
 
-  /// Adds another summary; the larger teacher reference wins, so that nothing overflows.
-  GKD_HD void merge(GroupMoments other, Acc inv_temperature) {
+  /// Adds another summary.
+  GKD_HD void merge(GroupMoments other, Ref inv_temperature) {
     if (other.count == 0) return;
     if (count == 0) {
       *this = other;
       return;
     }
-    if (other.ref_teacher > ref_teacher) {
-      const GroupMoments held = *this;
-      *this = other;
-      other = held;
-    }
-    other.move_to(ref_teacher, ref_student, inv_temperature);
+    const Reference<Ref> common = common_reference(ref, other.ref, inv_temperature);
+    move_to(common, inv_temperature);
+    other.move_to(common, inv_temperature);
     a += other.a;
     b += other.b;
     x += other.x;
     count += other.count;
   }
 
-  /// log(q-sum/p-sum) relative to the references: log(B/A), by X where they nearly agree.
+  /// log(B/A), by X where they nearly agree.
   GKD_HD Acc log_ratio() const {
     using std::log;
     using std::log1p;
