@@ -12,7 +12,7 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 build: setup
-	cmake -S . -B $(BUILD) -DPython3_EXECUTABLE=$(PY) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/gkd
+	cmake -S . -B $(BUILD) $(GKD_CMAKE_ARGS) -DPython3_EXECUTABLE=$(PY) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/gkd
 	cmake --build $(BUILD) --parallel
 
 test: build

@@ -48,6 +48,12 @@ struct ClassTerms {
   T p, gap, kl;
 };
 
+/// q^ of one class.
+template <class T>
+GKD_HD T class_student(T student, const GroupCoef<T>& g, ScalarOf<T> inv_temperature) {
+  return exp_of(T((student - g.ref.student) * inv_temperature)) * g.inv_b;
+}
+
 template <class T>
 GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
                               ScalarOf<T> inv_temperature) {
@@ -58,7 +64,7 @@ GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
   const T d = e + g.shift;
   const auto near = d >= R(-1) && d <= R(1);
   const T small = near ? d : T{};
-  const T q = exp_of(T((student - g.ref.student) * inv_temperature)) * g.inv_b;
+  const T q = class_student(student, g, inv_temperature);
   const T far_gap = q - c.p;
   const T far_kl = far_gap + (c.p == R(0) ? T{} : c.p * d);
   const Expm1Phi<T> series = expm1_and_phi(small);

@@ -89,9 +89,12 @@ struct GroupMoments {
         ref.teacher == to.teacher ? Ref(0) : (ref.teacher - to.teacher) * inv_temperature;
     const Ref db =
         ref.student == to.student ? Ref(0) : (ref.student - to.student) * inv_temperature;
-    ref = to;
     if (da == Ref(0) && db == Ref(0)) return;
-    const Ref fa = exp_of(da), fb = exp_of(db), gap = db - da;
+    // db - da, but each pair's own difference first: those are small and nearly exact, where da and
+    // db are large and rounded.
+    const Ref gap = ((ref.student - ref.teacher) - (to.student - to.teacher)) * inv_temperature;
+    ref = to;
+    const Ref fa = exp_of(da), fb = exp_of(db);
     const bool near = gap >= Ref(-1) && gap <= Ref(1);
     const Ref difference = near ? fa * expm1_and_phi(-gap).expm1 : fb - fa;
     // A sum of 0 stays 0 whatever the factor: a reference of +-inf distance has no sums behind it.

@@ -1,0 +1,38 @@
+// The launchers: no torch, raw pointers, one stream. Nothing here synchronises, allocates or copies
+// to the host, so a call can be captured in a CUDA graph.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "cuda/problem.h"
+
+namespace gkd::cuda {
+
+/// How the cut of each row is found.
+enum class Method {
+  /// CUB sorts every row's ranking logits, keys only; a scan of the sorted masses meets the
+  /// threshold. At least 72 bytes of traffic per class, and up to 256 MiB of scratch.
+  kSort,
+};
+
+/// Bytes of device scratch that `forward` and `group` need.
+std::size_t workspace_bytes(const Problem& problem, const Device& device, Method method);
+
+/// Loss, and the gradient where wanted.
+cudaError_t forward(const Problem& problem, const Results& results, const Device& device,
+                    Method method, void* workspace, cudaStream_t stream);
+
+/// Diagnostics of the grouping.
+cudaError_t group(const Problem& problem, const GroupColumns& columns, const Device& device,
+                  Method method, void* workspace, cudaStream_t stream);
+
+/// out = gradient * (grad_output[row] * later_scale(*weight) * factor); grad_stride 0: one value.
+/// `wide`: grad_output and weight are double, else float.
+cudaError_t scale(const void* gradient, Dtype dtype, const void* grad_output,
+                  std::int64_t grad_stride, const void* weight, bool wide, double factor,
+                  std::int64_t rows, std::int64_t classes, void* out, const Device& device,
+                  cudaStream_t stream);
+
+}  // namespace gkd::cuda

@@ -1,0 +1,145 @@
+// CUDA backend: torch's tensors become the kernels' problem, on the current stream of the tensors'
+// device. Scratch comes from torch's allocator; nothing synchronises.
+#include "ops.h"
+
+#include <ATen/ATen.h>
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include "cuda/launch.h"
+
+namespace gkd {
+namespace {
+
+cuda::Dtype dtype_of(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kHalf:
+      return cuda::Dtype::kHalf;
+    case at::kBFloat16:
+      return cuda::Dtype::kBFloat16;
+    case at::kFloat:
+      return cuda::Dtype::kFloat;
+    default:
+      return cuda::Dtype::kDouble;
+  }
+}
+
+cuda::Matrix matrix_of(const at::Tensor& t) {
+  return {t.const_data_ptr(), t.stride(0), t.stride(1), dtype_of(t)};
+}
+
+cuda::Problem problem_of(const at::Tensor& student, const at::Tensor& teacher,
+                         const OptionalTensor& target, const Settings& s) {
+  cuda::Problem p;
+  p.student = matrix_of(student);
+  p.teacher = matrix_of(teacher);
+  if (target) {
+    p.target = {target->const_data_ptr(), target->stride(0), target->scalar_type() == at::kInt,
+                s.ignore_index};
+  }
+  p.rows = student.size(0);
+  p.classes = student.size(1);
+  p.threshold = s.threshold;
+  p.group_size = s.group_size.value_or(-1);
+  p.by_student = s.rank_by == "student";
+  p.weights = s.weights();
+  p.headroom = gradient_headroom(student.scalar_type(), p.weights);
+  return p;
+}
+
+cuda::Device this_device() { return {at::cuda::getCurrentDeviceProperties()->multiProcessorCount}; }
+
+cuda::Method method_of(const char* name, const Settings& s) {
+  TORCH_CHECK_NOT_IMPLEMENTED(s.method != "select", name,
+                              ": method select is not available on CUDA, use sort or auto");
+  return cuda::Method::kSort;
+}
+
+at::Tensor workspace_for(const cuda::Problem& p, const cuda::Device& device, cuda::Method method,
+                         const at::Tensor& like) {
+  const auto bytes = static_cast<std::int64_t>(cuda::workspace_bytes(p, device, method));
+  return at::empty({bytes}, like.options().dtype(at::kByte));
+}
+
+ForwardTensors forward_cuda(const at::Tensor& student, const at::Tensor& teacher,
+                            const OptionalTensor& target, const Settings& s,
+                            std::string_view reduction, bool need_grad) {
+  const c10::cuda::CUDAGuard guard(student.device());
+  const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
+  const std::int64_t rows = student.size(0), classes = student.size(1);
+  const auto options = student.options().dtype(compute_dtype(student, teacher));
+  at::Tensor loss = reduction == "none" ? at::empty({rows}, options) : at::empty({}, options);
+  at::Tensor weight = at::empty({}, options);
+  at::Tensor gradient =
+      need_grad ? at::empty({rows, classes}, student.options()) : at::empty({0}, student.options());
+  if (rows == 0) return {loss.zero_(), gradient, weight.fill_(1)};
+  cuda::Problem p = problem_of(su, te, target, s);
+  p.reduction = reduction == "none"   ? cuda::Reduction::kNone
+                : reduction == "mean" ? cuda::Reduction::kMean
+                                      : cuda::Reduction::kSum;
+  const cuda::Device device = this_device();
+  const cuda::Method method = method_of("gkd::loss", s);
+  const at::Tensor workspace = workspace_for(p, device, method, student);
+  const cuda::Results results{loss.mutable_data_ptr(), weight.mutable_data_ptr(),
+                              need_grad ? gradient.mutable_data_ptr() : nullptr};
+  C10_CUDA_CHECK(cuda::forward(p, results, device, method, workspace.mutable_data_ptr(),
+                               at::cuda::getCurrentCUDAStream()));
+  return {loss, gradient, weight};
+}
+
+GroupTensors group_cuda(const at::Tensor& student, const at::Tensor& teacher,
+                        const OptionalTensor& target, const Settings& s, bool return_mask) {
+  const c10::cuda::CUDAGuard guard(student.device());
+  const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
+  const std::int64_t rows = student.size(0), classes = student.size(1);
+  const auto options = student.options().dtype(compute_dtype(student, teacher));
+  at::Tensor size = at::empty({rows}, options.dtype(at::kLong));
+  at::Tensor columns[6];  // apart, since an operator's outputs must not alias
+  for (at::Tensor& column : columns) column = at::empty({rows}, options);
+  at::Tensor mask = return_mask ? at::empty({rows, classes}, options.dtype(at::kBool))
+                                : at::empty({0}, options.dtype(at::kBool));
+  if (rows > 0) {
+    const cuda::Problem p = problem_of(su, te, target, s);
+    const cuda::Device device = this_device();
+    const cuda::Method method = method_of("gkd::group", s);
+    const at::Tensor workspace = workspace_for(p, device, method, student);
+    const cuda::GroupColumns to{size.mutable_data_ptr<std::int64_t>(),
+                                columns[0].mutable_data_ptr(),
+                                columns[1].mutable_data_ptr(),
+                                columns[2].mutable_data_ptr(),
+                                columns[3].mutable_data_ptr(),
+                                columns[4].mutable_data_ptr(),
+                                columns[5].mutable_data_ptr(),
+                                return_mask ? mask.mutable_data_ptr<bool>() : nullptr};
+    C10_CUDA_CHECK(cuda::group(p, to, device, method, workspace.mutable_data_ptr(),
+                               at::cuda::getCurrentCUDAStream()));
+  }
+  return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
+}
+
+at::Tensor scale_cuda(const at::Tensor& gradient, const at::Tensor& grad_output,
+                      const at::Tensor& weight, double factor) {
+  const c10::cuda::CUDAGuard guard(gradient.device());
+  const at::Tensor from = gradient.contiguous();
+  const at::Tensor scales = grad_output.to(weight.scalar_type()).resolve_neg();
+  at::Tensor out = at::empty(gradient.sizes(), gradient.options());
+  if (out.numel() == 0) return out;
+  C10_CUDA_CHECK(cuda::scale(from.const_data_ptr(), dtype_of(from), scales.const_data_ptr(),
+                             scales.dim() == 0 ? 0 : scales.stride(0), weight.const_data_ptr(),
+                             weight.scalar_type() == at::kDouble, factor, gradient.size(0),
+                             gradient.size(1), out.mutable_data_ptr(), this_device(),
+                             at::cuda::getCurrentCUDAStream()));
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gkd, CUDA, m) {
+  m.impl("_forward", &checked_forward<forward_cuda>);
+  m.impl("_scale", &scale_cuda);
+  m.impl("group", &checked_group<group_cuda>);
+}
+
+}  // namespace gkd

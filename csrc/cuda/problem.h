@@ -1,0 +1,70 @@
+// One call as the kernels see it: raw pointers, sizes and strides, no torch. Programs without torch
+// fill this in and call the launchers of launch.h.
+#pragma once
+
+#include <cstdint>
+
+#include "math/loss.h"
+
+namespace gkd::cuda {
+
+enum class Dtype : std::int32_t { kHalf, kBFloat16, kFloat, kDouble };
+
+/// [rows, classes] logits in device memory; strides count elements and may be 0 or negative.
+struct Matrix {
+  const void* data = nullptr;
+  std::int64_t row_stride = 0, col_stride = 1;
+  Dtype dtype = Dtype::kFloat;
+};
+
+/// [rows] class indices in device memory; data null: no target.
+struct Target {
+  const void* data = nullptr;
+  std::int64_t stride = 1;
+  bool is_int32 = false;
+  std::int64_t ignore_index = -100;
+};
+
+enum class Reduction : std::int32_t { kNone, kMean, kSum };
+
+/// Inputs and settings.
+struct Problem {
+  Matrix student, teacher;
+  Target target;
+  std::int64_t rows = 0, classes = 0;  ///< rows >= 1, classes >= 1
+  double threshold = 0.93;             ///< in (0, 1], used when group_size < 0
+  std::int64_t group_size = -1;
+  bool by_student = false;
+  Weights weights;
+  Reduction reduction = Reduction::kMean;
+  double headroom = 1;  ///< what a stored gradient is multiplied by, beside stored_scale(weight)
+
+  GKD_HD const Matrix& ranking() const { return by_student ? student : teacher; }
+  /// Arithmetic is in double when either input is, else in float.
+  GKD_HD bool wide() const {
+    return student.dtype == Dtype::kDouble || teacher.dtype == Dtype::kDouble;
+  }
+};
+
+/// Where results go, in device memory. `loss` and `weight` have the arithmetic's type.
+struct Results {
+  void* loss = nullptr;    ///< [] or, without reduction, [rows]
+  void* weight = nullptr;  ///< []
+  void* gradient =
+      nullptr;  ///< [rows, classes] contiguous in the student's dtype; null: not wanted
+};
+
+/// What gkd::group reports, in device memory; columns of the arithmetic's type, [rows] each.
+struct GroupColumns {
+  std::int64_t* size = nullptr;
+  void *mass_teacher = nullptr, *mass_student = nullptr, *cut = nullptr;
+  void *primary = nullptr, *binary = nullptr, *secondary = nullptr;
+  bool* mask = nullptr;  ///< [rows, classes] contiguous; null: not wanted
+};
+
+/// What a launcher may assume of the device it runs on; queried, never assumed.
+struct Device {
+  int multiprocessors = 1;
+};
+
+}  // namespace gkd::cuda

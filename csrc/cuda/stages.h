@@ -1,0 +1,55 @@
+// The stages of a call that runs as several kernels, in order. Each returns the launch's error.
+#pragma once
+
+#include "cuda/workspace.h"
+
+namespace gkd::cuda {
+
+/// Every row's kind and forced target; the reduction's weight.
+template <class T>
+cudaError_t read_targets(const Problem& problem, RowState<T>* state, T* weight,
+                         cudaStream_t stream);
+
+/// The cut that needs no look at the row: an empty group, all classes, all of probability > 0.
+/// Returns whether the problem has one.
+template <class T>
+bool constant_cut(const Problem& p, T* cut) {
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  if (p.group_size == 0) return *cut = kInfinity, true;
+  if (p.group_size >= p.classes) return *cut = -kInfinity, true;
+  if (p.group_size < 0 && p.threshold == 1) return *cut = std::numeric_limits<T>::lowest(), true;
+  return false;
+}
+
+/// One cut for every row.
+template <class T>
+cudaError_t fill_cuts(const Problem& problem, RowState<T>* state, T cut, cudaStream_t stream);
+
+/// Every row's cut, by sorting. The problem has no constant cut.
+template <class T>
+cudaError_t find_cuts_sort(const Problem& problem, const Device& device, RowState<T>* state,
+                           void* scratch, cudaStream_t stream);
+
+/// Every row's summary, the constants of its last sweep, and that sweep: the gradient unless
+/// `gradient` is null, and each row's report. `all_kl`: also the KL of a group without weight.
+template <class T>
+cudaError_t run_split(const Problem& problem, const Workspace<T>& workspace, const T* weight,
+                      bool all_kl, void* gradient, cudaStream_t stream);
+
+/// The reduced loss from the rows' reports.
+template <class T>
+cudaError_t reduce_loss(const Problem& problem, const RowReport* report, const T* weight, T* loss,
+                        cudaStream_t stream);
+
+/// The columns and the mask of gkd::group.
+template <class T>
+cudaError_t write_group(const Problem& problem, const RowState<T>* state, const RowReport* report,
+                        const Device& device, const GroupColumns& columns, cudaStream_t stream);
+
+}  // namespace gkd::cuda
+
+/// Leaves the function with the first error.
+#define GKD_TRY(call)                                          \
+  do {                                                         \
+    if (const cudaError_t error = (call); error) return error; \
+  } while (0)

@@ -1,0 +1,84 @@
+// How a call's scratch is laid out, and how its rows are split into parts. The layout is computed
+// from the problem alone: once with a null base for its size, once with the memory.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "cuda/launch.h"
+#include "cuda/state.h"
+#include "cuda/tuning.h"
+
+namespace gkd::cuda {
+
+/// Hands out aligned pieces of one block of memory.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class V>
+  V* take(std::size_t count) {
+    V* piece = reinterpret_cast<V*>(base_ + used_);
+    used_ += (count * sizeof(V) + 255) / 256 * 256;  // what cudaMalloc aligns to
+    return base_ == nullptr ? nullptr : piece;
+  }
+  std::size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  std::size_t used_ = 0;
+};
+
+/// Every row is cut into `parts` slices of `part_classes`, the last one shorter; block b of a
+/// launch sweeps part b % parts of row b / parts.
+struct Split {
+  std::int64_t part_classes;
+  std::int64_t parts;
+};
+
+/// Enough parts to fill the device, none shorter than a tile. It depends on shapes and the device
+/// alone, so the same call gives the same bits.
+inline Split split_rows(std::int64_t rows, std::int64_t classes, const Device& device) {
+  const std::int64_t wanted = std::int64_t(device.multiprocessors) * kBlocksPerMultiprocessor;
+  const std::int64_t tiles = (classes + kTile - 1) / kTile;
+  const std::int64_t parts = std::clamp<std::int64_t>((wanted + rows - 1) / rows, 1, tiles);
+  const std::int64_t tiles_per_part = (tiles + parts - 1) / parts;
+  return {tiles_per_part * kTile, (tiles + tiles_per_part - 1) / tiles_per_part};
+}
+
+/// The largest grid CUDA takes in x; launches over more rows than fit go in pieces.
+constexpr std::int64_t kGridLimit = (std::int64_t(1) << 31) - 1;
+
+/// Scratch of the split kernels. T is the arithmetic's type.
+template <class T>
+struct Workspace {
+  Split split;
+  RowState<T>* state;
+  RowReport* report;
+  PartMoments* moments;
+  PartKl* kl;
+  T* weight;  ///< for gkd::group, which has no weight to return
+  void* sort;
+  std::size_t bytes;
+};
+
+/// Scratch of the sort path for these rows.
+std::size_t sort_scratch_bytes(const Problem& problem);
+
+template <class T>
+Workspace<T> lay_out(const Problem& p, const Device& device, Method method, void* base) {
+  Workspace<T> w;
+  Arena arena(base);
+  w.split = split_rows(p.rows, p.classes, device);
+  const auto rows = static_cast<std::size_t>(p.rows);
+  w.state = arena.take<RowState<T>>(rows);
+  w.report = arena.take<RowReport>(rows);
+  w.moments = arena.take<PartMoments>(rows * w.split.parts);
+  w.kl = arena.take<PartKl>(rows * w.split.parts);
+  w.weight = arena.take<T>(1);
+  w.sort = arena.take<char>(method == Method::kSort ? sort_scratch_bytes(p) : 0);
+  w.bytes = arena.used();
+  return w;
+}
+
+}  // namespace gkd::cuda

@@ -1,0 +1,172 @@
+#include "kernel_case.h"
+#include "math/cut.h"
+
+namespace gkd::cuda::test {
+namespace {
+
+/// A matrix laid out with the strides of `m`, and the rounded values put back into `values`.
+std::vector<char> lay_out(const Matrix& m, std::int64_t offset, std::int64_t rows,
+                          std::int64_t classes, std::vector<double>* values) {
+  const std::size_t size = bytes_of(m.dtype);
+  const std::int64_t last = (rows - 1) * m.row_stride + (classes - 1) * m.col_stride;
+  std::vector<char> bytes(static_cast<std::size_t>(offset + last + 1) * size);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < classes; ++j) {
+      double& v = (*values)[i * classes + j];
+      v = put(m.dtype, v, bytes.data() + (offset + i * m.row_stride + j * m.col_stride) * size);
+    }
+  }
+  return bytes;
+}
+
+std::vector<double> read_column(const Buffer& b, bool wide, std::size_t count) {
+  if (wide) return b.read<double>(count);
+  const auto narrow = b.read<float>(count);
+  return {narrow.begin(), narrow.end()};
+}
+
+const void* at(const Buffer& b, std::int64_t elements, Dtype d) {
+  return static_cast<const char*>(b.get()) + elements * static_cast<std::int64_t>(bytes_of(d));
+}
+
+}  // namespace
+
+Outcome run(Case& c, Method method, const Device& device) {
+  Problem& p = c.p;
+  const auto rows = static_cast<std::size_t>(p.rows), classes = static_cast<std::size_t>(p.classes);
+  const auto s = lay_out(p.student, c.offset, p.rows, p.classes, &c.student);
+  const auto t = lay_out(p.teacher, c.offset, p.rows, p.classes, &c.teacher);
+  Buffer student(s.size()), teacher(t.size()), target(rows * 8);
+  student.write(s.data());
+  teacher.write(t.data());
+  p.student.data = at(student, c.offset, p.student.dtype);
+  p.teacher.data = at(teacher, c.offset, p.teacher.dtype);
+  if (!c.target.empty()) {
+    target.write(c.target.data());
+    p.target.data = target.get();
+  }
+  const std::size_t wide = p.wide() ? 8 : 4, grad_bytes = bytes_of(p.student.dtype);
+  Buffer loss(rows * wide), weight(wide), gradient(rows * classes * grad_bytes);
+  Buffer size(rows * 8), mask(rows * classes);
+  Buffer column[6] = {Buffer(rows * wide), Buffer(rows * wide), Buffer(rows * wide),
+                      Buffer(rows * wide), Buffer(rows * wide), Buffer(rows * wide)};
+  Buffer workspace(workspace_bytes(p, device, method));
+  const Results results{loss.get(), weight.get(), gradient.get()};
+  EXPECT_EQ(forward(p, results, device, method, workspace.get(), nullptr), cudaSuccess);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  const GroupColumns columns{static_cast<std::int64_t*>(size.get()),
+                             column[0].get(),
+                             column[1].get(),
+                             column[2].get(),
+                             column[3].get(),
+                             column[4].get(),
+                             column[5].get(),
+                             static_cast<bool*>(mask.get())};
+  EXPECT_EQ(group(p, columns, device, method, workspace.get(), nullptr), cudaSuccess);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+
+  Outcome o;
+  o.loss = read_column(loss, p.wide(), p.reduction == Reduction::kNone ? rows : 1);
+  const double w = read_column(weight, p.wide(), 1)[0];
+  const auto raw = gradient.read<char>(rows * classes * grad_bytes);
+  for (std::size_t k = 0; k < rows * classes; ++k) {
+    const double stored = get(p.student.dtype, raw.data() + k * grad_bytes);
+    o.gradient.push_back(stored / (p.headroom * stored_scale(w)));
+  }
+  for (int k = 0; k < 6; ++k) o.columns[k] = read_column(column[k], p.wide(), rows);
+  o.size = size.read<std::int64_t>(rows);
+  o.mask = mask.read<char>(rows * classes);
+  return o;
+}
+
+double cut_of(const Case& c, std::int64_t row) {
+  const Problem& p = c.p;
+  const auto& from = p.by_student ? c.student : c.teacher;
+  std::vector<double> sorted(from.begin() + row * p.classes, from.begin() + (row + 1) * p.classes);
+  std::sort(sorted.rbegin(), sorted.rend());
+  if (p.group_size == 0) return kInfinity;
+  if (p.group_size > 0) {
+    return p.group_size >= p.classes ? -kInfinity
+                                     : sorted[static_cast<std::size_t>(p.group_size) - 1];
+  }
+  if (p.threshold == 1) {
+    return p.wide() ? std::numeric_limits<double>::lowest() : std::numeric_limits<float>::lowest();
+  }
+  long double total = 0, mass = 0;
+  for (double r : sorted)
+    total += std::exp(static_cast<long double>(r - sorted[0]) / p.weights.temperature);
+  for (double r : sorted) {
+    mass += std::exp(static_cast<long double>(r - sorted[0]) / p.weights.temperature);
+    if (mass >= static_cast<long double>(p.threshold) * total) return r;
+  }
+  return sorted.back();
+}
+
+Outcome expect(const Case& c, const Outcome& actual) {
+  using Real = long double;
+  const Problem& p = c.p;
+  const Weights& w = p.weights;
+  const Real t = w.temperature;
+  Outcome o;
+  o.gradient.assign(c.student.size(), 0);
+  for (std::int64_t row = 0; row < p.rows; ++row) {
+    const double* s = c.student.data() + row * p.classes;
+    const double* u = c.teacher.data() + row * p.classes;
+    const char* inside = actual.mask.data() + row * p.classes;
+    Real top[2][2], sum[2][2] = {{0, 0}, {0, 0}};  // [student or teacher][group]
+    for (auto& side : top) side[0] = side[1] = -kInfinity;
+    for (std::int64_t j = 0; j < p.classes; ++j) {
+      const int g = inside[j] ? 0 : 1;
+      top[0][g] = std::max<Real>(top[0][g], s[j]);
+      top[1][g] = std::max<Real>(top[1][g], u[j]);
+    }
+    for (std::int64_t j = 0; j < p.classes; ++j) {
+      const int g = inside[j] ? 0 : 1;
+      if (s[j] > -kInfinity) sum[0][g] += std::exp((s[j] - top[0][g]) / t);
+      if (u[j] > -kInfinity) sum[1][g] += std::exp((u[j] - top[1][g]) / t);
+    }
+    Real log_mass[2][2];  // relative to the whole row
+    for (int side = 0; side < 2; ++side) {
+      Real own[2], high;
+      for (int g = 0; g < 2; ++g)
+        own[g] = sum[side][g] > 0 ? top[side][g] / t + std::log(sum[side][g]) : -kInfinity;
+      high = std::max(own[0], own[1]);
+      const Real all = high + std::log(std::exp(own[0] - high) + std::exp(own[1] - high));
+      for (int g = 0; g < 2; ++g) log_mass[side][g] = own[g] - all;
+    }
+    const Real weight[2] = {w.primary, w.secondary};
+    Real binary = 0, kl[2] = {0, 0}, q_minus_p[2];
+    for (int g = 0; g < 2; ++g) {
+      const Real mass_p = std::exp(log_mass[1][g]), mass_q = std::exp(log_mass[0][g]);
+      q_minus_p[g] = mass_q - mass_p;
+      if (mass_p > 0) binary += mass_p * (log_mass[1][g] - log_mass[0][g]);
+    }
+    for (std::int64_t j = 0; j < p.classes; ++j) {
+      const int g = inside[j] ? 0 : 1;
+      auto log_of = [&](double logit, int side) -> Real {
+        if (!(logit > -kInfinity)) return -kInfinity;
+        return (logit - top[side][g]) / t - std::log(sum[side][g]);
+      };
+      const Real log_p = log_of(u[j], 1), log_q = log_of(s[j], 0);
+      const Real prob_p = std::exp(log_p), prob_q = std::exp(log_q);
+      if (prob_p > 0) kl[g] += prob_p * (log_p - log_q);
+      const Real factor = weight[g] * (w.coupled ? std::exp(log_mass[1][g]) : 1);
+      Real grad = w.binary * q_minus_p[g] * prob_q;
+      if (factor != 0) grad += factor * (prob_q - prob_p);
+      o.gradient[static_cast<std::size_t>(row * p.classes + j)] = static_cast<double>(t * grad);
+    }
+    Real loss = w.binary != 0 ? w.binary * binary : 0;
+    for (int g = 0; g < 2; ++g) {
+      const Real factor = weight[g] * (w.coupled ? std::exp(log_mass[1][g]) : 1);
+      if (factor != 0) loss += factor * kl[g];
+    }
+    o.loss.push_back(static_cast<double>(t * t * loss));
+    const Real columns[6] = {
+        std::exp(log_mass[1][0]), std::exp(log_mass[0][0]), cut_of(c, row), kl[0], binary, kl[1]};
+    for (int k = 0; k < 6; ++k) o.columns[k].push_back(static_cast<double>(columns[k]));
+    o.size.push_back(std::count(inside, inside + p.classes, 1));
+  }
+  return o;
+}
+
+}  // namespace gkd::cuda::test
