@@ -6,12 +6,23 @@
 namespace gkd::cuda {
 namespace {
 
+/// Cuts, summaries and last sweeps of all rows, chunk by chunk.
 template <class T>
-cudaError_t find_cuts(const Problem& p, const Device& device, const Workspace<T>& w,
-                      cudaStream_t stream) {
+cudaError_t run_rows(const Problem& p, const Device& device, Method method, const Workspace<T>& w,
+                     const T* weight, bool all_kl, void* gradient, cudaStream_t stream) {
   T cut;
-  if (constant_cut(p, &cut)) return fill_cuts(p, w.state, cut, stream);
-  return find_cuts_sort(p, device, w.state, w.sort, stream);
+  const bool constant = constant_cut(p, &cut);
+  if (constant) GKD_TRY(fill_cuts(p, w.state, cut, stream));
+  for (std::int64_t row = 0; row < p.rows; row += w.chunk_rows) {
+    const std::int64_t rows = std::min(w.chunk_rows, p.rows - row);
+    const Chunk chunk{row, rows, split_rows(rows, p.classes, device)};
+    if (!constant) {
+      const auto find = method == Method::kSort ? &find_cuts_sort<T> : &find_cuts_select<T>;
+      GKD_TRY(find(p, chunk, w.state, w.selection, stream));
+    }
+    GKD_TRY(run_split(p, chunk, w, weight, all_kl, gradient, stream));
+  }
+  return cudaSuccess;
 }
 
 template <class T>
@@ -20,8 +31,7 @@ cudaError_t forward(const Problem& p, const Results& results, const Device& devi
   const Workspace<T> w = lay_out<T>(p, device, method, workspace);
   T* weight = static_cast<T*>(results.weight);
   GKD_TRY(read_targets(p, w.state, weight, stream));
-  GKD_TRY(find_cuts(p, device, w, stream));
-  GKD_TRY(run_split(p, w, weight, /*all_kl=*/false, results.gradient, stream));
+  GKD_TRY(run_rows<T>(p, device, method, w, weight, /*all_kl=*/false, results.gradient, stream));
   return reduce_loss(p, w.report, weight, static_cast<T*>(results.loss), stream);
 }
 
@@ -30,8 +40,7 @@ cudaError_t group(const Problem& p, const GroupColumns& columns, const Device& d
                   Method method, void* workspace, cudaStream_t stream) {
   const Workspace<T> w = lay_out<T>(p, device, method, workspace);
   GKD_TRY(read_targets(p, w.state, w.weight, stream));
-  GKD_TRY(find_cuts(p, device, w, stream));
-  GKD_TRY(run_split(p, w, static_cast<const T*>(w.weight), /*all_kl=*/true, nullptr, stream));
+  GKD_TRY(run_rows<T>(p, device, method, w, w.weight, /*all_kl=*/true, nullptr, stream));
   return write_group(p, w.state, w.report, device, columns, stream);
 }
 

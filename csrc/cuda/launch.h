@@ -15,6 +15,10 @@ enum class Method {
   /// CUB sorts every row's ranking logits, keys only; a scan of the sorted masses meets the
   /// threshold. At least 72 bytes of traffic per class, and up to 256 MiB of scratch.
   kSort,
+  /// Counts by bin narrow the cut to a few classes, which are weighed exactly. No [B, C] scratch.
+  /// As
+  /// several kernels it reads the ranking logits three times, later times from the cache.
+  kSelect,
 };
 
 /// Bytes of device scratch that `forward` and `group` need.

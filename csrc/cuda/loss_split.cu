@@ -21,16 +21,17 @@ __device__ __forceinline__ Slice slice_of(const Split& split, std::int64_t part,
 
 template <class Source, class T>
 __global__ void __launch_bounds__(kSweepThreads)
-    moments_kernel(Problem p, Split split, std::int64_t first_row, const RowState<T>* state,
-                   PartMoments* moments, T inv_temperature) {
+    moments_kernel(Problem p, Chunk chunk, const RowState<T>* state, PartMoments* moments,
+                   T inv_temperature) {
   __shared__ MomentsStorage<T, kSweepThreads> storage;
-  const std::int64_t row = first_row + blockIdx.x / split.parts, part = blockIdx.x % split.parts;
+  const std::int64_t row = chunk.first_row + blockIdx.x / chunk.split.parts;
+  const std::int64_t part = blockIdx.x % chunk.split.parts;
   const RowState<T>& r = state[row];
   if (r.kind != RowKind::kCounted) return;  // the whole block: no barrier is left waiting
   const PartMoments sum =
-      summarise_slice<T, kSweepThreads>(Source(p, row), slice_of(split, part, p.classes), r.cut,
-                                        r.target, p.by_student, inv_temperature, storage);
-  if (threadIdx.x == 0) moments[row * split.parts + part] = sum;
+      summarise_slice<T, kSweepThreads>(Source(p, row), slice_of(chunk.split, part, p.classes),
+                                        r.cut, r.target, p.by_student, inv_temperature, storage);
+  if (threadIdx.x == 0) moments[blockIdx.x] = sum;
 }
 
 struct MergeMoments {
@@ -44,13 +45,14 @@ struct MergeMoments {
 
 /// One warp a row: merges the parts in an order that the shape alone decides.
 template <class T>
-__global__ void finish_kernel(Problem p, Split split, RowState<T>* state,
+__global__ void finish_kernel(Problem p, Chunk chunk, RowState<T>* state,
                               const PartMoments* moments, RowReport* report, const T* weight) {
   using Reduce = cub::WarpReduce<GroupMoments<double>>;
   __shared__ typename Reduce::TempStorage storage[kWarpsPerBlock];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const std::int64_t row = std::int64_t(blockIdx.x) * kWarpsPerBlock + warp;
-  if (row >= p.rows) return;
+  const std::int64_t local = std::int64_t(blockIdx.x) * kWarpsPerBlock + warp;
+  if (local >= chunk.rows) return;
+  const std::int64_t row = chunk.first_row + local, parts = chunk.split.parts;
   RowState<T>& r = state[row];
   if (r.kind != RowKind::kCounted) {
     if (lane == 0) report[row] = RowReport{};
@@ -59,8 +61,8 @@ __global__ void finish_kernel(Problem p, Split split, RowState<T>* state,
   const MergeMoments merge{1 / p.weights.temperature};
   GroupMoments<double> group[2];
   int bad = 0;
-  for (std::int64_t part = lane; part < split.parts; part += kWarp) {
-    const PartMoments m = moments[row * split.parts + part];
+  for (std::int64_t part = lane; part < parts; part += kWarp) {
+    const PartMoments m = moments[local * parts + part];
     bad |= m.bad;
     for (int g = 0; g < 2; ++g) group[g] = merge(group[g], m.group[g]);
   }
@@ -89,12 +91,13 @@ __global__ void finish_kernel(Problem p, Split split, RowState<T>* state,
 
 template <class Source, class T>
 __global__ void __launch_bounds__(kSweepThreads)
-    emit_kernel(Problem p, Split split, std::int64_t first_row, const RowState<T>* state,
-                PartKl* kl, bool all_kl, void* gradient, T inv_temperature) {
+    emit_kernel(Problem p, Chunk chunk, const RowState<T>* state, PartKl* kl, bool all_kl,
+                void* gradient, T inv_temperature) {
   __shared__ KlStorage<kSweepThreads> storage;
-  const std::int64_t row = first_row + blockIdx.x / split.parts, part = blockIdx.x % split.parts;
+  const std::int64_t row = chunk.first_row + blockIdx.x / chunk.split.parts;
+  const std::int64_t part = blockIdx.x % chunk.split.parts;
   const RowState<T>& r = state[row];
-  const Slice slice = slice_of(split, part, p.classes);
+  const Slice slice = slice_of(chunk.split, part, p.classes);
   const Source source(p, row);
   PartKl sum{};
   if (r.kind == RowKind::kCounted) {
@@ -104,21 +107,22 @@ __global__ void __launch_bounds__(kSweepThreads)
     const T value = r.kind == RowKind::kIgnored ? T(0) : std::numeric_limits<T>::quiet_NaN();
     fill_slice<T, kSweepThreads>(source, slice, value, gradient, row * p.classes);
   }
-  if (threadIdx.x == 0) kl[row * split.parts + part] = sum;
+  if (threadIdx.x == 0) kl[blockIdx.x] = sum;
 }
 
 /// One warp a row: the KL sums of its parts, and the row's loss.
 template <class T>
-__global__ void rows_kernel(Problem p, Split split, const RowState<T>* state, const PartKl* kl,
+__global__ void rows_kernel(Problem p, Chunk chunk, const RowState<T>* state, const PartKl* kl,
                             RowReport* report) {
   using Reduce = cub::WarpReduce<PartKl>;
   __shared__ typename Reduce::TempStorage storage[kWarpsPerBlock];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const std::int64_t row = std::int64_t(blockIdx.x) * kWarpsPerBlock + warp;
-  if (row >= p.rows) return;
+  const std::int64_t local = std::int64_t(blockIdx.x) * kWarpsPerBlock + warp;
+  if (local >= chunk.rows) return;
+  const std::int64_t row = chunk.first_row + local, parts = chunk.split.parts;
   PartKl sum{};
-  for (std::int64_t part = lane; part < split.parts; part += kWarp) {
-    sum = AddKl{}(sum, kl[row * split.parts + part]);
+  for (std::int64_t part = lane; part < parts; part += kWarp) {
+    sum = AddKl{}(sum, kl[local * parts + part]);
   }
   sum = Reduce(storage[warp]).Reduce(sum, AddKl{});
   if (lane != 0) return;
@@ -133,43 +137,30 @@ __global__ void rows_kernel(Problem p, Split split, const RowState<T>* state, co
 }  // namespace
 
 template <class T>
-cudaError_t run_split(const Problem& p, const Workspace<T>& w, const T* weight, bool all_kl,
-                      void* gradient, cudaStream_t stream) {
+cudaError_t run_split(const Problem& p, const Chunk& chunk, const Workspace<T>& w, const T* weight,
+                      bool all_kl, void* gradient, cudaStream_t stream) {
   const T inv_temperature = static_cast<T>(1 / p.weights.temperature);
-  const std::int64_t rows_per_launch = kGridLimit / w.split.parts;
-  const auto row_blocks = static_cast<unsigned>((p.rows + kWarpsPerBlock - 1) / kWarpsPerBlock);
-  return with_source(p, [&](auto* tag) -> cudaError_t {
+  const auto row_blocks = static_cast<unsigned>((chunk.rows + kWarpsPerBlock - 1) / kWarpsPerBlock);
+  constexpr int kRowThreads = kWarpsPerBlock * kWarp;
+  return with_source_of<T>(p, [&](auto* tag) -> cudaError_t {
     using Source = std::remove_pointer_t<decltype(tag)>;
-    if constexpr (!std::is_same_v<typename Source::Value, T>) {
-      return cudaErrorInvalidValue;  // run_split<T> is called with the problem's own T
-    } else {
-      for (std::int64_t row = 0; row < p.rows; row += rows_per_launch) {
-        const auto blocks =
-            static_cast<unsigned>(std::min(rows_per_launch, p.rows - row) * w.split.parts);
-        moments_kernel<Source, T><<<blocks, kSweepThreads, 0, stream>>>(p, w.split, row, w.state,
-                                                                        w.moments, inv_temperature);
-        GKD_TRY(cudaGetLastError());
-      }
-      finish_kernel<T><<<row_blocks, kWarpsPerBlock * kWarp, 0, stream>>>(
-          p, w.split, w.state, w.moments, w.report, weight);
-      GKD_TRY(cudaGetLastError());
-      for (std::int64_t row = 0; row < p.rows; row += rows_per_launch) {
-        const auto blocks =
-            static_cast<unsigned>(std::min(rows_per_launch, p.rows - row) * w.split.parts);
-        emit_kernel<Source, T><<<blocks, kSweepThreads, 0, stream>>>(
-            p, w.split, row, w.state, w.kl, all_kl, gradient, inv_temperature);
-        GKD_TRY(cudaGetLastError());
-      }
-      rows_kernel<T>
-          <<<row_blocks, kWarpsPerBlock * kWarp, 0, stream>>>(p, w.split, w.state, w.kl, w.report);
-      return cudaGetLastError();
-    }
+    moments_kernel<Source, T><<<chunk.blocks(), kSweepThreads, 0, stream>>>(
+        p, chunk, w.state, w.moments, inv_temperature);
+    GKD_TRY(cudaGetLastError());
+    finish_kernel<T>
+        <<<row_blocks, kRowThreads, 0, stream>>>(p, chunk, w.state, w.moments, w.report, weight);
+    GKD_TRY(cudaGetLastError());
+    emit_kernel<Source, T><<<chunk.blocks(), kSweepThreads, 0, stream>>>(
+        p, chunk, w.state, w.kl, all_kl, gradient, inv_temperature);
+    GKD_TRY(cudaGetLastError());
+    rows_kernel<T><<<row_blocks, kRowThreads, 0, stream>>>(p, chunk, w.state, w.kl, w.report);
+    return cudaGetLastError();
   });
 }
 
-template cudaError_t run_split<float>(const Problem&, const Workspace<float>&, const float*, bool,
-                                      void*, cudaStream_t);
-template cudaError_t run_split<double>(const Problem&, const Workspace<double>&, const double*,
-                                       bool, void*, cudaStream_t);
+template cudaError_t run_split<float>(const Problem&, const Chunk&, const Workspace<float>&,
+                                      const float*, bool, void*, cudaStream_t);
+template cudaError_t run_split<double>(const Problem&, const Chunk&, const Workspace<double>&,
+                                       const double*, bool, void*, cudaStream_t);
 
 }  // namespace gkd::cuda

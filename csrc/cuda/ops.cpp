@@ -51,10 +51,8 @@ cuda::Problem problem_of(const at::Tensor& student, const at::Tensor& teacher,
 
 cuda::Device this_device() { return {at::cuda::getCurrentDeviceProperties()->multiProcessorCount}; }
 
-cuda::Method method_of(const char* name, const Settings& s) {
-  TORCH_CHECK_NOT_IMPLEMENTED(s.method != "select", name,
-                              ": method select is not available on CUDA, use sort or auto");
-  return cuda::Method::kSort;
+cuda::Method method_of(const Settings& s) {
+  return s.method == "sort" ? cuda::Method::kSort : cuda::Method::kSelect;
 }
 
 at::Tensor workspace_for(const cuda::Problem& p, const cuda::Device& device, cuda::Method method,
@@ -80,7 +78,7 @@ ForwardTensors forward_cuda(const at::Tensor& student, const at::Tensor& teacher
                 : reduction == "mean" ? cuda::Reduction::kMean
                                       : cuda::Reduction::kSum;
   const cuda::Device device = this_device();
-  const cuda::Method method = method_of("gkd::loss", s);
+  const cuda::Method method = method_of(s);
   const at::Tensor workspace = workspace_for(p, device, method, student);
   const cuda::Results results{loss.mutable_data_ptr(), weight.mutable_data_ptr(),
                               need_grad ? gradient.mutable_data_ptr() : nullptr};
@@ -103,7 +101,7 @@ GroupTensors group_cuda(const at::Tensor& student, const at::Tensor& teacher,
   if (rows > 0) {
     const cuda::Problem p = problem_of(su, te, target, s);
     const cuda::Device device = this_device();
-    const cuda::Method method = method_of("gkd::group", s);
+    const cuda::Method method = method_of(s);
     const at::Tensor workspace = workspace_for(p, device, method, student);
     const cuda::GroupColumns to{size.mutable_data_ptr<std::int64_t>(),
                                 columns[0].mutable_data_ptr(),

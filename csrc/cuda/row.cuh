@@ -51,6 +51,9 @@ struct Direct {
     *student = widen<T>(s[j]);
     *teacher = widen<T>(u[j]);
   }
+  __device__ __forceinline__ T rank(std::int64_t j, bool by_student) const {
+    return widen<T>((by_student ? s : u)[j]);
+  }
   __device__ __forceinline__ void store(void* gradient, std::int64_t at, T value) const {
     narrow(value, static_cast<Elem*>(gradient) + at);
   }
@@ -88,6 +91,10 @@ struct Strided {
     *student = load_any<T>(s, s_row + j * s.col_stride);
     *teacher = load_any<T>(u, u_row + j * u.col_stride);
   }
+  __device__ __forceinline__ T rank(std::int64_t j, bool by_student) const {
+    return by_student ? load_any<T>(s, s_row + j * s.col_stride)
+                      : load_any<T>(u, u_row + j * u.col_stride);
+  }
   __device__ __forceinline__ void store(void* gradient, std::int64_t at, T value) const {
     switch (s.dtype) {
       case Dtype::kHalf:
@@ -104,24 +111,23 @@ struct Strided {
   }
 };
 
-/// Calls `run(source)` with a null pointer of the Source type that fits the problem.
-template <class Run>
-cudaError_t with_source(const Problem& p, Run run) {
+/// Calls `run(tag)` with a null pointer of the Source that fits a problem whose arithmetic is in T.
+template <class T, class Run>
+cudaError_t with_source_of(const Problem& p, Run run) {
   const bool direct =
       p.student.dtype == p.teacher.dtype && p.student.col_stride == 1 && p.teacher.col_stride == 1;
-  if (!direct) {
-    if (p.wide()) return run(static_cast<Strided<double>*>(nullptr));
-    return run(static_cast<Strided<float>*>(nullptr));
-  }
-  switch (p.student.dtype) {
-    case Dtype::kHalf:
-      return run(static_cast<Direct<float, __half>*>(nullptr));
-    case Dtype::kBFloat16:
-      return run(static_cast<Direct<float, __nv_bfloat16>*>(nullptr));
-    case Dtype::kFloat:
-      return run(static_cast<Direct<float, float>*>(nullptr));
-    default:
-      return run(static_cast<Direct<double, double>*>(nullptr));
+  if (!direct) return run(static_cast<Strided<T>*>(nullptr));
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return run(static_cast<Direct<double, double>*>(nullptr));
+  } else {
+    switch (p.student.dtype) {
+      case Dtype::kHalf:
+        return run(static_cast<Direct<float, __half>*>(nullptr));
+      case Dtype::kBFloat16:
+        return run(static_cast<Direct<float, __nv_bfloat16>*>(nullptr));
+      default:
+        return run(static_cast<Direct<float, float>*>(nullptr));
+    }
   }
 }
 

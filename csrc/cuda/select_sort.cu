@@ -47,11 +47,11 @@ __device__ __forceinline__ T logit_of(Key key, Dtype dtype) {
 
 template <class Key>
 __global__ void __launch_bounds__(kSweepThreads)
-    keys_kernel(Matrix ranking, std::int64_t classes, Split split, std::int64_t first_row,
-                Key* keys) {
+    keys_kernel(Matrix ranking, std::int64_t classes, Chunk chunk, Key* keys) {
+  const Split split = chunk.split;
   const std::int64_t chunk_row = blockIdx.x / split.parts, part = blockIdx.x % split.parts;
   const Key* row =
-      static_cast<const Key*>(ranking.data) + (first_row + chunk_row) * ranking.row_stride;
+      static_cast<const Key*>(ranking.data) + (chunk.first_row + chunk_row) * ranking.row_stride;
   const Key infinity = infinity_bits<Key>(ranking.dtype);
   const std::int64_t begin = part * split.part_classes;
   const std::int64_t end = min(begin + split.part_classes, classes);
@@ -161,45 +161,36 @@ cudaError_t sort_keys(void* scratch, std::size_t& bytes, const Key* keys, Key* s
                                                       rows, begins, begins + 1, stream);
 }
 
-/// Rows of a chunk and the pieces of its scratch.
-struct Chunk {
-  std::int64_t rows;
+/// The pieces of a chunk's scratch.
+struct Pieces {
   std::size_t key_bytes, cub_bytes;
 };
 
 template <class Key>
-Chunk chunk_of(const Problem& p) {
-  const std::size_t row_bytes = static_cast<std::size_t>(p.classes) * sizeof(Key);
-  // Keys, sorted keys, and as much again for CUB's double buffer.
-  const auto fitting = static_cast<std::int64_t>(kSortScratch / (3 * row_bytes));
-  Chunk c;
-  c.rows = std::clamp<std::int64_t>(fitting, 1, std::min(p.rows, kSortSegments));
-  c.key_bytes = (c.rows * row_bytes + 255) / 256 * 256;
-  c.cub_bytes = 0;
+Pieces pieces_of(const Problem& p, std::int64_t rows) {
+  Pieces pieces;
+  pieces.key_bytes = (static_cast<std::size_t>(rows * p.classes) * sizeof(Key) + 255) / 256 * 256;
+  pieces.cub_bytes = 0;
   Key* none = nullptr;
-  sort_keys<Key>(nullptr, c.cub_bytes, none, none, c.rows, p.classes, nullptr);
-  return c;
+  sort_keys<Key>(nullptr, pieces.cub_bytes, none, none, rows, p.classes, nullptr);
+  return pieces;
 }
 
 template <class T, class Key>
-cudaError_t find_cuts(const Problem& p, const Device& device, RowState<T>* state, void* scratch,
+cudaError_t find_cuts(const Problem& p, const Chunk& chunk, RowState<T>* state, void* scratch,
                       cudaStream_t stream) {
-  Chunk chunk = chunk_of<Key>(p);
+  Pieces pieces = pieces_of<Key>(p, chunk.rows);
   Key* keys = static_cast<Key*>(scratch);
-  Key* sorted = keys + chunk.key_bytes / sizeof(Key);
-  void* cub_scratch = static_cast<char*>(scratch) + 2 * chunk.key_bytes;
-  for (std::int64_t row = 0; row < p.rows; row += chunk.rows) {
-    const std::int64_t rows = std::min(chunk.rows, p.rows - row);
-    const Split split = split_rows(rows, p.classes, device);
-    keys_kernel<Key><<<static_cast<unsigned>(rows * split.parts), kSweepThreads, 0, stream>>>(
-        p.ranking(), p.classes, split, row, keys);
-    GKD_TRY(cudaGetLastError());
-    GKD_TRY(sort_keys<Key>(cub_scratch, chunk.cub_bytes, keys, sorted, rows, p.classes, stream));
-    scan_kernel<T, Key>
-        <<<static_cast<unsigned>(rows), kScanThreads, 0, stream>>>(p, row, sorted, state);
-    GKD_TRY(cudaGetLastError());
-  }
-  return cudaSuccess;
+  Key* sorted = keys + pieces.key_bytes / sizeof(Key);
+  void* cub_scratch = static_cast<char*>(scratch) + 2 * pieces.key_bytes;
+  keys_kernel<Key>
+      <<<chunk.blocks(), kSweepThreads, 0, stream>>>(p.ranking(), p.classes, chunk, keys);
+  GKD_TRY(cudaGetLastError());
+  GKD_TRY(
+      sort_keys<Key>(cub_scratch, pieces.cub_bytes, keys, sorted, chunk.rows, p.classes, stream));
+  scan_kernel<T, Key><<<static_cast<unsigned>(chunk.rows), kScanThreads, 0, stream>>>(
+      p, chunk.first_row, sorted, state);
+  return cudaGetLastError();
 }
 
 /// Calls run(key) with a key as wide as the ranking logits.
@@ -217,22 +208,31 @@ auto with_key(Dtype dtype, Run run) {
 
 }  // namespace
 
-std::size_t sort_scratch_bytes(const Problem& p) {
+std::int64_t sort_chunk_rows(const Problem& p) {
   return with_key(p.ranking().dtype, [&](auto key) {
-    const Chunk c = chunk_of<decltype(key)>(p);
-    return 2 * c.key_bytes + c.cub_bytes;
+    // Keys, sorted keys, and as much again for CUB's double buffer.
+    const std::size_t row_bytes = 3 * static_cast<std::size_t>(p.classes) * sizeof(key);
+    const auto fitting = static_cast<std::int64_t>(kSortScratch / row_bytes);
+    return std::clamp<std::int64_t>(fitting, 1, std::min(p.rows, kSortSegments));
+  });
+}
+
+std::size_t sort_scratch_bytes(const Problem& p, std::int64_t rows) {
+  return with_key(p.ranking().dtype, [&](auto key) {
+    const Pieces pieces = pieces_of<decltype(key)>(p, rows);
+    return 2 * pieces.key_bytes + pieces.cub_bytes;
   });
 }
 
 template <class T>
-cudaError_t find_cuts_sort(const Problem& p, const Device& device, RowState<T>* state,
-                           void* scratch, cudaStream_t stream) {
+cudaError_t find_cuts_sort(const Problem& p, const Chunk& chunk, RowState<T>* state, void* scratch,
+                           cudaStream_t stream) {
   return with_key(p.ranking().dtype, [&](auto key) -> cudaError_t {
     using Key = decltype(key);
     if constexpr (sizeof(Key) > sizeof(T)) {
       return cudaErrorInvalidValue;  // a double ranking makes the arithmetic double
     } else {
-      return find_cuts<T, Key>(p, device, state, scratch, stream);
+      return find_cuts<T, Key>(p, chunk, state, scratch, stream);
     }
   });
 }
@@ -244,9 +244,9 @@ cudaError_t fill_cuts(const Problem& p, RowState<T>* state, T cut, cudaStream_t 
   return cudaGetLastError();
 }
 
-#define GKD_INSTANTIATE(T)                                                                   \
-  template cudaError_t find_cuts_sort<T>(const Problem&, const Device&, RowState<T>*, void*, \
-                                         cudaStream_t);                                      \
+#define GKD_INSTANTIATE(T)                                                                  \
+  template cudaError_t find_cuts_sort<T>(const Problem&, const Chunk&, RowState<T>*, void*, \
+                                         cudaStream_t);                                     \
   template cudaError_t fill_cuts<T>(const Problem&, RowState<T>*, T, cudaStream_t);
 GKD_INSTANTIATE(float)
 GKD_INSTANTIATE(double)

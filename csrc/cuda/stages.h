@@ -25,16 +25,19 @@ bool constant_cut(const Problem& p, T* cut) {
 template <class T>
 cudaError_t fill_cuts(const Problem& problem, RowState<T>* state, T cut, cudaStream_t stream);
 
-/// Every row's cut, by sorting. The problem has no constant cut.
+/// The cuts of a chunk's rows, for a problem without a constant cut.
 template <class T>
-cudaError_t find_cuts_sort(const Problem& problem, const Device& device, RowState<T>* state,
+cudaError_t find_cuts_sort(const Problem& problem, const Chunk& chunk, RowState<T>* state,
                            void* scratch, cudaStream_t stream);
-
-/// Every row's summary, the constants of its last sweep, and that sweep: the gradient unless
-/// `gradient` is null, and each row's report. `all_kl`: also the KL of a group without weight.
 template <class T>
-cudaError_t run_split(const Problem& problem, const Workspace<T>& workspace, const T* weight,
-                      bool all_kl, void* gradient, cudaStream_t stream);
+cudaError_t find_cuts_select(const Problem& problem, const Chunk& chunk, RowState<T>* state,
+                             void* scratch, cudaStream_t stream);
+
+/// A chunk's summaries, the constants of its last sweep, and that sweep: the gradient unless it is
+/// null, and each row's report. `all_kl`: also the KL of a group without weight.
+template <class T>
+cudaError_t run_split(const Problem& problem, const Chunk& chunk, const Workspace<T>& workspace,
+                      const T* weight, bool all_kl, void* gradient, cudaStream_t stream);
 
 /// The reduced loss from the rows' reports.
 template <class T>

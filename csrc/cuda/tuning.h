@@ -41,4 +41,16 @@ constexpr std::int64_t kSortSegments = 500;
 /// multiprocessors.
 constexpr std::int64_t kDeviceSortClasses = std::int64_t(1) << 18;
 
+/// Rows of a chunk of the split select path, in bytes of both inputs: half an H100's L2 cache, so
+/// that later sweeps find the chunk there beside what other kernels hold.
+constexpr std::int64_t kCacheBytes = std::int64_t(24) << 20;
+
+/// Keys of a row's window that are listed: a flat row's window holds 1 to 3% of its classes; a
+/// fuller one (ties) is swept again instead. The limit keeps positions in an int.
+constexpr std::int64_t kListShare = 16, kListLeast = 1024, kListLimit = std::int64_t(1) << 30;
+
+/// Bits of the key that one spread resolves: 2,048 bins of 8 bytes leave room for six blocks'
+/// shared memory on a multiprocessor.
+constexpr int kSpreadBits = 11;
+
 }  // namespace gkd::cuda

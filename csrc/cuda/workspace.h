@@ -46,37 +46,59 @@ inline Split split_rows(std::int64_t rows, std::int64_t classes, const Device& d
   return {tiles_per_part * kTile, (tiles + tiles_per_part - 1) / tiles_per_part};
 }
 
-/// The largest grid CUDA takes in x; launches over more rows than fit go in pieces.
+/// A bound on rows * parts of any chunk of up to `rows` rows.
+inline std::int64_t most_parts(std::int64_t rows, std::int64_t classes, const Device& device) {
+  const std::int64_t wanted = std::int64_t(device.multiprocessors) * kBlocksPerMultiprocessor;
+  return std::min(rows * ((classes + kTile - 1) / kTile), wanted + rows);
+}
+
+/// The largest grid CUDA takes in x.
 constexpr std::int64_t kGridLimit = (std::int64_t(1) << 31) - 1;
 
-/// Scratch of the split kernels. T is the arithmetic's type.
-template <class T>
-struct Workspace {
+/// Rows that go through the kernels together.
+struct Chunk {
+  std::int64_t first_row, rows;
   Split split;
-  RowState<T>* state;
-  RowReport* report;
-  PartMoments* moments;
-  PartKl* kl;
-  T* weight;  ///< for gkd::group, which has no weight to return
-  void* sort;
-  std::size_t bytes;
+
+  unsigned blocks() const { return static_cast<unsigned>(rows * split.parts); }
 };
 
-/// Scratch of the sort path for these rows.
-std::size_t sort_scratch_bytes(const Problem& problem);
+/// Rows of a chunk, and scratch for finding their cuts. T is the arithmetic's type.
+std::int64_t sort_chunk_rows(const Problem& problem);
+std::int64_t select_chunk_rows(const Problem& problem);
+std::size_t sort_scratch_bytes(const Problem& problem, std::int64_t rows);
+template <class T>
+std::size_t select_scratch_bytes(const Problem& problem, std::int64_t rows);
+
+/// Scratch of a call.
+template <class T>
+struct Workspace {
+  std::int64_t chunk_rows;
+  RowState<T>* state;    ///< [rows]
+  RowReport* report;     ///< [rows]
+  PartMoments* moments;  ///< [chunk_rows, parts]
+  PartKl* kl;            ///< [chunk_rows, parts]
+  T* weight;             ///< for gkd::group, which has no weight to return
+  void* selection;
+  std::size_t bytes;
+};
 
 template <class T>
 Workspace<T> lay_out(const Problem& p, const Device& device, Method method, void* base) {
   Workspace<T> w;
   Arena arena(base);
-  w.split = split_rows(p.rows, p.classes, device);
+  const bool sort = method == Method::kSort;
+  w.chunk_rows = sort ? sort_chunk_rows(p) : select_chunk_rows(p);
   const auto rows = static_cast<std::size_t>(p.rows);
+  // A last, shorter chunk is split finer; its parts are no more than a whole one's and one per row.
+  const auto parts = static_cast<std::size_t>(most_parts(w.chunk_rows, p.classes, device));
   w.state = arena.take<RowState<T>>(rows);
   w.report = arena.take<RowReport>(rows);
-  w.moments = arena.take<PartMoments>(rows * w.split.parts);
-  w.kl = arena.take<PartKl>(rows * w.split.parts);
+  w.moments = arena.take<PartMoments>(parts);
+  w.kl = arena.take<PartKl>(parts);
   w.weight = arena.take<T>(1);
-  w.sort = arena.take<char>(method == Method::kSort ? sort_scratch_bytes(p) : 0);
+  w.selection = arena.take<char>(sort ? sort_scratch_bytes(p, w.chunk_rows)
+                                      : select_scratch_bytes<T>(p, w.chunk_rows));
   w.bytes = arena.used();
   return w;
 }

@@ -8,6 +8,10 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
+constexpr Method kMethods[] = {Method::kSort, Method::kSelect};
+
+const char* name_of(Method method) { return method == Method::kSort ? "sort" : "select"; }
+
 class Kernels : public testing::Test {
  protected:
   void SetUp() override {
@@ -41,8 +45,9 @@ double largest(const std::vector<double>& v) {
   return high;
 }
 
-void check(Case c, const char* what, Method method = Method::kSort) {
-  SCOPED_TRACE(testing::Message() << what << " rows " << c.p.rows << " classes " << c.p.classes);
+void check_with(Method method, Case c, const char* what) {
+  SCOPED_TRACE(testing::Message() << name_of(method) << ": " << what << " rows " << c.p.rows
+                                  << " classes " << c.p.classes);
   c.p.reduction = Reduction::kNone;
   const Outcome actual = run(c, method);
   const Outcome right = expect(c, actual);
@@ -68,6 +73,10 @@ void check(Case c, const char* what, Method method = Method::kSort) {
     EXPECT_NEAR(actual.gradient[k], right.gradient[k], (bound(c.p) + rounding(c.p)) * high)
         << "gradient " << k;
   }
+}
+
+void check(const Case& c, const char* what) {
+  for (Method method : kMethods) check_with(method, c, what);
 }
 
 // 1, 2: degenerate groups; 33: over a warp; 2047 to 2049: around a tile; 6150: several parts.

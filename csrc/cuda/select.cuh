@@ -1,0 +1,320 @@
+// Finding a row's cut without sorting it, as block-wide pieces that several kernels share: one
+// block, a cluster, a team of blocks, or one kernel after another, which differ in how partial
+// counts are added up, never in what is counted.
+//
+//   extremes  the largest and smallest ranking logit
+//   count     int32 counts by bin (math/bins.h), then the bins that must hold the cut: the window
+//   weigh     the exact integer mass of all classes and of those above the window; its keys' range
+//   spread    exact integer masses of the window's classes by key, 2,048 bins at a time, until a
+//   bin is
+//             one key: the cut. A window of equal keys is one already.
+//
+// All sums are of integers, so nothing depends on the order of threads or blocks.
+#pragma once
+
+#include <cub/block/block_reduce.cuh>
+#include <cub/block/block_scan.cuh>
+
+#include "cuda/cub.h"
+#include "cuda/row.cuh"
+#include "cuda/sweeps.cuh"
+#include "cuda/tuning.h"
+#include "math/bins.h"
+
+namespace gkd::cuda {
+
+template <class T>
+using KeyOf = std::conditional_t<sizeof(T) == 8, unsigned long long, unsigned int>;
+
+/// Ordered keys of the arithmetic's type, without the low bits that the input's dtype leaves equal:
+/// a 16-bit row then takes a pass less.
+template <class T>
+struct Keys {
+  int unit;
+
+  __device__ __forceinline__ explicit Keys(Dtype ranking) {
+    const int fraction = ranking == Dtype::kHalf       ? 10
+                         : ranking == Dtype::kBFloat16 ? 7
+                         : ranking == Dtype::kFloat    ? 23
+                                                       : 52;
+    unit = (sizeof(T) == 8 ? 52 : 23) - fraction;
+  }
+  __device__ __forceinline__ KeyOf<T> of(T r) const {
+    if constexpr (sizeof(T) == 8) {
+      const auto bits = static_cast<unsigned long long>(__double_as_longlong(r));
+      return ordered_key<unsigned long long>(bits, 0x7ff0000000000000ull) >> unit;
+    } else {
+      return ordered_key<unsigned int>(__float_as_uint(r), 0x7f800000u) >> unit;
+    }
+  }
+  __device__ __forceinline__ T logit(KeyOf<T> key) const {
+    KeyOf<T> whole = key << unit;
+    // Below zero the order turns the bits around: what was cut off were ones.
+    if (!(whole >> (8 * sizeof(T) - 1))) whole |= (KeyOf<T>(1) << unit) - 1;
+    const KeyOf<T> bits = key_to_bits(whole);
+    if constexpr (sizeof(T) == 8) {
+      return __longlong_as_double(static_cast<long long>(bits));
+    } else {
+      return __uint_as_float(bits);
+    }
+  }
+};
+
+/// The largest and smallest logit of a slice.
+template <class T>
+struct Extremes {
+  T high = -std::numeric_limits<T>::infinity(), low = std::numeric_limits<T>::infinity();
+};
+
+struct WidenExtremes {
+  template <class T>
+  __device__ __forceinline__ Extremes<T> operator()(Extremes<T> x, const Extremes<T>& y) const {
+    x.high = y.high > x.high ? y.high : x.high;
+    x.low = y.low < x.low ? y.low : x.low;
+    return x;
+  }
+};
+
+/// The bins that must hold the cut, and what lies above them by count.
+struct Window {
+  int first, last;
+  long long above;
+};
+
+/// What `weigh` finds.
+template <class T>
+struct Weighed {
+  unsigned long long total = 0, above = 0;
+  KeyOf<T> high = 0, low = ~KeyOf<T>(0);  ///< of the window's keys
+};
+
+struct AddWeighed {
+  template <class T>
+  __device__ __forceinline__ Weighed<T> operator()(Weighed<T> x, const Weighed<T>& y) const {
+    x.total += y.total;
+    x.above += y.above;
+    x.high = y.high > x.high ? y.high : x.high;
+    x.low = y.low < x.low ? y.low : x.low;
+    return x;
+  }
+};
+
+/// The keys that may still be the cut.
+template <class T>
+struct Search {
+  KeyOf<T> high, low;
+  unsigned long long above, total;
+
+  /// Keys of one bin of the next spread: 2^shift.
+  __device__ __forceinline__ int shift() const {
+    const KeyOf<T> span = high - low;
+    const int bits = 8 * int(sizeof(span)) - (sizeof(span) == 8 ? __clzll(span) : __clz(span));
+    return bits > kSpreadBits ? bits - kSpreadBits : 0;
+  }
+  __device__ __forceinline__ bool found() const { return high == low; }
+};
+
+/// Calls visit(r) for every ranking logit of a slice, kItems loads at a time.
+template <class T, int kThreads, class Source, class Visit>
+__device__ __forceinline__ void sweep_ranks(const Source& source, Slice slice, bool by_student,
+                                            Visit visit) {
+  for (std::int64_t first = slice.begin + threadIdx.x; first < slice.end;
+       first += kItems * kThreads) {
+    T r[kItems];
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const std::int64_t j = first + k * kThreads;
+      if (j < slice.end) r[k] = source.rank(j, by_student);
+    }
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      if (first + k * kThreads < slice.end) visit(r[k]);
+    }
+  }
+}
+
+/// A thread's extremes; NaN is passed over.
+template <class T, int kThreads, class Source>
+__device__ __forceinline__ Extremes<T> extremes_of(const Source& source, Slice slice,
+                                                   bool by_student) {
+  Extremes<T> e;
+  sweep_ranks<T, kThreads>(source, slice, by_student, [&](T r) {
+    e.high = r > e.high ? r : e.high;
+    // -inf is no bound for bins; by size it belongs to the last one.
+    e.low = r < e.low && r > -std::numeric_limits<T>::infinity() ? r : e.low;
+  });
+  return e;
+}
+
+template <class T>
+__device__ __forceinline__ Goal goal_of(const Problem& p) {
+  return {p.group_size < 0, p.threshold, static_cast<std::uint64_t>(p.group_size)};
+}
+
+template <class T>
+__device__ __forceinline__ Bins<T> bins_of(const Problem& p, Extremes<T> e, T inv_temperature) {
+  return {e.high, inv_temperature,
+          bin_reach(goal_of<T>(p), p.classes, e.high, e.low, inv_temperature)};
+}
+
+template <class T>
+__device__ __forceinline__ Amount<T> amount_of(const Problem& p, T high, T inv_temperature) {
+  return {p.group_size < 0, high, inv_temperature, static_cast<T>(mass_scale(p.classes))};
+}
+
+/// Adds a slice's counts by bin; the last bin, most of a peaked row, is left to subtraction.
+template <class T, int kThreads, class Source>
+__device__ __forceinline__ void count_slice(const Source& source, Slice slice, bool by_student,
+                                            const Bins<T>& bins, int* counts) {
+  sweep_ranks<T, kThreads>(source, slice, by_student, [&](T r) {
+    const int bin = bins.of(r);
+    if (bin < kBins - 1) atomicAdd(&counts[bin], 1);
+  });
+}
+
+/// Running bounds of the mass and the number of classes through a bin.
+struct Through {
+  double upper, lower;
+  long long count;
+};
+
+struct AddThrough {
+  __device__ __forceinline__ Through operator()(Through x, const Through& y) const {
+    return {x.upper + y.upper, x.lower + y.lower, x.count + y.count};
+  }
+};
+
+template <int kThreads>
+struct WindowStorage {
+  typename cub::BlockScan<Through, kThreads>::TempStorage scan;
+  int first, last;
+  long long above;
+};
+
+/// The window of the counts in counts[0, kBins - 1), block-wide: every thread gets it. It never
+/// misses the cut: its first bin is the earliest at which the goal can be met, its last one the
+/// earliest at which it must be.
+template <class T, int kThreads>
+__device__ Window find_window(const int* counts, const Goal& goal, const Bins<T>& bins,
+                              std::int64_t classes, WindowStorage<kThreads>& storage) {
+  constexpr int kPer = kBins / kThreads;
+  static_assert(kBins % kThreads == 0, "every thread scans as many bins");
+  if (threadIdx.x == 0) {
+    storage.first = kBins - 1;
+    storage.last = kBins - 1;
+    storage.above = 0;
+  }
+  Through own[kPer], all;
+  const int begin = threadIdx.x * kPer;
+#pragma unroll
+  for (int k = 0; k < kPer; ++k) {
+    const int bin = begin + k;
+    const long long count = bin < kBins - 1 ? counts[bin] : 0;
+    const double c = static_cast<double>(count);
+    own[k] = {goal.by_mass ? c * bins.weight(bin) * (1 + kBinSlack) : 0.0,
+              goal.by_mass ? c * bins.weight(bin + 1) * (1 - kBinSlack) : 0.0, count};
+  }
+  cub::BlockScan<Through, kThreads>(storage.scan).InclusiveScan(own, own, AddThrough{}, all);
+  __syncthreads();  // the window's first values are written before any thread lowers them
+  const double tail = static_cast<double>(classes - all.count) * bins.weight(kBins - 1);
+  const double least = goal.threshold * all.lower;
+  const double most = goal.threshold * (all.upper + tail * (1 + kBinSlack));
+#pragma unroll
+  for (int k = kPer - 1; k >= 0; --k) {
+    const bool may = goal.by_mass ? own[k].upper >= least
+                                  : static_cast<std::uint64_t>(own[k].count) >= goal.wanted;
+    const bool must = goal.by_mass ? own[k].lower >= most : may;
+    if (begin + k == kBins - 1) continue;  // the tail: both stay there when nothing before reaches
+    if (may) atomicMin(&storage.first, begin + k);
+    if (must) atomicMin(&storage.last, begin + k);
+  }
+  __syncthreads();  // both ends are known
+  const int first = storage.first;
+#pragma unroll
+  for (int k = 0; k < kPer; ++k) {
+    if (begin + k == first - 1) storage.above = own[k].count;
+  }
+  __syncthreads();  // and so is what lies above
+  return {first, storage.last, storage.above};
+}
+
+/// A thread's part of the exact masses, and the window's keys appended to keys[0, capacity) as long
+/// as they fit; *kept counts them all.
+template <class T, int kThreads, class Source>
+__device__ __forceinline__ Weighed<T> weigh_slice(const Source& source, Slice slice,
+                                                  bool by_student, const Bins<T>& bins,
+                                                  const Amount<T>& amount, const Keys<T>& keys,
+                                                  Window window, KeyOf<T>* list, int capacity,
+                                                  int* kept) {
+  Weighed<T> w;
+  sweep_ranks<T, kThreads>(source, slice, by_student, [&](T r) {
+    const int bin = bins.of(r);
+    if (amount.by_mass) {
+      const unsigned long long mass = amount.of(r);
+      w.total += mass;
+      w.above += bin < window.first ? mass : 0;
+    }
+    if (bin < window.first || bin > window.last) return;
+    const KeyOf<T> key = keys.of(r);
+    w.high = key > w.high ? key : w.high;
+    w.low = key < w.low ? key : w.low;
+    const int at = atomicAdd(kept, 1);
+    if (at < capacity) list[at] = key;
+  });
+  return w;
+}
+
+/// Adds one key's amount to its bin of the search.
+template <class T>
+__device__ __forceinline__ void spread_key(const Search<T>& search, int shift, const Keys<T>& keys,
+                                           const Amount<T>& amount, KeyOf<T> key,
+                                           unsigned long long* amounts) {
+  if (key > search.high || key < search.low) return;
+  atomicAdd(&amounts[(search.high - key) >> shift],
+            static_cast<unsigned long long>(amount.of(keys.logit(key))));
+}
+
+template <int kThreads>
+struct NarrowStorage {
+  typename cub::BlockScan<unsigned long long, kThreads>::TempStorage scan;
+  int bin;
+  unsigned long long above;
+};
+
+/// Narrows a search to the bin where the goal is met, block-wide: every thread gets the result.
+template <class T, int kThreads>
+__device__ Search<T> narrow_search(const unsigned long long* amounts, const Goal& goal,
+                                   Search<T> search, NarrowStorage<kThreads>& storage) {
+  constexpr int kPer = kBins / kThreads;
+  const int shift = search.shift();
+  // Where rounding or a NaN keeps every bin short, the lowest key's bin.
+  if (threadIdx.x == 0) storage.bin = static_cast<int>((search.high - search.low) >> shift);
+  unsigned long long own[kPer];
+  const int begin = threadIdx.x * kPer;
+#pragma unroll
+  for (int k = 0; k < kPer; ++k) own[k] = amounts[begin + k];
+  cub::BlockScan<unsigned long long, kThreads>(storage.scan).InclusiveSum(own, own);
+  __syncthreads();  // the fallback is written before any thread lowers it
+#pragma unroll
+  for (int k = kPer - 1; k >= 0; --k) {
+    if (goal.reached(search.above + own[k], search.total)) atomicMin(&storage.bin, begin + k);
+  }
+  if (threadIdx.x == 0) storage.above = 0;
+  __syncthreads();  // the bin is known
+  const int bin = storage.bin;
+#pragma unroll
+  for (int k = 0; k < kPer; ++k) {
+    if (begin + k == bin - 1) storage.above = own[k];
+  }
+  __syncthreads();  // and so is what lies above it
+  Search<T> next = search;
+  next.above += storage.above;
+  next.high -= static_cast<KeyOf<T>>(bin) << shift;
+  const KeyOf<T> width = (KeyOf<T>(1) << shift) - 1;
+  const KeyOf<T> low = next.high >= width ? next.high - width : 0;
+  next.low = low > search.low ? low : search.low;
+  __syncthreads();  // nobody reuses the storage while it is read
+  return next;
+}
+
+}  // namespace gkd::cuda
