@@ -1,9 +1,7 @@
 // The loss by several kernels: any row length, any architecture. A row's parts are summarised by as
 // many blocks, one warp merges them into the row's constants, and as many blocks sweep again for
 // the gradient. Two readings of both inputs, one writing.
-#include <cub/warp/warp_reduce.cuh>
-
-#include "cuda/cub.h"
+#include "cuda/finish.cuh"
 #include "cuda/stages.h"
 #include "cuda/sweeps.cuh"
 
@@ -34,59 +32,22 @@ __global__ void __launch_bounds__(kSweepThreads)
   if (threadIdx.x == 0) moments[blockIdx.x] = sum;
 }
 
-struct MergeMoments {
-  double inv_temperature;
-  __device__ GroupMoments<double> operator()(GroupMoments<double> x,
-                                             const GroupMoments<double>& y) const {
-    x.merge(y, inv_temperature);
-    return x;
-  }
-};
-
-/// One warp a row: merges the parts in an order that the shape alone decides.
+/// One warp a row.
 template <class T>
 __global__ void finish_kernel(Problem p, Chunk chunk, RowState<T>* state,
                               const PartMoments* moments, RowReport* report, const T* weight) {
-  using Reduce = cub::WarpReduce<GroupMoments<double>>;
-  __shared__ typename Reduce::TempStorage storage[kWarpsPerBlock];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  __shared__ FinishStorage storage[kWarpsPerBlock];
+  const int warp = threadIdx.x / kWarp;
   const std::int64_t local = std::int64_t(blockIdx.x) * kWarpsPerBlock + warp;
   if (local >= chunk.rows) return;
   const std::int64_t row = chunk.first_row + local, parts = chunk.split.parts;
-  RowState<T>& r = state[row];
-  if (r.kind != RowKind::kCounted) {
-    if (lane == 0) report[row] = RowReport{};
-    return;
-  }
-  const MergeMoments merge{1 / p.weights.temperature};
-  GroupMoments<double> group[2];
-  int bad = 0;
-  for (std::int64_t part = lane; part < parts; part += kWarp) {
-    const PartMoments m = moments[local * parts + part];
-    bad |= m.bad;
-    for (int g = 0; g < 2; ++g) group[g] = merge(group[g], m.group[g]);
-  }
-  for (int g = 0; g < 2; ++g) {
-    group[g] = Reduce(storage[warp]).Reduce(group[g], merge);
-    __syncwarp();  // the second reduction reuses the first one's memory
-  }
-  bad = __any_sync(~0u, bad);
-  if (lane != 0) return;
   RowReport result;
-  const bool no_teacher = group[0].a == 0 && group[1].a == 0;
-  const bool no_student = group[0].b == 0 && group[1].b == 0;
-  if (bad || no_teacher || no_student) {
-    r.kind = RowKind::kInvalid;
-  } else {
-    result.summary = finish_row(group, p.weights, r.coef);
-    result.size = group[0].count;
-    const T scale = static_cast<T>(p.headroom * stored_scale(static_cast<double>(*weight)));
-    for (int g = 0; g < 2; ++g) {
-      r.coef[g].on_q *= scale;
-      r.coef[g].on_gap *= scale;
-    }
+  if (state[row].kind == RowKind::kCounted) {
+    result = finish_parts(
+        p, [&](std::int64_t part) { return moments[local * parts + part]; }, parts,
+        static_cast<double>(*weight), &state[row], storage[warp]);
   }
-  report[row] = result;
+  if (threadIdx.x % kWarp == 0) report[row] = result;
 }
 
 template <class Source, class T>
@@ -126,12 +87,7 @@ __global__ void rows_kernel(Problem p, Chunk chunk, const RowState<T>* state, co
   }
   sum = Reduce(storage[warp]).Reduce(sum, AddKl{});
   if (lane != 0) return;
-  RowReport& r = report[row];
-  r.primary = sum.group[0];
-  r.secondary = sum.group[1];
-  r.loss = row_loss(r.summary, p.weights, r.primary, r.secondary);
-  if (state[row].kind == RowKind::kIgnored) r.loss = 0;
-  if (state[row].kind == RowKind::kInvalid) r.loss = std::numeric_limits<double>::quiet_NaN();
+  close_row(p, state[row].kind, sum, &report[row]);
 }
 
 }  // namespace

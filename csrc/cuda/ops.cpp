@@ -49,7 +49,11 @@ cuda::Problem problem_of(const at::Tensor& student, const at::Tensor& teacher,
   return p;
 }
 
-cuda::Device this_device() { return {at::cuda::getCurrentDeviceProperties()->multiProcessorCount}; }
+cuda::Device this_device() {
+  cuda::Device device;
+  C10_CUDA_CHECK(cuda::query_device(c10::cuda::current_device(), &device));
+  return device;
+}
 
 cuda::Method method_of(const Settings& s) {
   return s.method == "sort" ? cuda::Method::kSort : cuda::Method::kSelect;

@@ -2,6 +2,7 @@
 // fill this in and call the launchers of launch.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "math/loss.h"
@@ -62,9 +63,20 @@ struct GroupColumns {
   bool* mask = nullptr;  ///< [rows, classes] contiguous; null: not wanted
 };
 
-/// What a launcher may assume of the device it runs on; queried, never assumed.
+/// A device's limits. Tests and benchmarks lower them to choose a kernel.
 struct Device {
   int multiprocessors = 1;
+  std::size_t shared_bytes = 0;  ///< dynamic shared memory that a block may opt in to
+  int cluster = 0;               ///< blocks of the largest cluster to try; 0: no clusters
+  bool cooperative = false;      ///< grants cooperative launches
+};
+
+/// The kernels that a call runs.
+enum class Regime : std::int32_t {
+  kSplit,    ///< several kernels, any row, any device
+  kBlock,    ///< one kernel, one block a row: the row pair fits a block's shared memory
+  kCluster,  ///< one kernel, one cluster a row: it fits 2 to 16 blocks' (sm_90 and later)
+  kGrid,     ///< one cooperative kernel, a team of blocks a row: it fits up to 128 blocks'
 };
 
 }  // namespace gkd::cuda

@@ -53,4 +53,22 @@ constexpr std::int64_t kListShare = 16, kListLeast = 1024, kListLimit = std::int
 /// shared memory on a multiprocessor.
 constexpr int kSpreadBits = 11;
 
+/// Threads of a fused block: its slices take a multiprocessor's shared memory, so one block has to
+/// keep it busy; 512 threads leave 128 registers each.
+constexpr int kFusedThreads = 512;
+
+/// Listed keys of a window in shared memory: 2% of the longest slice, four times what a normal
+/// row's window holds.
+constexpr int kFusedList = 2048;
+
+/// The cluster size every device with clusters grants; more has to be asked for.
+constexpr int kPortableCluster = 8;
+
+/// A slice shorter than one sweep of its block leaves threads idle and costs as many barriers.
+constexpr std::int64_t kLeastSlice = std::int64_t(kFusedThreads) * kItems;
+
+/// Blocks of a cooperative team at most: enough for a float row of two million classes, while the
+/// team's mail takes 16 KiB of shared memory in each.
+constexpr int kGridMembers = 128;
+
 }  // namespace gkd::cuda

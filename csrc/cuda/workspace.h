@@ -83,24 +83,4 @@ struct Workspace {
   std::size_t bytes;
 };
 
-template <class T>
-Workspace<T> lay_out(const Problem& p, const Device& device, Method method, void* base) {
-  Workspace<T> w;
-  Arena arena(base);
-  const bool sort = method == Method::kSort;
-  w.chunk_rows = sort ? sort_chunk_rows(p) : select_chunk_rows(p);
-  const auto rows = static_cast<std::size_t>(p.rows);
-  // A last, shorter chunk is split finer; its parts are no more than a whole one's and one per row.
-  const auto parts = static_cast<std::size_t>(most_parts(w.chunk_rows, p.classes, device));
-  w.state = arena.take<RowState<T>>(rows);
-  w.report = arena.take<RowReport>(rows);
-  w.moments = arena.take<PartMoments>(parts);
-  w.kl = arena.take<PartKl>(parts);
-  w.weight = arena.take<T>(1);
-  w.selection = arena.take<char>(sort ? sort_scratch_bytes(p, w.chunk_rows)
-                                      : select_scratch_bytes<T>(p, w.chunk_rows));
-  w.bytes = arena.used();
-  return w;
-}
-
 }  // namespace gkd::cuda

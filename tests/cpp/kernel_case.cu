@@ -31,7 +31,34 @@ const void* at(const Buffer& b, std::int64_t elements, Dtype d) {
 
 }  // namespace
 
-Outcome run(Case& c, Method method, const Device& device) {
+std::vector<Way> ways_of(const Problem& p) {
+  std::vector<Way> ways = {{"sort", Method::kSort, {4}}, {"split", Method::kSelect, {4}}};
+  struct Limits {
+    const char* name;
+    Regime regime;
+    int multiprocessors, cluster;
+    bool cooperative;
+  };
+  const Limits all[] = {{"block", Regime::kBlock, 1, 0, false},
+                        {"cluster", Regime::kCluster, 1, 16, false},
+                        {"grid", Regime::kGrid, 12, 0, true}};
+  for (const Limits& l : all) {
+    std::vector<Way> found;
+    for (std::size_t kib = 16; kib <= 220; ++kib) {
+      const Device device{l.multiprocessors, kib << 10, l.cluster, l.cooperative};
+      if (regime_of(p, device, Method::kSelect) == l.regime) {
+        found.push_back({l.name, Method::kSelect, device});
+      }
+    }
+    if (!found.empty()) ways.push_back(found.front());
+    if (found.size() > 1) ways.push_back(found.back());
+  }
+  return ways;
+}
+
+Outcome run(Case& c, const Way& way) {
+  const Method method = way.method;
+  const Device& device = way.device;
   Problem& p = c.p;
   const auto rows = static_cast<std::size_t>(p.rows), classes = static_cast<std::size_t>(p.classes);
   const auto s = lay_out(p.student, c.offset, p.rows, p.classes, &c.student);

@@ -115,8 +115,19 @@ struct Outcome {
   std::vector<char> mask;
 };
 
+/// One way through the kernels.
+struct Way {
+  const char* name;
+  Method method;
+  Device device;
+};
+
+/// Every way that the problem can take: the sort path, the split kernels, and each fused kernel at
+/// the least and the most shared memory that leads to it, so at its most and fewest members.
+std::vector<Way> ways_of(const Problem& problem);
+
 /// Copies the inputs over, runs loss and group, and reads everything back. Rounds c's logits.
-Outcome run(Case& c, Method method, const Device& device = {4});
+Outcome run(Case& c, const Way& way);
 
 /// The same by formula, for the group that `actual` reports.
 Outcome expect(const Case& c, const Outcome& actual);

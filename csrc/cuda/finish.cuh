@@ -1,0 +1,70 @@
+// From a row's parts to the constants of its last sweep, and from the sweep's sums to its loss.
+#pragma once
+
+#include <cub/warp/warp_reduce.cuh>
+
+#include "cuda/cub.h"
+#include "cuda/state.h"
+#include "cuda/tuning.h"
+
+namespace gkd::cuda {
+
+struct MergeMoments {
+  double inv_temperature;
+  __device__ GroupMoments<double> operator()(GroupMoments<double> x,
+                                             const GroupMoments<double>& y) const {
+    x.merge(y, inv_temperature);
+    return x;
+  }
+};
+
+using FinishStorage = cub::WarpReduce<GroupMoments<double>>::TempStorage;
+
+/// One warp merges the parts part_at(0) to part_at(count - 1) of a row, in an order that their
+/// number alone decides, and fills in the row's coefficients and kind; lane 0 holds the report.
+/// `weight` is the reduction's.
+template <class T, class PartAt>
+__device__ RowReport finish_parts(const Problem& p, PartAt part_at, std::int64_t count,
+                                  double weight, RowState<T>* row, FinishStorage& storage) {
+  const int lane = threadIdx.x % kWarp;
+  const MergeMoments merge{1 / p.weights.temperature};
+  GroupMoments<double> group[2];
+  int bad = 0;
+  for (std::int64_t part = lane; part < count; part += kWarp) {
+    const PartMoments m = part_at(part);
+    bad |= m.bad;
+    for (int g = 0; g < 2; ++g) group[g] = merge(group[g], m.group[g]);
+  }
+  for (int g = 0; g < 2; ++g) {
+    group[g] = cub::WarpReduce<GroupMoments<double>>(storage).Reduce(group[g], merge);
+    __syncwarp();  // the second reduction reuses the first one's memory
+  }
+  bad = __any_sync(~0u, bad);
+  RowReport report;
+  if (lane != 0) return report;
+  const bool no_teacher = group[0].a == 0 && group[1].a == 0;
+  const bool no_student = group[0].b == 0 && group[1].b == 0;
+  if (bad || no_teacher || no_student) {
+    row->kind = RowKind::kInvalid;
+    return report;
+  }
+  report.summary = finish_row(group, p.weights, row->coef);
+  report.size = group[0].count;
+  const T scale = static_cast<T>(p.headroom * stored_scale(weight));
+  for (int g = 0; g < 2; ++g) {
+    row->coef[g].on_q *= scale;
+    row->coef[g].on_gap *= scale;
+  }
+  return report;
+}
+
+/// Completes a report by the KL sums of the whole row.
+__device__ inline void close_row(const Problem& p, RowKind kind, PartKl kl, RowReport* report) {
+  report->primary = kl.group[0];
+  report->secondary = kl.group[1];
+  report->loss = row_loss(report->summary, p.weights, kl.group[0], kl.group[1]);
+  if (kind == RowKind::kIgnored) report->loss = 0;
+  if (kind == RowKind::kInvalid) report->loss = std::numeric_limits<double>::quiet_NaN();
+}
+
+}  // namespace gkd::cuda

@@ -1,0 +1,219 @@
+// Launches of the fused kernels: one block, one cluster, or a team of a cooperative grid per row.
+#include <algorithm>
+
+#include "cuda/fused.cuh"
+#include "cuda/fused.h"
+#include "cuda/stages.h"
+
+namespace gkd::cuda {
+namespace {
+
+template <class T, class Elem, class Team>
+struct Fused {
+  static constexpr int kThreads = kFusedThreads;
+  using Storage = FusedStorage<T, Team, kThreads>;
+  /// Where the slices begin.
+  static constexpr std::size_t kFixed =
+      (sizeof(Storage) + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
+
+  static std::size_t shared_bytes(std::int64_t slice) {
+    return kFixed + 2 * slice_bytes<Elem>(slice);
+  }
+  /// The longest slice that fits `bytes` of shared memory; negative: none.
+  static std::int64_t slice_in(std::size_t bytes) {
+    const auto room = static_cast<std::int64_t>(bytes) - static_cast<std::int64_t>(kFixed);
+    return (room / 2 - 2 * kVectorBytes) / static_cast<std::int64_t>(sizeof(Elem));
+  }
+};
+
+template <class T, class Elem, class Team>
+__global__ void __launch_bounds__(kFusedThreads) fused_kernel(const FusedCall<T> c) {
+  extern __shared__ __align__(16) char memory[];
+  using Kernel = Fused<T, Elem, Team>;
+  auto& shared = *reinterpret_cast<typename Kernel::Storage*>(memory);
+  char* slices = memory + Kernel::kFixed;
+  if constexpr (std::is_same_v<Team, GridTeam>) {
+    GridTeam team{shared.team, c.scratch + blockIdx.x / c.members, c.members};
+    fused_rows<T, Elem, Team, kFusedThreads>(c, shared, slices, team);
+  } else {
+    Team team{shared.team};
+    fused_rows<T, Elem, Team, kFusedThreads>(c, shared, slices, team);
+  }
+}
+
+/// Calls run(Elem{}) for a problem whose inputs are contiguous and of one dtype.
+template <class Run>
+auto with_elem(Dtype dtype, Run run) {
+  switch (dtype) {
+    case Dtype::kHalf:
+      return run(__half{});
+    case Dtype::kBFloat16:
+      return run(__nv_bfloat16{});
+    case Dtype::kFloat:
+      return run(float{});
+    default:
+      return run(double{});
+  }
+}
+
+template <class Elem>
+using Arithmetic = std::conditional_t<sizeof(Elem) == 8, double, float>;
+
+template <class T, class Elem, class Team>
+cudaError_t launch(const FusedCall<T>& call, const FusedPlan& plan, cudaStream_t stream) {
+  const auto kernel = &fused_kernel<T, Elem, Team>;
+  GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(plan.shared_bytes)));
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(plan.teams * plan.members));
+  config.blockDim = dim3(kFusedThreads);
+  config.dynamicSmemBytes = plan.shared_bytes;
+  config.stream = stream;
+  cudaLaunchAttribute attribute{};
+  if (plan.regime == Regime::kCluster) {
+    if (plan.members > kPortableCluster) {
+      GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    }
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(plan.members);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  } else if (plan.regime == Regime::kGrid) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  config.attrs = &attribute;
+  config.numAttrs = plan.regime == Regime::kBlock ? 0 : 1;
+  return cudaLaunchKernelEx(&config, kernel, call);
+}
+
+/// Whether the device grants a cluster of this size with this much shared memory.
+template <class Elem>
+bool grants_cluster(int members, std::size_t shared_bytes) {
+  const auto kernel = &fused_kernel<Arithmetic<Elem>, Elem, ClusterTeam>;
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(shared_bytes)) != cudaSuccess ||
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
+          cudaSuccess) {
+    (void)cudaGetLastError();  // a refusal is an answer here
+    return false;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(members));
+  config.blockDim = dim3(kFusedThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(members);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  return clusters > 0;
+}
+
+template <class Elem>
+FusedPlan plan_for(const Problem& p, const Device& d) {
+  using T = Arithmetic<Elem>;
+  auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+  FusedPlan plan;
+  auto fit = [&](Regime regime, std::int64_t members, std::int64_t longest, auto bytes_of) {
+    const std::int64_t slice = ceil_div(p.classes, members);
+    if (longest <= 0 || slice > longest) return false;
+    plan = {regime, static_cast<int>(members), slice, bytes_of(slice), p.rows};
+    return true;
+  };
+  using Block = Fused<T, Elem, BlockTeam>;
+  const bool fits_block =
+      fit(Regime::kBlock, 1, Block::slice_in(d.shared_bytes), &Block::shared_bytes);
+  // A row that fits one block is still shared where rows alone would leave the device idle.
+  if (fits_block && (p.rows >= d.multiprocessors || p.classes < 2 * kLeastSlice)) return plan;
+  using Cluster = Fused<T, Elem, ClusterTeam>;
+  for (int members = 2; members <= d.cluster; members *= 2) {
+    const bool enough = p.rows * members >= d.multiprocessors ||
+                        p.classes < 2 * members * kLeastSlice || 2 * members > d.cluster;
+    FusedPlan before = plan;
+    if (!fit(Regime::kCluster, members, Cluster::slice_in(d.shared_bytes),
+             &Cluster::shared_bytes)) {
+      continue;
+    }
+    if (members > kPortableCluster && !grants_cluster<Elem>(members, plan.shared_bytes)) {
+      plan = before;
+      break;
+    }
+    if (enough) return plan;
+  }
+  if (plan.regime != Regime::kSplit) return plan;
+  if (!d.cooperative) return plan;
+  using Grid = Fused<T, Elem, GridTeam>;
+  const std::int64_t longest = Grid::slice_in(d.shared_bytes);
+  if (longest <= 0) return plan;
+  const std::int64_t members = ceil_div(p.classes, longest);
+  const std::int64_t resident = d.multiprocessors;  // one block each: its slices fill the memory
+  if (members > std::min<std::int64_t>(resident, kGridMembers)) return plan;
+  const std::int64_t teams = std::min(p.rows, resident / members);
+  const std::int64_t spread = std::min<std::int64_t>(resident / teams, kGridMembers);
+  if (fit(Regime::kGrid, spread, longest, &Grid::shared_bytes)) plan.teams = teams;
+  return plan;
+}
+
+}  // namespace
+
+FusedPlan plan_fused(const Problem& p, const Device& d) {
+  const bool direct =
+      p.student.dtype == p.teacher.dtype && p.student.col_stride == 1 && p.teacher.col_stride == 1;
+  if (!direct) return {};
+  return with_elem(p.student.dtype, [&](auto elem) { return plan_for<decltype(elem)>(p, d); });
+}
+
+std::size_t fused_scratch_bytes(const FusedPlan& plan) {
+  return plan.regime == Regime::kGrid ? static_cast<std::size_t>(plan.teams) * sizeof(GridScratch)
+                                      : 0;
+}
+
+template <class T>
+cudaError_t run_fused(const Problem& p, const FusedPlan& plan, const Workspace<T>& w,
+                      const T* weight, bool constant_cut, bool all_kl, void* gradient,
+                      cudaStream_t stream) {
+  FusedCall<T> call;
+  call.p = p;
+  call.state = w.state;
+  call.report = w.report;
+  call.weight = weight;
+  call.gradient = gradient;
+  call.scratch = static_cast<GridScratch*>(w.selection);
+  call.members = plan.members;
+  call.slice_classes = plan.slice_classes;
+  call.constant_cut = constant_cut;
+  call.all_kl = all_kl;
+  if (plan.regime == Regime::kGrid) {
+    GKD_TRY(cudaMemsetAsync(call.scratch, 0, fused_scratch_bytes(plan), stream));
+  }
+  return with_elem(p.student.dtype, [&](auto elem) -> cudaError_t {
+    using Elem = decltype(elem);
+    if constexpr (!std::is_same_v<Arithmetic<Elem>, T>) {
+      return cudaErrorInvalidValue;  // equal dtypes decide the arithmetic
+    } else {
+      switch (plan.regime) {
+        case Regime::kBlock:
+          return launch<T, Elem, BlockTeam>(call, plan, stream);
+        case Regime::kCluster:
+          return launch<T, Elem, ClusterTeam>(call, plan, stream);
+        case Regime::kGrid:
+          return launch<T, Elem, GridTeam>(call, plan, stream);
+        default:
+          return cudaErrorInvalidValue;
+      }
+    }
+  });
+}
+
+template cudaError_t run_fused<float>(const Problem&, const FusedPlan&, const Workspace<float>&,
+                                      const float*, bool, bool, void*, cudaStream_t);
+template cudaError_t run_fused<double>(const Problem&, const FusedPlan&, const Workspace<double>&,
+                                       const double*, bool, bool, void*, cudaStream_t);
+
+}  // namespace gkd::cuda
