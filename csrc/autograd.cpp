@@ -86,6 +86,7 @@ TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
   m.impl("loss", &loss_autograd);
   m.impl("group", torch::autograd::autogradNotImplementedFallback());
   m.impl("_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_check_target", torch::autograd::autogradNotImplementedFallback());
   m.impl("_scale", torch::autograd::autogradNotImplementedFallback());
 }
 
