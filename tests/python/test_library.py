@@ -53,7 +53,9 @@ def test_bad_settings(settings, kind, text, device):
 
 def test_bad_tensors():
     x = torch.randn(4, 10)
-    with pytest.raises(ValueError, match=r"student \[4, 10\] and teacher \[4, 9\] must have the same"):
+    with pytest.raises(
+        ValueError, match=r"student \[4, 10\] and teacher \[4, 9\] must have the same"
+    ):
         gkd.loss(x, x[:, :9])
     with pytest.raises(TypeError, match="expected floating point student, got Int"):
         gkd.loss(x.int(), x)
