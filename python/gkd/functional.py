@@ -60,7 +60,7 @@ def loss(
         student_logits: [B, C], float16, bfloat16, float32 or float64.
         teacher_logits: the same shape and device; must not require grad.
         target: int64 or int32 [B], joins its row's group; rows with ``ignore_index`` do not count.
-        threshold: mass of the primary group, in (0, 1]; 0.93 when neither it nor group_size is given.
+        threshold: mass of the primary group, in (0, 1]; 0.93 where group_size is not given either.
         group_size: the number of classes of the primary group, >= 0, instead of a threshold.
         temperature: softens both networks, in [1e-6, 1e6]; the loss carries its square.
         primary_weight: of Primary-KD; 0 switches a term off, whatever its value.

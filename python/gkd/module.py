@@ -9,7 +9,7 @@ from .functional import DEFAULT_THRESHOLD, loss
 
 
 class GKDLoss(nn.Module):
-    """:func:`gkd.loss` with its settings fixed: ``GKDLoss(temperature=2.0)(student, teacher, target)``.
+    """:func:`gkd.loss` with its settings fixed: ``GKDLoss(temperature=2.0)(student, teacher)``.
 
     The settings are checked here, not at the first batch. There are no parameters and no buffers.
     """
@@ -70,7 +70,7 @@ class GKDLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The settings as the constructor takes them; the last five only where they are not usual."""
+        """The settings as the constructor takes them, the rarer ones only where they are set."""
         if self.group_size is not None:
             grouping = f"group_size={self.group_size}"
         else:

@@ -2,10 +2,11 @@
 
 Use it where the operator does not reach: double backward (gradient penalties, meta-learning),
 ``torch.func`` transforms, forward-mode derivatives, devices other than CPU and CUDA; and as an
-oracle, with float64 logits. For training use :func:`gkd.loss`. What it costs: a full sort of every
-row, about ten temporaries of [B, C] that autograd keeps until the backward, an order of magnitude in
-time; and the KL terms are plain differences of logarithms, so that in float32 they lose their digits
-where student and teacher nearly agree.
+oracle, with float64 logits. For training use :func:`gkd.loss`.
+
+What it costs: a full sort of every row, about ten temporaries of [B, C] that autograd keeps until
+the backward, an order of magnitude in time. The KL terms are plain differences of logarithms, which
+in float32 lose their digits where student and teacher nearly agree.
 """
 
 from __future__ import annotations
@@ -158,7 +159,8 @@ def loss(
         ignored = target == ignore_index
         spoilt = spoilt | (target < 0) | (target >= student.shape[1])
         chosen = torch.arange(student.shape[1], device=target.device) == target.unsqueeze(1)
-    # A spoilt row is multiplied by NaN, so that its gradient is NaN too; an ignored one is replaced.
+        spoilt = spoilt & ~ignored
+    # A spoilt row is multiplied by NaN, for a gradient of NaN too; an ignored one is replaced.
     factor = torch.where(spoilt, float("nan"), 1.0).to(dtype)
     student = torch.where(ignored.unsqueeze(1), 0.0, student * factor.unsqueeze(1))
     teacher = torch.where(ignored.unsqueeze(1), 0.0, teacher)
