@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import MODES, logits, settings_of, targets
-from oracle import error, expected_rows, gradient_of, reduce
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
 import gkd
+from cases import MODES, logits, settings_of, targets
+from oracle import error, expected_rows, gradient_of, reduce
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -88,17 +88,18 @@ def test_shares_the_errors():
 @pytest.mark.parametrize("mode", MODES)
 def test_differentiates_twice(mode):
     settings, with_target = settings_of(mode)
-    student, teacher = logits((2, 6), torch.float64)
-    target = targets((2, 6)) if with_target else None
+    student, teacher = logits((2, 5), torch.float64)
+    target = targets((2, 5)) if with_target else None
     if settings.get("rank_by") == "student":
         # A finite difference must not cross the cut.
-        student = torch.arange(12, dtype=torch.float64).reshape(2, 6).sin() * 5
+        student = torch.arange(10, dtype=torch.float64).reshape(2, 5).sin() * 5
 
     def function(x):
         return gkd.reference.loss(x, teacher, target, reduction="none", **settings)
 
-    assert torch.autograd.gradgradcheck(function, student.requires_grad_())
-    assert torch.autograd.gradcheck(function, student, check_forward_ad=True)
+    student.requires_grad_()
+    assert torch.autograd.gradgradcheck(function, student, fast_mode=True)
+    assert torch.autograd.gradcheck(function, student, check_forward_ad=True, fast_mode=True)
 
 
 def test_functional_transforms():
