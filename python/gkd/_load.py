@@ -29,4 +29,5 @@ def load() -> None:
         raise ImportError(f"gkd is not built: {library.name} is missing beside the package")
     torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     # It returns nothing, and torch.compile drops calls whose result nobody reads.
-    torch.fx.node.has_side_effect(torch.ops.gkd._check_target.default)
+    for check in (torch.ops.gkd._check_target, torch.ops.gkd._check_target.default):
+        torch.fx.node.has_side_effect(check)

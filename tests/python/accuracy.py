@@ -3,7 +3,7 @@
     python tests/python/accuracy.py [--full] [--device cpu] [--csv accuracy.csv]
 
 The truth is computed in long double from e_j = (U_j - S_j)/T, the form that does not cancel when
-student and teacher nearly agree: a plain float64 loss has no correct digit left at a spread of 1e-5.
+student and teacher nearly agree: a plain float64 loss keeps few digits at a spread of 1e-5.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from oracle import BOUND, DTYPES, gradient_bound
 SPREADS = (1e-5, 1e-4, 1e-2, 1.0, 10.0)
 CLASSES = (10, 1000, 85_742, 2_059_906)
 TEMPERATURES = (1.0, 4.0, 8.0)
+TERMS = ("primary_weight", "binary_weight", "secondary_weight")
 #: The paper's weights, and all three terms at once.
 WEIGHTS = ((8.0, 1.0, 0.0), (8.0, 1.0, 0.5))
 ROWS = {10: 8, 1000: 4, 85_742: 2, 2_059_906: 1}
@@ -135,7 +136,9 @@ def measure(dtype, classes, temperature, spread, device="cpu", rows=None):
     figures = []
     for weights in WEIGHTS:
         leaf = on_device[0].clone().requires_grad_()
-        settings = dict(zip(("primary_weight", "binary_weight", "secondary_weight"), weights))
+        settings = dict(
+            zip(("primary_weight", "binary_weight", "secondary_weight"), weights, strict=True)
+        )
         value = gkd.loss(leaf, on_device[1], temperature=temperature, reduction="none", **settings)
         expected_rows = [weigh(*weights) for weigh in row_truth]
         # What a gradient scaler does: a power of two that brings the gradient into float16's range.

@@ -58,7 +58,7 @@ def test_row_68_grad_output_expanded_or_strided(device):
 
 
 def test_softmax_then_gkd_chain(device):
-    # An upstream backward reads what it saved: an operator that wrote into its inputs would spoil it.
+    # An upstream backward reads what it saved: writing into the inputs would spoil it.
     raw, teacher = logits((3, 30), torch.float64, device)
     raw.requires_grad_()
     gkd.loss(raw.log_softmax(1), teacher, temperature=2.0).backward()

@@ -14,7 +14,7 @@ def value_and_gradient(student, teacher, target=None, **settings):
     """Per-row losses and gradients of their weighted sum, on the CPU."""
     leaf = student.detach().clone().requires_grad_()
     rows = gkd.loss(leaf, teacher, target, reduction="none", **settings)
-    weight = torch.linspace(0.5, 1.5, len(rows)).to(rows)
+    weight = torch.linspace(0.5, 1.5, len(rows), dtype=torch.float64).to(rows)
     return rows.detach().cpu(), gradient_of(rows, leaf, weight).cpu()
 
 
@@ -126,7 +126,7 @@ def test_row_24_25_huge_gaps(device):
         matches_oracle(student, teacher, device, secondary_weight=1.0)
     for dtype, top in ((torch.float32, 1e30), (torch.float64, 1e300), (torch.float16, 65504.0)):
         signs = torch.tensor([[1.0, -1.0, 0.0, 1.0], [1.0, 1.0, 1.0, -1.0]])
-        student = (signs * top).to(dtype).to(device)
+        student = (signs.to(dtype) * top).to(device)
         for temperature in (1.0, 8.0):
             rows, gradient = value_and_gradient(student, student, temperature=temperature)
             assert not rows.any() and not gradient.any()
@@ -149,7 +149,8 @@ def test_row_26_subnormal_logits(device):
     student, teacher = logits((2, 50))
     rows = gkd.loss(student.to(device) * 1e-40, teacher.to(device) * 1e-40, reduction="none")
     assert (rows.cpu() <= 1e-30).all()
-    assert gkd.group(student.to(device), teacher.to(device) * 1e-40).size.tolist() == [50, 50]
+    # All weigh alike, none ties: 47 is the least number that reaches 0.93 of 50.
+    assert gkd.group(student.to(device), teacher.to(device) * 1e-40).size.tolist() == [47, 47]
 
 
 def test_row_28_extreme_temperatures(device):

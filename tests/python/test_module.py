@@ -2,9 +2,11 @@
 
 import copy
 import io
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,7 +57,11 @@ def test_unknown_settings_are_refused():
 
 def test_info_names_everything():
     text = subprocess.run(
-        [sys.executable, "-m", "gkd.info"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "gkd.info"],
+        env={**os.environ, "PYTHONPATH": str(Path(gkd.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     lines = dict(line.split(maxsplit=1) for line in text.splitlines() if " " in line)
     assert lines["gkd"] == gkd.__version__

@@ -123,7 +123,7 @@ def test_functional_transforms():
 
 
 def test_with_a_model_under_functional_call():
-    model, inputs, teacher = torch.nn.Linear(3, 7).double(), torch.randn(4, 3).double(), None
+    model, inputs = torch.nn.Linear(3, 7).double(), torch.randn(4, 3).double()
     teacher = torch.randn(4, 7, dtype=torch.float64)
 
     def objective(parameters):
