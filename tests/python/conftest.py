@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+#: A CUDA device that is a program: right, and slow.
+EMULATED = torch.cuda.is_available() and torch.cuda.get_device_name() == "ptxemu"
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -34,7 +36,7 @@ def device(request):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Shapes by what they are for. A CUDA device may be an emulated one: thousands of elements."""
+    """Shapes by what they are for: thousands of elements, since a device may be an emulated one."""
 
     # [B, C]. 1 and 2 classes: degenerate groups; 3..33: around a pack of 16 and a warp; 255..1025:
     # around a block's tile and a 1,024-class chunk; 8193: many chunks. One row, and many.
@@ -55,8 +57,12 @@ class Sizes:
     strides: tuple[int, int] = (5, 77)  # [B, C]: rows that no vector width divides
     long_row: int = 3000  # more than a block's tile
     repeats: int = 100  # runs that must agree to the bit
+    many_rows: int = 70_000  # more than a grid's y and z dimensions hold
+    many_classes: int = 2**24 + 3  # more than a float counts
 
 
 @pytest.fixture
 def sizes(device):
+    if device == "cuda" and EMULATED:
+        return Sizes(many_rows=300, many_classes=20_000, repeats=10)
     return Sizes()

@@ -158,6 +158,17 @@ def test_row_59_threads_give_the_same_bits():
     assert all(same_bits(result, expected) for result in results)
 
 
+class Tagged(torch.Tensor):
+    """A subclass without behaviour of its own."""
+
+
+def test_row_64_subclasses_dispatch(device):
+    student, teacher = logits((3, 40), device=device)
+    value = gkd.loss(student.as_subclass(Tagged), teacher)
+    assert isinstance(value, Tagged)
+    assert same_bits(value.as_subclass(torch.Tensor), gkd.loss(student, teacher))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_row_55_autocast_changes_nothing(device, dtype):
     student, teacher = logits((3, 40), dtype, device)

@@ -180,6 +180,26 @@ def test_row_35_36_weights(device):
     assert not rows.any() and not gradient.any()
 
 
+def test_row_46_more_classes_than_a_float_counts(device, sizes):
+    row = torch.zeros(1, sizes.many_classes, device=device)
+    row[0, -1] = -INF
+    group = gkd.group(row, row, threshold=1.0)
+    assert group.size.item() == sizes.many_classes - 1
+    assert gkd.loss(row, row) == 0
+
+
+def test_row_47_many_rows(device, sizes):
+    student, teacher = logits((sizes.many_rows, 2), device=device)
+    leaf = student.clone().requires_grad_()
+    rows = gkd.loss(leaf, teacher, reduction="none", threshold=0.5)
+    rows.sum().backward()
+    last = [x[-5:].clone() for x in (student, teacher)]
+    expected, gradient = value_and_gradient(*last, threshold=0.5)
+    assert same_bits(rows[-5:].cpu(), expected)
+    weight = torch.linspace(0.5, 1.5, 5, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(leaf.grad[-5:].cpu() * weight.float(), gradient)
+
+
 @pytest.mark.parametrize("ignore_index", [-100, 3])
 def test_row_38_39_40_ignored_rows(device, ignore_index):
     student, teacher = logits((4, 9), device=device)
