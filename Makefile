@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(CURDIR)/$(VENV)/bin/python
 BUILD := build/cpp
+CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test format
+.PHONY: setup build test lint format
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -19,5 +20,12 @@ test: build
 	ctest --test-dir $(BUILD) -L cpu --output-on-failure
 	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python
 
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	clang-format --dry-run -Werror $(CPP_FILES)
+
 format:
-	clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+	clang-format -i $(CPP_FILES)
+	$(PY) -m ruff format .

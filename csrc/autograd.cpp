@@ -71,6 +71,9 @@ at::Tensor loss_autograd(const at::Tensor& student, const at::Tensor& teacher,
                    secondary_weight, coupled,    rank_by,     ignore_index,   method};
   TORCH_CHECK_VALUE(!(at::GradMode::is_enabled() && teacher.requires_grad()),
                     "gkd::loss: teacher needs no gradient; pass teacher.detach()");
+  // A tangent would be lost below autograd: an error rather than a silent zero.
+  TORCH_CHECK_NOT_IMPLEMENTED(!student._fw_grad(0).defined() && !teacher._fw_grad(0).defined(),
+                              "gkd::loss has no forward-mode derivative; gkd.reference.loss has");
   if (at::GradMode::is_enabled() && student.requires_grad()) {
     return Loss::apply(student, teacher, target, s, std::string_view(reduction));
   }
@@ -86,6 +89,7 @@ TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
   m.impl("loss", &loss_autograd);
   m.impl("group", torch::autograd::autogradNotImplementedFallback());
   m.impl("_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_check_target", torch::autograd::autogradNotImplementedFallback());
   m.impl("_scale", torch::autograd::autogradNotImplementedFallback());
 }
 

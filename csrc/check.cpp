@@ -1,7 +1,9 @@
 #include "check.h"
 
+#include <ATen/ATen.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -24,6 +26,12 @@ void check_logits(const char* name, const char* which, const at::Tensor& t) {
   TORCH_CHECK_VALUE(t.dim() == 2, name, ": expected 2-D [B, C] ", which, ", got ", t.dim(), "-D");
 }
 
+void check_target_dtype(const char* name, const at::Tensor& target) {
+  const auto dtype = target.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kLong || dtype == at::kInt, name,
+                   ": target must be int64 or int32, got ", c10::toString(dtype));
+}
+
 void check_finite(const char* name, const char* which, double value) {
   TORCH_CHECK_VALUE(std::isfinite(value), name, ": ", which, " must be finite, got ", value);
 }
@@ -43,9 +51,7 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
               ": all tensors must be on one device, got ", student.device(), " and ",
               teacher.device());
   if (target) {
-    const auto dtype = target->scalar_type();
-    TORCH_CHECK_TYPE(dtype == at::kLong || dtype == at::kInt, name,
-                     ": target must be int64 or int32, got ", c10::toString(dtype));
+    check_target_dtype(name, *target);
     TORCH_CHECK_VALUE(target->dim() == 1 && target->sym_size(0) == student.sym_size(0), name,
                       ": target must be [", student.sym_size(0), "], got ", target->sym_sizes());
     TORCH_CHECK(target->device() == student.device(), name,
@@ -78,6 +84,12 @@ void check_reduction(const char* name, std::string_view reduction) {
                     ": reduction must be none, mean or sum, got ", reduction);
 }
 
+void check_target_value(const char* name, std::int64_t value, std::int64_t classes,
+                        std::int64_t row) {
+  TORCH_CHECK_INDEX(value >= 0 && value < classes, name, ": target ", value,
+                    " is out of bounds for ", classes, " classes (row ", row, ")");
+}
+
 at::ScalarType compute_dtype(const at::Tensor& student, const at::Tensor& teacher) {
   const bool wide = student.scalar_type() == at::kDouble || teacher.scalar_type() == at::kDouble;
   return wide ? at::kDouble : at::kFloat;
@@ -90,5 +102,21 @@ double gradient_headroom(at::ScalarType dtype, const Weights& w) {
   if (bound == 0) return 1.0;
   return std::exp2(std::floor(std::log2(32768.0 / bound)));
 }
+
+namespace {
+
+/// gkd::_check_target for every backend: the targets, not the logits, come to the CPU.
+void check_target(const at::Tensor& target, std::int64_t classes, std::int64_t ignore_index) {
+  check_target_dtype("gkd::loss", target);
+  const at::Tensor values = target.to(at::kCPU, at::kLong).contiguous();
+  const std::int64_t* value = values.const_data_ptr<std::int64_t>();
+  for (std::int64_t row = 0; row < values.numel(); ++row) {
+    if (value[row] != ignore_index) check_target_value("gkd::loss", value[row], classes, row);
+  }
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) { m.impl("_check_target", &check_target); }
 
 }  // namespace gkd

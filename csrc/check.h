@@ -33,6 +33,10 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
 /// Throws unless reduction is none, mean or sum.
 void check_reduction(const char* name, std::string_view reduction);
 
+/// Throws IndexError naming value and row unless `value` is a class index.
+void check_target_value(const char* name, std::int64_t value, std::int64_t classes,
+                        std::int64_t row);
+
 /// float64 when either tensor is, else float32: the dtype of arithmetic and loss.
 at::ScalarType compute_dtype(const at::Tensor& student, const at::Tensor& teacher);
 

@@ -1,6 +1,9 @@
 // The public C++ functions and the dispatcher handles behind them.
 #include "gkd/gkd.h"
 
+#include <torch/library.h>
+
+#include "cpu/row.h"
 #include "ops.h"
 
 namespace gkd {
@@ -17,6 +20,7 @@ using ForwardSignature = ForwardTensors(const at::Tensor&, const at::Tensor&, co
                                         double, OptionalSize, double, double, double, double, bool,
                                         c10::string_view, c10::string_view, std::int64_t, bool,
                                         c10::string_view);
+using CheckTargetSignature = void(const at::Tensor&, c10::SymInt, std::int64_t);
 using ScaleSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, double);
 
 template <class Signature>
@@ -29,7 +33,19 @@ Settings settings_of(const LossOptions& o) {
           o.secondary_weight, o.coupled,    o.rank_by,     o.ignore_index,   o.method};
 }
 
+std::string cpu_capability() {
+  const auto row = cpu::kernels().single;
+#if defined(__x86_64__)
+  if (row == cpu::AVX512::kernels().single) return "AVX512";
+  if (row == cpu::AVX2::kernels().single) return "AVX2";
+#endif
+  return row == cpu::DEFAULT::kernels().single ? "DEFAULT" : "unknown";
+}
+
 }  // namespace
+
+// It has no tensor to dispatch on.
+TORCH_LIBRARY_IMPL(gkd, CatchAll, m) { m.impl("_cpu_capability", &cpu_capability); }
 
 at::Tensor loss_op(const at::Tensor& student, const at::Tensor& teacher,
                    const OptionalTensor& target, const Settings& s, std::string_view reduction) {
@@ -61,9 +77,20 @@ at::Tensor scale_op(const at::Tensor& gradient, const at::Tensor& grad_output,
   return op.call(gradient, grad_output, weight, factor);
 }
 
+void check_target_op(const at::Tensor& target, c10::SymInt classes, std::int64_t ignore_index) {
+  static const auto op = handle<CheckTargetSignature>("gkd::_check_target");
+  op.call(target, std::move(classes), ignore_index);
+}
+
 at::Tensor loss(const at::Tensor& student, const at::Tensor& teacher,
                 const std::optional<at::Tensor>& target, const LossOptions& options) {
-  return loss_op(student, teacher, target, settings_of(options), options.reduction);
+  const at::Tensor value =
+      loss_op(student, teacher, target, settings_of(options), options.reduction);
+  // After the loss, whose checks of shape and dtype come first.
+  if (options.check_target && target) {
+    check_target_op(*target, student.sym_size(1), options.ignore_index);
+  }
+  return value;
 }
 
 Group group(const at::Tensor& student, const at::Tensor& teacher,

@@ -21,6 +21,10 @@ TORCH_LIBRARY(gkd, m) {
   m.def(
       "_forward(Tensor student_logits, Tensor teacher_logits, Tensor? target, *, " GKD_LOSS
       "bool need_grad=True, str method=\"auto\") -> (Tensor loss, Tensor gradient, Tensor weight)");
+  // Throws IndexError at the first target that is neither a class nor ignore_index. Synchronises.
+  m.def("_check_target(Tensor target, SymInt classes, int ignore_index=-100) -> ()");
+  // The instruction set that the CPU backend runs on this machine.
+  m.def("_cpu_capability() -> str");
   // gradient[b, c] * (grad_output[b] * later_scale(weight) * factor) in at least float32, rounded
   // once; grad_output is [] or [B].
   m.def("_scale(Tensor gradient, Tensor grad_output, Tensor weight, float factor) -> Tensor");

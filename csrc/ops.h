@@ -32,6 +32,8 @@ ForwardTensors forward_op(const at::Tensor& student, const at::Tensor& teacher,
 at::Tensor scale_op(const at::Tensor& gradient, const at::Tensor& grad_output,
                     const at::Tensor& weight, double factor);
 
+void check_target_op(const at::Tensor& target, c10::SymInt classes, std::int64_t ignore_index);
+
 /// A backend's function under the schema of gkd::_forward, behind the one set of checks.
 template <ForwardTensors (*F)(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                               const Settings&, std::string_view, bool)>

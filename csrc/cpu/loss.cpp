@@ -69,8 +69,7 @@ std::int64_t target_of(const char* name, const OptionalTensor& target, std::int6
                                  : target->const_data_ptr<std::int32_t>()[at];
   *ignored = value == ignore_index;
   if (*ignored) return -1;
-  TORCH_CHECK_INDEX(value >= 0 && value < classes, name, ": target ", value,
-                    " is out of bounds for ", classes, " classes (row ", row, ")");
+  check_target_value(name, value, classes, row);
   return value;
 }
 

@@ -68,11 +68,25 @@ struct ClusterTeam {
   TeamStorage<16>& storage;
   int phase = 0;
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   __device__ static cooperative_groups::cluster_group cluster() {
     return cooperative_groups::this_cluster();
   }
   __device__ int size() const { return static_cast<int>(cluster().num_blocks()); }
   __device__ int rank() const { return static_cast<int>(cluster().block_rank()); }
+#else
+  // Older devices have no clusters: the planner never launches these, and a launch would stop.
+  struct None {
+    __device__ void sync() const { __trap(); }
+    template <class V>
+    __device__ V* map_shared_rank(V* mine, int) const {
+      return mine;
+    }
+  };
+  __device__ static None cluster() { return {}; }
+  __device__ int size() const { return 1; }
+  __device__ int rank() const { return 0; }
+#endif
   __device__ std::int64_t index() const { return blockIdx.x / size(); }
   __device__ std::int64_t count() const { return gridDim.x / size(); }
   __device__ void sync() { cluster().sync(); }

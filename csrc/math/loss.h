@@ -59,12 +59,13 @@ GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
                               ScalarOf<T> inv_temperature) {
   using R = ScalarOf<T>;
   ClassTerms<T> c;
-  c.p = exp_of(T((teacher - g.ref.teacher) * inv_temperature)) * g.inv_a;
-  const T e = ((teacher - student) - (g.ref.teacher - g.ref.student)) * inv_temperature;
+  const T u_offset = teacher - g.ref.teacher, s_offset = student - g.ref.student;
+  c.p = exp_of(T(u_offset * inv_temperature)) * g.inv_a;
+  const T e = class_gap(student, teacher, s_offset, u_offset, g.ref, inv_temperature);
   const T d = e + g.shift;
   const auto near = d >= R(-1) && d <= R(1);
   const T small = near ? d : T{};
-  const T q = class_student(student, g, inv_temperature);
+  const T q = exp_of(T(s_offset * inv_temperature)) * g.inv_b;
   const T far_gap = q - c.p;
   const T far_kl = far_gap + (c.p == R(0) ? T{} : c.p * d);
   const Expm1Phi<T> series = expm1_and_phi(small);

@@ -51,15 +51,31 @@ struct Terms {
   T a, b, x;
 };
 
+/// e_j = ((U_j - S_j) - (m - r))/T. Where U_j - S_j is large its rounding would be all of a small
+/// e_j; then the offsets from the references are subtracted instead, which are small wherever the
+/// class has any mass. `teacher_offset` = U_j - m, `student_offset` = S_j - r.
+template <class T>
+GKD_HD T class_gap(T student, T teacher, T student_offset, T teacher_offset, Reference<T> ref,
+                   ScalarOf<T> inv_temperature) {
+  using R = ScalarOf<T>;
+  const T gap = teacher - student;
+  const T scaled = gap * inv_temperature;
+  const auto close = scaled >= R(-4) && scaled <= R(4);
+  const T from_gap = gap - (ref.teacher - ref.student);
+  const T from_offsets = teacher_offset - student_offset;
+  return (close ? from_gap : from_offsets) * inv_temperature;
+}
+
 /// `ref` must be finite.
 template <class T>
 GKD_HD Terms<T> class_terms(T student, T teacher, Reference<T> ref, ScalarOf<T> inv_temperature) {
   using R = ScalarOf<T>;
   Terms<T> t;
-  t.a = exp_of(T((teacher - ref.teacher) * inv_temperature));
-  const T e = ((teacher - student) - (ref.teacher - ref.student)) * inv_temperature;
+  const T u = teacher - ref.teacher, s = student - ref.student;
+  t.a = exp_of(T(u * inv_temperature));
+  const T e = class_gap(student, teacher, s, u, ref, inv_temperature);
   const auto near = e >= R(-1) && e <= R(1);  // false for NaN (-inf in both): the plain form serves
-  const T plain = exp_of(T((student - ref.student) * inv_temperature));
+  const T plain = exp_of(T(s * inv_temperature));
   const T small = t.a * expm1_and_phi(T(near ? e : T{})).expm1;
   t.x = near ? small : plain - t.a;
   t.b = near ? t.a + small : plain;
@@ -90,9 +106,9 @@ struct GroupMoments {
     const Ref db =
         ref.student == to.student ? Ref(0) : (ref.student - to.student) * inv_temperature;
     if (da == Ref(0) && db == Ref(0)) return;
-    // db - da, but each pair's own difference first: those are small and nearly exact, where da and
-    // db are large and rounded.
-    const Ref gap = ((ref.student - ref.teacher) - (to.student - to.teacher)) * inv_temperature;
+    // db - da, in the form that keeps a class's gap.
+    const Ref gap = -class_gap(ref.student, ref.teacher, ref.student - to.student,
+                               ref.teacher - to.teacher, to, inv_temperature);
     ref = to;
     const Ref fa = exp_of(da), fb = exp_of(db);
     const bool near = gap >= Ref(-1) && gap <= Ref(1);

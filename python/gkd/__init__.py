@@ -4,7 +4,9 @@ from ._load import load as _load
 
 _load()
 
-from .functional import Group, group, loss  # noqa: E402
-from .module import GKDLoss  # noqa: E402
+from . import reference
+from ._C import version as __version__
+from .functional import Group, group, loss
+from .module import GKDLoss
 
-__all__ = ["GKDLoss", "Group", "group", "loss"]
+__all__ = ["GKDLoss", "Group", "__version__", "group", "loss", "reference"]

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+DEFAULT_THRESHOLD = 0.93
+
 
 class Group(NamedTuple):
     """Per-row diagnostics, each of shape [B] but for ``mask``."""
@@ -21,13 +23,13 @@ class Group(NamedTuple):
     mask: Tensor  #: bool [B, C] when asked for, else [0]
 
 
-def _threshold(name: str, threshold: float | None, group_size: int | None) -> float:
+def default_threshold(name: str, threshold: float | None, group_size: int | None) -> float:
     if threshold is not None and group_size is not None:
         raise ValueError(
             f"gkd::{name}: give one of threshold and group_size, got threshold {threshold} "
             f"and group_size {group_size}"
         )
-    return 0.93 if threshold is None else threshold
+    return DEFAULT_THRESHOLD if threshold is None else threshold
 
 
 def loss(
@@ -46,6 +48,7 @@ def loss(
     reduction: str = "mean",
     ignore_index: int = -100,
     method: str = "auto",
+    check_target: bool = False,
 ) -> Tensor:
     """Grouped Knowledge Distillation loss (arXiv 2304.04462, equations of Section 3).
 
@@ -57,9 +60,19 @@ def loss(
         student_logits: [B, C], float16, bfloat16, float32 or float64.
         teacher_logits: the same shape and device; must not require grad.
         target: int64 or int32 [B], joins its row's group; rows with ``ignore_index`` do not count.
-        threshold: in (0, 1]. group_size: >= 0; give one of the two.
-        temperature: in [1e-6, 1e6].
+        threshold: mass of the primary group, in (0, 1]; 0.93 where group_size is not given either.
+        group_size: the number of classes of the primary group, >= 0, instead of a threshold.
+        temperature: softens both networks, in [1e-6, 1e6]; the loss carries its square.
+        primary_weight: of Primary-KD; 0 switches a term off, whatever its value.
+        binary_weight: of Binary-KD.
+        secondary_weight: of Secondary-KD.
+        coupled: multiply each group's KL by the group's teacher mass, as plain KD has it.
+        rank_by: "teacher" or "student": whose logits choose the group.
         reduction: "mean" over counted rows (0 when there are none), "sum" or "none".
+        ignore_index: rows with this target have no loss and no gradient, even where they hold NaN.
+        method: how the group's cut is found: "auto", "sort" or "select"; the result is the same.
+        check_target: raise IndexError for a target out of bounds on CUDA too, which waits for the
+            device; without it such a row's loss and gradient are NaN. On the CPU it always raises.
 
     Returns:
         A scalar, or [B] with reduction "none"; float32, float64 for float64 logits.
@@ -67,11 +80,11 @@ def loss(
     Raises:
         ValueError, TypeError, IndexError, RuntimeError: naming the argument.
     """
-    return torch.ops.gkd.loss(  # type: ignore[no-any-return]
+    value: Tensor = torch.ops.gkd.loss(
         student_logits,
         teacher_logits,
         target,
-        threshold=_threshold("loss", threshold, group_size),
+        threshold=default_threshold("loss", threshold, group_size),
         group_size=group_size,
         temperature=temperature,
         primary_weight=primary_weight,
@@ -83,6 +96,10 @@ def loss(
         ignore_index=ignore_index,
         method=method,
     )
+    # After the loss, whose checks of shape and dtype come first.
+    if check_target and target is not None:
+        torch.ops.gkd._check_target(target, student_logits.shape[1], ignore_index)
+    return value
 
 
 def group(
@@ -104,7 +121,7 @@ def group(
             student_logits,
             teacher_logits,
             target,
-            threshold=_threshold("group", threshold, group_size),
+            threshold=default_threshold("group", threshold, group_size),
             group_size=group_size,
             temperature=temperature,
             rank_by=rank_by,

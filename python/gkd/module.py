@@ -2,24 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import Tensor, nn
 
-from .functional import loss
+from .functional import DEFAULT_THRESHOLD, loss
 
 
 class GKDLoss(nn.Module):
-    """``GKDLoss(**settings)(student_logits, teacher_logits, target)``; settings as gkd.loss takes."""
+    """:func:`gkd.loss` with its settings fixed: ``GKDLoss(temperature=2.0)(student, teacher)``.
 
-    def __init__(self, **settings: Any) -> None:
+    The settings are checked here, not at the first batch. There are no parameters and no buffers.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float | None = None,
+        group_size: int | None = None,
+        temperature: float = 4.0,
+        primary_weight: float = 8.0,
+        binary_weight: float = 1.0,
+        secondary_weight: float = 0.0,
+        coupled: bool = False,
+        rank_by: str = "teacher",
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        method: str = "auto",
+        check_target: bool = False,
+    ) -> None:
         super().__init__()
-        self.settings = settings
+        self.threshold = threshold
+        self.group_size = group_size
+        self.temperature = temperature
+        self.primary_weight = primary_weight
+        self.binary_weight = binary_weight
+        self.secondary_weight = secondary_weight
+        self.coupled = coupled
+        self.rank_by = rank_by
+        self.reduction = reduction
+        self.ignore_index = ignore_index
+        self.method = method
+        self.check_target = check_target
+        with torch.no_grad():
+            logits = torch.empty((1, 1), device="meta")
+            self(logits, logits)
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None
+    ) -> Tensor:
         """The loss of a batch of [B, C] logits."""
-        return loss(student_logits, teacher_logits, target, **self.settings)
+        return loss(
+            student_logits,
+            teacher_logits,
+            target,
+            threshold=self.threshold,
+            group_size=self.group_size,
+            temperature=self.temperature,
+            primary_weight=self.primary_weight,
+            binary_weight=self.binary_weight,
+            secondary_weight=self.secondary_weight,
+            coupled=self.coupled,
+            rank_by=self.rank_by,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            method=self.method,
+            check_target=self.check_target,
+        )
 
     def extra_repr(self) -> str:
-        """Settings, as they were given."""
-        return ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
+        """The settings as the constructor takes them, the rarer ones only where they are set."""
+        if self.group_size is not None:
+            grouping = f"group_size={self.group_size}"
+        else:
+            grouping = (
+                f"threshold={DEFAULT_THRESHOLD if self.threshold is None else self.threshold}"
+            )
+        text = (
+            f"{grouping}, temperature={self.temperature}, primary_weight={self.primary_weight}, "
+            f"binary_weight={self.binary_weight}, secondary_weight={self.secondary_weight}, "
+            f"rank_by={self.rank_by!r}, reduction={self.reduction!r}"
+        )
+        unusual = {"coupled": False, "ignore_index": -100, "method": "auto", "check_target": False}
+        for name, usual in unusual.items():
+            value = getattr(self, name)
+            if value != usual:
+                text += f", {name}={value!r}"
+        return text

@@ -1,9 +1,68 @@
-"""Fixtures, and the float64 oracle that judges every loss: written apart from the library."""
+"""Fixtures shared by every test: the device under test, and the sizes that suit it."""
+
+from dataclasses import dataclass
 
 import pytest
 import torch
+
+#: A CUDA device that is a program: right, and slow.
+EMULATED = torch.cuda.is_available() and torch.cuda.get_device_name() == "ptxemu"
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cuda: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(20230446)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Where the operator runs: everything that a test compares with is computed on the CPU."""
+    return request.param
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Shapes by what they are for: thousands of elements, since a device may be an emulated one."""
+
+    # [B, C]. 1 and 2 classes: degenerate groups; 3..33: around a pack of 16 and a warp; 255..1025:
+    # around a block's tile and a 1,024-class chunk; 8193: many chunks. One row, and many.
+    parity: tuple[tuple[int, int], ...] = (
+        (5, 1),
+        (5, 2),
+        (4, 3),
+        (3, 16),
+        (5, 33),
+        (3, 255),
+        (3, 256),
+        (2, 511),
+        (2, 1025),
+        (1, 4099),
+        (1, 8193),
+        (20, 7),
+    )
+    strides: tuple[int, int] = (5, 77)  # [B, C]: rows that no vector width divides
+    long_row: int = 3000  # more than a block's tile
+    repeats: int = 100  # runs that must agree to the bit
+    many_rows: int = 70_000  # more than a grid's y and z dimensions hold
+    many_classes: int = 2**24 + 3  # more than a float counts
+
+
+@pytest.fixture
+def sizes(device):
+    if device == "cuda" and EMULATED:
+        return Sizes(many_rows=300, many_classes=20_000, repeats=10)
+    return Sizes()

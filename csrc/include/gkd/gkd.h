@@ -27,11 +27,13 @@ struct LossOptions {
   std::string reduction = "mean";            ///< "mean", "sum" or "none"
   std::int64_t ignore_index = -100;          ///< rows with this target count for nothing
   std::string method = "auto";               ///< how the cut is found: "auto", "sort" or "select"
+  bool check_target = false;  ///< throw for a bad target on a device too, at the cost of a wait
 };
 
 /// The GKD loss: a scalar, or [B] with reduction "none". float32, float64 for float64 logits.
 /// Differentiable once with respect to `student_logits`. Throws c10::ValueError, c10::TypeError,
-/// c10::IndexError or c10::Error naming the argument.
+/// c10::IndexError or c10::Error naming the argument. A target out of bounds throws on the CPU; on
+/// a device its row is NaN, loss and gradient, unless `check_target` asks for the exception.
 GKD_API at::Tensor loss(const at::Tensor& student_logits, const at::Tensor& teacher_logits,
                         const std::optional<at::Tensor>& target = std::nullopt,
                         const LossOptions& options = {});

@@ -1,45 +1,11 @@
-// Launches of the fused kernels: one block, one cluster, or a team of a cooperative grid per row.
+// Chooses a fused kernel by shapes, dtypes and the device's limits, and runs it.
 #include <algorithm>
 
-#include "cuda/fused.cuh"
-#include "cuda/fused.h"
+#include "cuda/fused_size.cuh"
 #include "cuda/stages.h"
 
 namespace gkd::cuda {
 namespace {
-
-template <class T, class Elem, class Team>
-struct Fused {
-  static constexpr int kThreads = kFusedThreads;
-  using Storage = FusedStorage<T, Team, kThreads>;
-  /// Where the slices begin.
-  static constexpr std::size_t kFixed =
-      (sizeof(Storage) + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
-
-  static std::size_t shared_bytes(std::int64_t slice) {
-    return kFixed + 2 * slice_bytes<Elem>(slice);
-  }
-  /// The longest slice that fits `bytes` of shared memory; negative: none.
-  static std::int64_t slice_in(std::size_t bytes) {
-    const auto room = static_cast<std::int64_t>(bytes) - static_cast<std::int64_t>(kFixed);
-    return (room / 2 - 2 * kVectorBytes) / static_cast<std::int64_t>(sizeof(Elem));
-  }
-};
-
-template <class T, class Elem, class Team>
-__global__ void __launch_bounds__(kFusedThreads) fused_kernel(const FusedCall<T> c) {
-  extern __shared__ __align__(16) char memory[];
-  using Kernel = Fused<T, Elem, Team>;
-  auto& shared = *reinterpret_cast<typename Kernel::Storage*>(memory);
-  char* slices = memory + Kernel::kFixed;
-  if constexpr (std::is_same_v<Team, GridTeam>) {
-    GridTeam team{shared.team, c.scratch + blockIdx.x / c.members, c.members};
-    fused_rows<T, Elem, Team, kFusedThreads>(c, shared, slices, team);
-  } else {
-    Team team{shared.team};
-    fused_rows<T, Elem, Team, kFusedThreads>(c, shared, slices, team);
-  }
-}
 
 /// Calls run(Elem{}) for a problem whose inputs are contiguous and of one dtype.
 template <class Run>
@@ -54,65 +20,6 @@ auto with_elem(Dtype dtype, Run run) {
     default:
       return run(double{});
   }
-}
-
-template <class Elem>
-using Arithmetic = std::conditional_t<sizeof(Elem) == 8, double, float>;
-
-template <class T, class Elem, class Team>
-cudaError_t launch(const FusedCall<T>& call, const FusedPlan& plan, cudaStream_t stream) {
-  const auto kernel = &fused_kernel<T, Elem, Team>;
-  GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(plan.shared_bytes)));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.teams * plan.members));
-  config.blockDim = dim3(kFusedThreads);
-  config.dynamicSmemBytes = plan.shared_bytes;
-  config.stream = stream;
-  cudaLaunchAttribute attribute{};
-  if (plan.regime == Regime::kCluster) {
-    if (plan.members > kPortableCluster) {
-      GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    }
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = static_cast<unsigned>(plan.members);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  } else if (plan.regime == Regime::kGrid) {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  }
-  config.attrs = &attribute;
-  config.numAttrs = plan.regime == Regime::kBlock ? 0 : 1;
-  return cudaLaunchKernelEx(&config, kernel, call);
-}
-
-/// Whether the device grants a cluster of this size with this much shared memory.
-template <class Elem>
-bool grants_cluster(int members, std::size_t shared_bytes) {
-  const auto kernel = &fused_kernel<Arithmetic<Elem>, Elem, ClusterTeam>;
-  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(shared_bytes)) != cudaSuccess ||
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
-          cudaSuccess) {
-    (void)cudaGetLastError();  // a refusal is an answer here
-    return false;
-  }
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(members));
-  config.blockDim = dim3(kFusedThreads);
-  config.dynamicSmemBytes = shared_bytes;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(members);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int clusters = 0;
-  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
-    (void)cudaGetLastError();
-    return false;
-  }
-  return clusters > 0;
 }
 
 template <class Elem>
@@ -199,11 +106,11 @@ cudaError_t run_fused(const Problem& p, const FusedPlan& plan, const Workspace<T
     } else {
       switch (plan.regime) {
         case Regime::kBlock:
-          return launch<T, Elem, BlockTeam>(call, plan, stream);
+          return launch_fused<T, Elem, BlockTeam>(call, plan, stream);
         case Regime::kCluster:
-          return launch<T, Elem, ClusterTeam>(call, plan, stream);
+          return launch_fused<T, Elem, ClusterTeam>(call, plan, stream);
         case Regime::kGrid:
-          return launch<T, Elem, GridTeam>(call, plan, stream);
+          return launch_fused<T, Elem, GridTeam>(call, plan, stream);
         default:
           return cudaErrorInvalidValue;
       }

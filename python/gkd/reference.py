@@ -1,0 +1,191 @@
+"""The loss of gkd.loss in plain PyTorch operations.
+
+Use it where the operator does not reach: double backward (gradient penalties, meta-learning),
+``torch.func`` transforms, forward-mode derivatives, devices other than CPU and CUDA; and as an
+oracle, with float64 logits. For training use :func:`gkd.loss`.
+
+What it costs: a full sort of every row, about ten temporaries of [B, C] that autograd keeps until
+the backward, an order of magnitude in time. The KL terms are plain differences of logarithms, which
+in float32 lose their digits where student and teacher nearly agree.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .functional import default_threshold
+
+_INF = float("inf")
+
+
+def _check(student: Tensor, teacher: Tensor, target: Tensor | None, **settings: object) -> None:
+    """The operator's own checks: on meta tensors, which no transform wraps."""
+    if torch.is_grad_enabled() and teacher.requires_grad:
+        raise ValueError("gkd::loss: teacher needs no gradient; pass teacher.detach()")
+
+    def shadow(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+    torch.ops.gkd._forward(
+        shadow(student),
+        shadow(teacher),
+        None if target is None else shadow(target),
+        need_grad=False,
+        **settings,
+    )
+
+
+def _primary(rank: Tensor, threshold: float, group_size: int | None, temperature: float) -> Tensor:
+    """bool [B, C]: the classes whose ranking logit reaches the row's cut."""
+    classes = rank.shape[1]
+    if group_size == 0:
+        return torch.zeros_like(rank, dtype=torch.bool)
+    if group_size is None and threshold == 1.0:
+        return rank > -_INF
+    ordered = rank.sort(dim=1, descending=True).values
+    if group_size is not None:
+        return rank >= ordered[:, min(group_size, classes) - 1 : min(group_size, classes)]
+    # A float32 running sum over many classes would move the cut; MPS has nothing wider.
+    wide = ordered if ordered.device.type == "mps" else ordered.double()
+    mass = ((wide - wide[:, :1]) / temperature).softmax(1).cumsum(1)
+    last = (mass < threshold).sum(1, keepdim=True).clamp(max=classes - 1)
+    return rank >= ordered.gather(1, last)
+
+
+class _Side(NamedTuple):
+    """One network's logits seen from one group: sum over the group of exp((x - top)/T) = e^log_sum.
+
+    Differences are taken against ``top`` before the division, so logits of any size are safe.
+    """
+
+    top: Tensor  # [B, 1], a constant; 0 for an empty group
+    offsets: Tensor  # [B, C], (x - top)/T inside the group, 0 outside
+    log_sum: Tensor  # [B, 1], -inf where the group has no mass
+
+
+def _side(logits: Tensor, members: Tensor, temperature: float) -> _Side:
+    top = torch.where(members, logits, -_INF).amax(1, keepdim=True).detach()
+    top = torch.where(top > -_INF, top, 0.0)
+    # Replaced before exp, not after: a masked infinity would still make the gradient NaN.
+    offsets = (torch.where(members, logits, top) - top) / temperature
+    total = torch.where(members, offsets.exp(), 0.0).sum(1, keepdim=True)
+    some = total > 0
+    log_sum = torch.where(some, torch.where(some, total, 1.0).log(), -_INF)
+    return _Side(top, offsets, log_sum)
+
+
+def _divergence(student: _Side, teacher: _Side, members: Tensor) -> Tensor:
+    """KL(p/P || q/Q) inside a group, [B]; 0 where the teacher has no mass there."""
+    log_q_sum = torch.where(student.log_sum > -_INF, student.log_sum, 0.0)
+    held = members & (teacher.log_sum > -_INF)
+    log_p = torch.where(held, teacher.offsets - teacher.log_sum, -_INF)
+    p = log_p.exp()
+    held = p > 0
+    terms = p * (torch.where(held, log_p, 0.0) - (student.offsets - log_q_sum))
+    return torch.where(held, terms, 0.0).sum(1)
+
+
+def _binary(
+    student: tuple[_Side, _Side], teacher: tuple[_Side, _Side], both: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """KL of the two groups' masses and the teacher's mass P, each [B]."""
+
+    def logit(side: tuple[_Side, _Side]) -> Tensor:
+        inside, outside = side
+        gap = (inside.top - outside.top) / temperature + (inside.log_sum - outside.log_sum)
+        return gap.squeeze(1)
+
+    log_sigmoid = torch.nn.functional.logsigmoid
+    known = both & ~logit(teacher).isnan() & ~logit(student).isnan()
+    u = torch.where(known, logit(teacher), 0.0)
+    v = torch.where(known, logit(student), 0.0)
+    total = torch.zeros_like(u)
+    for sign in (1.0, -1.0):
+        log_p = log_sigmoid(sign * u)
+        term = log_p.exp() * (torch.where(log_p > -_INF, log_p, 0.0) - log_sigmoid(sign * v))
+        total = total + torch.where(log_p > -_INF, term, 0.0)
+    return torch.where(known, total, 0.0), u.sigmoid()
+
+
+def loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None = None,
+    *,
+    threshold: float | None = None,
+    group_size: int | None = None,
+    temperature: float = 4.0,
+    primary_weight: float = 8.0,
+    binary_weight: float = 1.0,
+    secondary_weight: float = 0.0,
+    coupled: bool = False,
+    rank_by: str = "teacher",
+    reduction: str = "mean",
+    ignore_index: int = -100,
+) -> Tensor:
+    """:func:`gkd.loss` in plain PyTorch, differentiable any number of times.
+
+    Arguments, result and errors are those of :func:`gkd.loss`. A target out of bounds gives its row
+    NaN on every device, as gkd.loss does on CUDA.
+    """
+    limit = default_threshold("loss", threshold, group_size)
+    _check(
+        student_logits,
+        teacher_logits,
+        target,
+        threshold=limit,
+        group_size=group_size,
+        temperature=temperature,
+        primary_weight=primary_weight,
+        binary_weight=binary_weight,
+        secondary_weight=secondary_weight,
+        coupled=coupled,
+        rank_by=rank_by,
+        reduction=reduction,
+        ignore_index=ignore_index,
+    )
+    dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
+    dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
+    spoilt = torch.zeros_like(student[:, 0], dtype=torch.bool)
+    for logits in (student.detach(), teacher):
+        spoilt = spoilt | ~(logits < _INF).all(1) | (logits == -_INF).all(1)
+    ignored = torch.zeros_like(spoilt)
+    chosen = None
+    if target is not None:
+        ignored = target == ignore_index
+        spoilt = spoilt | (target < 0) | (target >= student.shape[1])
+        chosen = torch.arange(student.shape[1], device=target.device) == target.unsqueeze(1)
+        spoilt = spoilt & ~ignored
+    # A spoilt row is multiplied by NaN, for a gradient of NaN too; an ignored one is replaced.
+    factor = torch.where(spoilt, float("nan"), 1.0).to(dtype)
+    student = torch.where(ignored.unsqueeze(1), 0.0, student * factor.unsqueeze(1))
+    teacher = torch.where(ignored.unsqueeze(1), 0.0, teacher)
+
+    rank = student.detach() if rank_by == "student" else teacher
+    inside = _primary(rank, limit, group_size, temperature)
+    if chosen is not None:
+        inside = inside | chosen
+    groups = (inside, ~inside)
+    students = (_side(student, groups[0], temperature), _side(student, groups[1], temperature))
+    teachers = (_side(teacher, groups[0], temperature), _side(teacher, groups[1], temperature))
+    both = groups[0].any(1) & groups[1].any(1)
+    binary, mass = _binary(students, teachers, both, temperature)
+
+    rows = factor - factor  # 0, or NaN in a spoilt row whatever the weights
+    if binary_weight != 0:
+        rows = rows + binary_weight * binary
+    # Where one group has every class its mass is 1, and the other's term is 0 already.
+    masses = (torch.where(both, mass, 1.0), torch.where(both, 1.0 - mass, 1.0))
+    for g, weight in enumerate((primary_weight, secondary_weight)):
+        if weight != 0:
+            term = weight * _divergence(students[g], teachers[g], groups[g])
+            rows = rows + (masses[g] * term if coupled else term)
+    rows = torch.where(ignored, 0.0, temperature**2 * rows)
+    if reduction == "none":
+        return rows
+    total = rows.sum()
+    return total if reduction == "sum" else total / (~ignored).sum().clamp(min=1)

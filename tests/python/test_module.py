@@ -1,0 +1,85 @@
+"""GKDLoss, the package's surface and python -m gkd.info."""
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gkd
+from cases import logits, targets
+from oracle import same_bits
+
+SETTINGS = {"group_size": 3, "temperature": 2.0, "coupled": True, "rank_by": "student"}
+
+
+def test_equals_the_function(device):
+    student, teacher = logits((4, 20), device=device)
+    target = targets((4, 20), device)
+    assert same_bits(
+        gkd.GKDLoss(**SETTINGS)(student, teacher, target),
+        gkd.loss(student, teacher, target, **SETTINGS),
+    )
+
+
+def test_row_63_copies_keep_the_settings():
+    module = gkd.GKDLoss(**SETTINGS, ignore_index=7)
+    student, teacher = logits((4, 20))
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    fresh = gkd.GKDLoss()
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert module.state_dict() == {} and not list(module.parameters())
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert repr(other) == repr(module)
+        assert same_bits(other(student, teacher), module(student, teacher))
+
+
+def test_repr_shows_the_settings():
+    assert repr(gkd.GKDLoss()) == (
+        "GKDLoss(threshold=0.93, temperature=4.0, primary_weight=8.0, binary_weight=1.0, "
+        "secondary_weight=0.0, rank_by='teacher', reduction='mean')"
+    )
+    text = repr(gkd.GKDLoss(**SETTINGS))
+    assert "group_size=3" in text and "coupled=True" in text and "threshold" not in text
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(TypeError, match="temprature"):
+        gkd.GKDLoss(temprature=1.0)
+
+
+def test_info_names_everything():
+    text = subprocess.run(
+        [sys.executable, "-m", "gkd.info"],
+        env={**os.environ, "PYTHONPATH": str(Path(gkd.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    lines = dict(line.split(maxsplit=1) for line in text.splitlines() if " " in line)
+    assert lines["gkd"] == gkd.__version__
+    assert torch.__version__ in lines["torch"]
+    assert "libgkd.so" in lines["library"]
+    assert "CPU only" in text or "CUDA toolkit" in text
+    assert any(name in text for name in ("AVX512", "AVX2", "DEFAULT"))
+
+
+def test_group_reports_what_the_loss_uses(device):
+    student, teacher = logits((5, 40), torch.float64, device)
+    target = targets((5, 40), device)
+    group = gkd.group(student, teacher, target, return_mask=True)
+    assert torch.equal(group.size, group.mask.sum(1))
+    p, q = (teacher / 4).softmax(1), (student / 4).softmax(1)
+    torch.testing.assert_close((p * group.mask).sum(1), group.mass_teacher)
+    torch.testing.assert_close((q * group.mask).sum(1), group.mass_student)
+    rows = 16 * (8 * group.primary + group.binary)
+    torch.testing.assert_close(gkd.loss(student, teacher, target, reduction="none"), rows)
+    assert gkd.group(student, teacher).mask.shape == (0,)
+    assert (gkd.group(student, teacher, group_size=0).cut == float("inf")).all()
