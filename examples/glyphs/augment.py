@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .data import Part
+
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 to the float range the networks see, [-1, 1]."""
@@ -53,3 +55,13 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     images = images * uniform(0.5, 1.0) + uniform(-0.2, 0.2)
     noise = torch.randn(images.shape, generator=generator, device=images.device)
     return images + uniform(0, 0.15) * noise
+
+
+def distorted(part: Part, seed: int) -> Part:
+    """One distorted copy of each photograph, made on the CPU: the same for every model and device.
+
+    Clean renderings are too easy: a recogniser in use does not choose its photographs either.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    copies = [to_bytes(augment(to_float(c), generator)) for c in part.images.split(1024)]
+    return Part(torch.cat(copies), part.labels)
