@@ -44,7 +44,5 @@ RECIPES = {
         },
     ),
     "gkd": Recipe("+ GKD, ranked by teacher", weight=0.1),
-    "gkd-student": Recipe(
-        "+ GKD, ranked by student", weight=0.1, arguments={"rank_by": "student"}
-    ),
+    "gkd-student": Recipe("+ GKD, ranked by student", weight=0.1, arguments={"rank_by": "student"}),
 }

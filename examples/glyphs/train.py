@@ -91,9 +91,7 @@ def _optimiser(
     model: nn.Module, steps: int, rate: float, settings: Settings
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     # No gradient clipping anywhere: it would cap the losses with larger terms and not the others.
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=rate, weight_decay=settings.weight_decay
-    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, rate, total_steps=max(2, steps), pct_start=0.2
     )
