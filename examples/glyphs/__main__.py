@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
         "or more (default: the DejaVu faces that come with matplotlib)")  # fmt: skip
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR",
         help="for results.json and the figures (default: out/ beside the program)")  # fmt: skip
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    add("--seed", type=int, default=0, help="of the split, the weights, the order and the "
+    add("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add("--seed", type=int, default=0, metavar="N", help="of the split, the weights, the order and the "
         "distortions; the same seed gives the same figures (default: 0)")  # fmt: skip
     add("--identities", type=int, metavar="N", help="how many to draw, split into known (71%%), "
         f"validation (10%%) and test (19%%); default {DEMO_IDENTITIES}, with --data or --full "
@@ -45,15 +45,17 @@ def parser() -> argparse.ArgumentParser:
         help=f"which to train, of {', '.join(RECIPES)} (default: all)")  # fmt: skip
     add("--full", action="store_true", help="all characters and a longer training: "
         f"{FULL['teacher_epochs']} epochs for the teacher, {FULL['epochs']} for students, "
-        "about an hour on two cores")  # fmt: skip
-    add("--epochs", type=int, help=f"of each student (default: {defaults.epochs})")
-    add("--teacher-epochs", type=int, help=f"of the teacher (default: {defaults.teacher_epochs})")
-    add("--batch", type=int, default=defaults.batch, help=f"default: {defaults.batch}")
-    add("--width", type=int, default=defaults.width, help="channels of the student's first stage; "
+        "perhaps a quarter of an hour on two cores")  # fmt: skip
+    add("--epochs", type=int, metavar="N", help=f"of each student (default: {defaults.epochs})")
+    add("--teacher-epochs", type=int, metavar="N",
+        help=f"of the teacher (default: {defaults.teacher_epochs})")  # fmt: skip
+    add("--batch", type=int, default=defaults.batch, metavar="N",
+        help=f"photographs a step (default: {defaults.batch})")  # fmt: skip
+    add("--width", type=int, default=defaults.width, metavar="N", help="channels of the student's first stage; "
         f"its size grows with the square (default: {defaults.width}, the teacher has 32)")  # fmt: skip
-    add("--image-size", type=int, default=defaults.image_size, metavar="PIXELS",
-        help=f"default: {defaults.image_size}")  # fmt: skip
-    add("--threads", type=int, help="of the CPU (default: PyTorch's choice)")
+    add("--image-size", type=int, default=defaults.image_size, metavar="N",
+        help=f"pixels of a side (default: {defaults.image_size})")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="of the CPU (default: PyTorch's choice)")
     add("--tune", action="store_true", help="try a grid of weights for each student and print "
         "what it reaches on validation, instead of the table")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bars")
