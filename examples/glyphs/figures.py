@@ -16,7 +16,7 @@ from .data import Split
 from .train import Views
 
 COLOURS = {"ce": "#7f7f7f", "kd": "#0072b2", "gkd": "#d55e00", "gkd-student": "#009e73"}
-SAVE = {"dpi": 110, "bbox_inches": "tight"}
+SAVE: dict[str, Any] = {"dpi": 110, "bbox_inches": "tight"}
 
 
 def save_all(report: dict[str, Any], split: Split, views: Views, out: Path) -> list[Path]:
@@ -76,7 +76,9 @@ def roc(report: dict[str, Any], path: Path) -> None:
     """True against false accept rate on identities that nobody trained on."""
     figure, axis = plt.subplots(figsize=(5.2, 3.6))
     same, different = report["teacher"]["pairs"]
-    lines = [("teacher", report["teacher"], {"color": "black", "linestyle": "--"})]
+    lines: list[tuple[str, Any, dict[str, Any]]] = [
+        ("teacher", report["teacher"], {"color": "black", "linestyle": "--"})
+    ]
     for name, entry in report["students"].items():
         lines.append((entry["label"], entry, {"color": COLOURS.get(name)}))
     for label, entry, style in lines:

@@ -19,6 +19,7 @@ class Recipe:
     label: str
     weight: float = 0.0
     arguments: dict[str, Any] = field(default_factory=dict)
+    tries: tuple[float, ...] = (0.0,)  #: the weights that --tune compares
 
     def distillation(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         return gkd.loss(student, teacher, target, **self.arguments)
@@ -29,8 +30,10 @@ class Recipe:
         return gkd.group(student, teacher, target, **chosen)
 
 
-# The weights were chosen by --tune, on validation identities, from the same grid for each recipe.
-# GKD's primary weight of 8 makes its term about ten times KD's, hence the smaller weights.
+# Each weight is the best of its tries on validation identities (--tune). GKD's primary weight of 8
+# makes its term about ten times KD's, hence a grid of a tenth of KD's weights.
+KD_TRIES = (0.3, 1.0, 3.0)
+GKD_TRIES = (0.03, 0.1, 0.3)
 RECIPES = {
     "ce": Recipe("cross-entropy"),
     "kd": Recipe(
@@ -42,7 +45,13 @@ RECIPES = {
             "binary_weight": 1.0,
             "secondary_weight": 1.0,
         },
+        tries=KD_TRIES,
     ),
-    "gkd": Recipe("+ GKD, ranked by teacher", weight=0.1),
-    "gkd-student": Recipe("+ GKD, ranked by student", weight=0.1, arguments={"rank_by": "student"}),
+    "gkd": Recipe("+ GKD, ranked by teacher", weight=0.03, tries=GKD_TRIES),
+    "gkd-student": Recipe(
+        "+ GKD, ranked by student",
+        weight=0.3,
+        arguments={"rank_by": "student"},
+        tries=GKD_TRIES,
+    ),
 }

@@ -14,9 +14,6 @@ from .losses import RECIPES
 from .models import Recogniser, cost
 from .train import Settings, Views, look, train_student, train_teacher
 
-# Of each recipe's own weight: every recipe gets the same number of tries. Multiples, because the
-# terms differ in size.
-TUNE_FACTORS = (0.3, 1.0, 3.0)
 VALIDATION_SEED, TEST_SEED = 11, 12  # of the distortions; not the run's seed, so runs compare
 
 
@@ -77,10 +74,8 @@ def tune(split: Split, students: list[str], settings: Settings) -> dict[str, Any
     validation = distorted(split.validation, VALIDATION_SEED)
     found: dict[str, Any] = {}
     for name in students:
-        base = RECIPES[name].weight
-        weights = [factor * base for factor in TUNE_FACTORS] if base > 0 else [0.0]
         found[name] = {}
-        for weight in weights:
+        for weight in RECIPES[name].tries:
             recipe = dataclasses.replace(RECIPES[name], weight=weight)
             model, _, _ = train_student(
                 recipe, views, split.classes, settings, name=f"{name} x {weight:g}"
