@@ -8,6 +8,10 @@ import os
 import time
 from pathlib import Path
 
+# Read when torch starts its threads: waiting threads that spin take the cores from other programs,
+# and on a busy machine make a step up to a hundred times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 from . import data, figures, study
@@ -55,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
         f"its size grows with the square (default: {defaults.width}, the teacher has 32)")  # fmt: skip
     add("--image-size", type=int, default=defaults.image_size, metavar="N",
         help=f"pixels of a side (default: {defaults.image_size})")  # fmt: skip
-    add("--threads", type=int, metavar="N", help="of the CPU (default: PyTorch's choice)")
+    add("--threads", type=int, metavar="N", help="of the CPU (default: PyTorch's choice "
+        "for the teacher, one for students, which are too small to share)")  # fmt: skip
     add("--tune", action="store_true", help="try a grid of weights for each student and print "
         "what it reaches on validation, instead of the table")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bars")
@@ -79,6 +84,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
         width=options.width,
         teacher_epochs=choose("teacher_epochs"),
         epochs=choose("epochs"),
+        teacher_threads=options.threads or torch.get_num_threads(),
+        student_threads=options.threads or defaults.student_threads,
         progress=not options.quiet,
     )
 
@@ -111,8 +118,6 @@ def main(arguments: list[str] | None = None) -> int:
     # Read by cuBLAS at its first use: without it, sums on CUDA may differ from run to run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     identities = options.identities
     try:
         if options.data is not None:

@@ -18,9 +18,12 @@ VALIDATION_SEED, TEST_SEED = 11, 12  # of the distortions; not the run's seed, s
 
 
 def head_start(split: Split, settings: Settings) -> tuple[Recogniser, Views]:
-    """What every student of a run shares."""
+    """What every student of a run shares; leaves the thread count at the students'."""
+    torch.set_num_threads(settings.teacher_threads)
     teacher = train_teacher(split.train, split.classes, settings)
-    return teacher, look(teacher, split.train, settings)
+    views = look(teacher, split.train, settings)
+    torch.set_num_threads(settings.student_threads)
+    return teacher, views
 
 
 def describe(model: Recogniser, split: Split, settings: Settings) -> dict[str, Any]:
@@ -42,7 +45,6 @@ def run(split: Split, students: list[str], settings: Settings) -> tuple[dict[str
     teacher, views = head_start(split, settings)
     report: dict[str, Any] = {
         "settings": dataclasses.asdict(settings),
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "classes": split.classes,
         "photographs": {
