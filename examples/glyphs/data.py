@@ -96,8 +96,8 @@ def _look_alikes(glyphs: np.ndarray, tolerance: float = 0.03) -> np.ndarray:
         gap /= np.sqrt(squares[:, None] * squares[None])
         distance += gap / faces
         # The bytes decide what is identical: a distance of 0 is rounding noise in the Gram form.
-        _, key = np.unique(glyphs[:, face], axis=0, return_inverse=True)
-        key = key.reshape(-1)
+        first: dict[bytes, int] = {}
+        key = np.array([first.setdefault(g.tobytes(), i) for i, g in enumerate(glyphs[:, face])])
         alike |= key[:, None] == key[None]
     alike |= distance < tolerance
     dropped = np.zeros(count, dtype=bool)

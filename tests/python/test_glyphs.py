@@ -96,7 +96,8 @@ def run(tmp_path, name, *options):
     return json.loads((out / "results.json").read_text())
 
 
-def test_run_and_run_again(tmp_path, capsys):
+def test_run_and_run_again(tmp_path, capsys, photos, monkeypatch):
+    monkeypatch.setattr(data, "render_dejavu", lambda *_, **__: photos)  # rendered once is enough
     options = ["--identities", "30", "--students", "ce,kd,gkd,gkd-student"]
     first = run(tmp_path, "first", *options)
     printed = capsys.readouterr().out
