@@ -1,11 +1,12 @@
-# make test: sets up .venv, builds, and runs every test there is for this machine.
+# make demo: sets up .venv, builds, distils a recogniser.  make test: every test there is for this
+# machine.  Set PYTHON to use another interpreter, GKD_CMAKE_ARGS to pass options to CMake.
 PYTHON ?= python3
 VENV := .venv
 PY := $(CURDIR)/$(VENV)/bin/python
 BUILD := build/cpp
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test lint format
+.PHONY: setup build test demo lint format gpu-check all-archs
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -16,16 +17,30 @@ build: setup
 	cmake -S . -B $(BUILD) $(GKD_CMAKE_ARGS) -DPython3_EXECUTABLE=$(PY) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/gkd
 	cmake --build $(BUILD) --parallel
 
-test: build
-	ctest --test-dir $(BUILD) -L cpu --output-on-failure
+test: build lint
+	ctest --test-dir $(BUILD) --output-on-failure
 	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python
 
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	clang-format --dry-run -Werror $(CPP_FILES)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES)
+
+# Distils a glyph recogniser; DEMO takes options, as in: make demo DEMO="--epochs 4 --seed 1"
+demo: build
+	PYTHONPATH=$(CURDIR)/python $(PY) -m examples.glyphs $(DEMO)
+
+# Everything that a GPU is for, on a machine with torch, nvcc and a GPU but no package index: builds,
+# tests, sanitizers and benchmarks in the interpreter's own environment; results go to gpu-results/.
+gpu-check:
+	PYTHON=$(PYTHON) bash tests/gpu_check.sh gpu-results
+
+# Compiles the kernels for every architecture that is supported.
+all-archs: setup
+	cmake -S . -B build/all-archs -DPython3_EXECUTABLE=$(PY) -DGKD_BUILD_PYTHON=OFF -DGKD_BUILD_TESTS=OFF "-DTORCH_CUDA_ARCH_LIST=7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+	cmake --build build/all-archs --parallel --target gkd_kernels
 
 format:
-	clang-format -i $(CPP_FILES)
+	$(VENV)/bin/clang-format -i $(CPP_FILES)
 	$(PY) -m ruff format .
