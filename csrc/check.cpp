@@ -79,6 +79,14 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
                     ": method must be auto, sort or select, got ", s.method);
 }
 
+void check_adaptive(const char* name, const at::Tensor& student, double rate, std::int64_t step) {
+  check_logits(name, "student", student);
+  TORCH_CHECK_VALUE(student.sym_size(1) != 0, name, ": needs at least one class, got ",
+                    student.sym_sizes());
+  TORCH_CHECK_VALUE(rate > 0 && rate <= 1, name, ": rate must be in (0, 1], got ", rate);
+  TORCH_CHECK_VALUE(step >= 1, name, ": step must be >= 1, got ", step);
+}
+
 void check_reduction(const char* name, std::string_view reduction) {
   TORCH_CHECK_VALUE(reduction == "none" || reduction == "mean" || reduction == "sum", name,
                     ": reduction must be none, mean or sum, got ", reduction);

@@ -33,6 +33,9 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
 /// Throws unless reduction is none, mean or sum.
 void check_reduction(const char* name, std::string_view reduction);
 
+/// Throws unless the arguments of adaptive_group_size are usable.
+void check_adaptive(const char* name, const at::Tensor& student, double rate, std::int64_t step);
+
 /// Throws IndexError naming value and row unless `value` is a class index.
 void check_target_value(const char* name, std::int64_t value, std::int64_t classes,
                         std::int64_t row);

@@ -93,6 +93,12 @@ at::Tensor loss(const at::Tensor& student, const at::Tensor& teacher,
   return value;
 }
 
+at::Tensor adaptive_group_size(const at::Tensor& student, double rate, std::int64_t step) {
+  static const auto op =
+      handle<at::Tensor(const at::Tensor&, double, std::int64_t)>("gkd::adaptive_group_size");
+  return op.call(student, rate, step);
+}
+
 Group group(const at::Tensor& student, const at::Tensor& teacher,
             const std::optional<at::Tensor>& target, const LossOptions& options, bool return_mask) {
   auto [size, p, q, cut, primary, binary, secondary, mask] =

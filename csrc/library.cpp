@@ -21,6 +21,8 @@ TORCH_LIBRARY(gkd, m) {
   m.def(
       "_forward(Tensor student_logits, Tensor teacher_logits, Tensor? target, *, " GKD_LOSS
       "bool need_grad=True, str method=\"auto\") -> (Tensor loss, Tensor gradient, Tensor weight)");
+  // [] int64 on the logits' device; see csrc/adaptive.cpp.
+  m.def("adaptive_group_size(Tensor student_logits, float rate=0.93, int step=100) -> Tensor");
   // Throws IndexError at the first target that is neither a class nor ignore_index. Synchronises.
   m.def("_check_target(Tensor target, SymInt classes, int ignore_index=-100) -> ()");
   // The instruction set that the CPU backend runs on this machine.

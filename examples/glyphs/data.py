@@ -118,9 +118,9 @@ def render_dejavu(size: int = 32, *, progress: bool = True) -> Photos:
     glyphs = np.stack([np.stack([_draw(font, text, size) for font in fonts]) for text in bar])
     glyphs = glyphs.reshape(len(texts), len(FACES), -1)
     inked = glyphs.any(axis=2).all(axis=1)  # spaces are blank
-    glyphs, texts = glyphs[inked], [text for text, keep in zip(texts, inked) if keep]
+    glyphs, texts = glyphs[inked], [text for text, keep in zip(texts, inked, strict=True) if keep]
     keep = ~_look_alikes(glyphs)
-    glyphs, texts = glyphs[keep], [text for text, kept in zip(texts, keep) if kept]
+    glyphs, texts = glyphs[keep], [text for text, kept in zip(texts, keep, strict=True) if kept]
     images = torch.from_numpy(glyphs.reshape(-1, 1, size, size).copy())
     return Photos(
         images=images,

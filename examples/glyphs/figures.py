@@ -50,7 +50,7 @@ def sheet(split: Split, views: Views, path: Path, rows: int = 10) -> None:
         width_ratios=columns,
         gridspec_kw={"wspace": 0.03},
     )
-    for axis, (title, part), width in zip(axes, groups, columns):
+    for axis, (title, part), width in zip(axes, groups, columns, strict=True):
         side = part[0].shape[-1]
         canvas = torch.zeros(rows * side, width * side, dtype=torch.uint8)
         for row, images in enumerate(part):
@@ -88,7 +88,7 @@ def roc(report: dict[str, Any], path: Path) -> None:
         style = {"color": COLOURS.get(name), "linewidth": WIDTHS.get(name, 1.4)}
         lines.append((entry["label"], entry, style))
     for label, entry, style in lines:
-        axis.plot(*zip(*entry["roc"]), label=label, **style)
+        axis.plot(*zip(*entry["roc"], strict=True), label=label, **style)
     axis.set_xscale("log")
     axis.set(xlim=(max(1e-5, 1 / different), 1), ylim=(0, 1.01), xlabel="false accept rate (FAR)")
     axis.set_ylabel("true accept rate (TAR)")
@@ -110,7 +110,7 @@ def training(report: dict[str, Any], path: Path) -> None:
         ("student_outside", "student's mass outside the group", "linear"),
     ]
     figure, axes = plt.subplots(2, 3, figsize=(10, 5.2), sharex=True, layout="constrained")
-    for axis, (key, title, scale) in zip(axes.flat, panels):
+    for axis, (key, title, scale) in zip(axes.flat, panels, strict=True):
         for name, entry in report["students"].items():
             history = entry["history"]
             axis.plot(

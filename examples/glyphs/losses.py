@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import gkd
 from torch import Tensor
+
+import gkd
 
 # Of gkd.loss's arguments, those that decide the group and so belong to gkd.group as well.
 GROUPING = ("threshold", "group_size", "temperature", "rank_by")

@@ -123,7 +123,7 @@ def _markdown(rows: list[list[str]]) -> str:
         "| "
         + " | ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         + " |"
         for row in rows

@@ -130,3 +130,25 @@ def group(
             method=method,
         )
     return Group(*parts)
+
+
+def adaptive_group_size(student_logits: Tensor, rate: float = 0.93, step: int = 100) -> Tensor:
+    """One group size for a whole batch, as the paper's authors choose it.
+
+    The least n, in steps of ``step`` and at most C, for which the n largest of the batch-summed
+    probabilities ``softmax(student_logits)`` (temperature 1) reach ``rate`` of the batch.
+
+    Args:
+        student_logits: [B, C], float16, bfloat16, float32 or float64.
+        rate: in (0, 1]. step: >= 1.
+
+    Returns:
+        int64 [] on the logits' device. Nothing waits for the device until it is read, as in
+        ``gkd.loss(..., group_size=int(gkd.adaptive_group_size(student)), rank_by="student")``.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    with torch.no_grad():
+        size: Tensor = torch.ops.gkd.adaptive_group_size(student_logits, rate, step)
+    return size

@@ -115,7 +115,7 @@ def test_half_gradient_keeps_small_entries(device):
     assert (gradient == 0).float().mean() < 0.01
 
 
-def test_methods_agree_to_the_bit(device, sizes):
+def test_methods_agree(device, sizes):
     for shape in sizes.parity:
         student, teacher = logits(shape, torch.float32, device)
         teacher = teacher.round()  # ties

@@ -55,4 +55,11 @@ GKD_API Group group(const at::Tensor& student_logits, const at::Tensor& teacher_
                     const std::optional<at::Tensor>& target = std::nullopt,
                     const LossOptions& options = {}, bool return_mask = false);
 
+/// The group size that the paper's authors train with, one for the batch: the least n, in steps of
+/// `step` and at most C, for which the n largest of the batch-summed probabilities softmax(student)
+/// (temperature 1) reach `rate` of the batch. A [] int64 tensor on the logits' device; reading it
+/// synchronises, computing it does not.
+GKD_API at::Tensor adaptive_group_size(const at::Tensor& student_logits, double rate = 0.93,
+                                       std::int64_t step = 100);
+
 }  // namespace gkd
