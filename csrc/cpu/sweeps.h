@@ -22,7 +22,7 @@ enum class MassFrom { kNothing, kTeacherTerm, kRank };
 
 /// class_terms() of math/moments.h.
 template <class V>
-Terms<V> pack_terms(V s, V u, Reference<V> ref, ScalarOf<V> inv_t) {
+GKD_HD Terms<V> pack_terms(V s, V u, Reference<V> ref, ScalarOf<V> inv_t) {
   using R = ScalarOf<V>;
   Terms<V> t;
   t.a = exp_of(V((u - ref.teacher) * inv_t));
@@ -125,7 +125,7 @@ struct Summer {
 
 /// class_kl() of math/loss.h.
 template <class V>
-ClassTerms<V> pack_kl(V s, V u, const GroupCoef<V>& g, ScalarOf<V> inv_t) {
+GKD_HD ClassTerms<V> pack_kl(V s, V u, const GroupCoef<V>& g, ScalarOf<V> inv_t) {
   using R = ScalarOf<V>;
   ClassTerms<V> c;
   c.p = exp_of(V((u - g.ref.teacher) * inv_t)) * g.inv_a;
