@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(CURDIR)/$(VENV)/bin/python
 BUILD := build/cpp
 
-.PHONY: setup build test format
+.PHONY: setup build test bench format
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ build: setup
 test: build
 	ctest --test-dir $(BUILD) -L cpu --output-on-failure
 	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python
+
+# BENCH_ARGS: what python -m benchmarks takes, such as --device cuda or --quick.
+bench: build
+	PYTHONPATH=$(CURDIR)/python $(PY) -m benchmarks $(BENCH_ARGS)
 
 format:
 	clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')

@@ -106,7 +106,9 @@ def test_same_group_as_sort(kind, classes, rows):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
 def test_same_group_as_sort_past_a_segment(kind, dtype):
     ranked = kind(2, 40_000).to(dtype)
     other = torch.randn(2, 40_000).to(dtype)
