@@ -31,6 +31,9 @@ ForwardTensors forward_op(const at::Tensor& student, const at::Tensor& teacher,
                           std::string_view reduction, bool need_grad);
 at::Tensor scale_op(const at::Tensor& gradient, const at::Tensor& grad_output,
                     const at::Tensor& weight, double factor);
+/// In place; false, having done nothing, where the tensors' backend has no such kernel.
+bool scale_in_place_op(const at::Tensor& gradient, const at::Tensor& grad_output,
+                       const at::Tensor& weight, double factor);
 
 /// A backend's function under the schema of gkd::_forward, behind the one set of checks.
 template <ForwardTensors (*F)(const at::Tensor&, const at::Tensor&, const OptionalTensor&,

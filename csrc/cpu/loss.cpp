@@ -202,29 +202,39 @@ GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
   return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }
 
-at::Tensor scale_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
-                     const at::Tensor& weight, double factor) {
-  const std::int64_t rows = gradient.size(0), classes = gradient.size(1);
-  const at::Tensor from = gradient.contiguous();
+/// to = from * scale, both contiguous; they may be one.
+void scale_rows(const at::Tensor& from, const at::Tensor& to_tensor, const at::Tensor& grad_output,
+                const at::Tensor& weight, double factor) {
+  const std::int64_t rows = from.size(0), classes = from.size(1);
   const double by = later_scale(weight.item<double>()) * factor;
   const at::Tensor scales = (grad_output.to(at::kDouble) * by).expand({rows}).contiguous();
   const double* scale = scales.const_data_ptr<double>();
-  at::Tensor out = at::empty({rows, classes}, gradient.options());
-  if (rows == 0) return out;
+  if (rows == 0) return;
   const char* in = static_cast<const char*>(from.const_data_ptr());
-  char* to = static_cast<char*>(out.mutable_data_ptr());
+  char* to = static_cast<char*>(to_tensor.mutable_data_ptr());
   const cpu::ScaleFunction run = cpu::kernels().scale;
   // Pieces of rows, so that one row too is shared.
   const std::int64_t pieces = (classes + cpu::kSegment - 1) / cpu::kSegment;
   at::parallel_for(0, rows * pieces, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t k = begin; k < end; ++k) {
       const std::int64_t row = k / pieces, first = k % pieces * cpu::kSegment;
-      const std::int64_t at = (row * classes + first) * gradient.element_size();
-      run(in + at, to + at, dtype_of(gradient), std::min(cpu::kSegment, classes - first),
-          scale[row]);
+      const std::int64_t at = (row * classes + first) * from.element_size();
+      run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first), scale[row]);
     }
   });
+}
+
+at::Tensor scale_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
+                     const at::Tensor& weight, double factor) {
+  at::Tensor out = at::empty(gradient.sizes(), gradient.options(), at::MemoryFormat::Contiguous);
+  scale_rows(gradient.contiguous(), out, grad_output, weight, factor);
   return out;
+}
+
+void scale_in_place_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
+                        const at::Tensor& weight, double factor) {
+  TORCH_INTERNAL_ASSERT(gradient.is_contiguous());  // as _forward made it
+  scale_rows(gradient, gradient, grad_output, weight, factor);
 }
 
 }  // namespace
@@ -232,6 +242,7 @@ at::Tensor scale_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
 TORCH_LIBRARY_IMPL(gkd, CPU, m) {
   m.impl("_forward", &checked_forward<forward_cpu>);
   m.impl("_scale", &scale_cpu);
+  m.impl("_scale_", &scale_in_place_cpu);
   m.impl("group", &checked_group<group_cpu>);
 }
 
