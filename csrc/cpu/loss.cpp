@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/row.h"
+#include "cpu/turns.h"
 #include "ops.h"
 
 namespace gkd {
@@ -119,20 +120,20 @@ void for_rows(const char* name, const at::Tensor& student, const at::Tensor& tea
   };
   if (share_rows(rows, classes)) {
     const cpu::Executor together = [](std::int64_t n, const auto& body) {
-      at::parallel_for(0, n, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t k = begin; k < end; ++k) body(k);
+      take_turns(n, [&](auto next) {
+        for (std::int64_t k = next(); k < n; k = next()) body(k);
       });
     };
     cpu::Scratch scratch;
     for (std::int64_t row = 0; row < rows; ++row) one_row(row, together, &scratch);
     return;
   }
-  at::parallel_for(0, rows, 1, [&](std::int64_t begin, std::int64_t end) {
+  take_turns(rows, [&](auto next) {
     const cpu::Executor alone = [](std::int64_t n, const auto& body) {
       for (std::int64_t k = 0; k < n; ++k) body(k);
     };
     cpu::Scratch scratch;
-    for (std::int64_t row = begin; row < end; ++row) one_row(row, alone, &scratch);
+    for (std::int64_t row = next(); row < rows; row = next()) one_row(row, alone, &scratch);
   });
 }
 
@@ -215,8 +216,8 @@ void scale_rows(const at::Tensor& from, const at::Tensor& to_tensor, const at::T
   const cpu::ScaleFunction run = cpu::kernels().scale;
   // Pieces of rows, so that one row too is shared.
   const std::int64_t pieces = (classes + cpu::kSegment - 1) / cpu::kSegment;
-  at::parallel_for(0, rows * pieces, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t k = begin; k < end; ++k) {
+  take_turns(rows * pieces, [&](auto next) {
+    for (std::int64_t k = next(); k < rows * pieces; k = next()) {
       const std::int64_t row = k / pieces, first = k % pieces * cpu::kSegment;
       const std::int64_t at = (row * classes + first) * from.element_size();
       run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first), scale[row]);

@@ -80,7 +80,6 @@ struct Scratch {
   std::vector<Segment> segments;
   std::vector<std::int32_t> counts;
   std::vector<std::uint64_t> masses;
-  std::vector<double> keys;
 };
 
 /// Runs body(0), ..., body(n - 1) in any order, perhaps at once.
@@ -95,7 +94,7 @@ struct RowResult {
 };
 
 using RowFunction = RowResult (*)(const RowTask&, const Executor&, Scratch*);
-/// to[j] = from[j] * scale for `count` elements of `dtype`, rounded once.
+/// to[j] = from[j] * scale for `count` elements of `dtype`, rounded once; `to` may be `from`.
 using ScaleFunction = void (*)(const void* from, void* to, Dtype dtype, std::int64_t count,
                                double scale);
 
