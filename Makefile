@@ -6,7 +6,7 @@ PY := $(CURDIR)/$(VENV)/bin/python
 BUILD := build/cpp
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test demo lint format gpu-check all-archs
+.PHONY: setup build test demo bench lint format gpu-check all-archs
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -40,6 +40,10 @@ gpu-check:
 all-archs: setup
 	cmake -S . -B build/all-archs -DPython3_EXECUTABLE=$(PY) -DGKD_BUILD_PYTHON=OFF -DGKD_BUILD_TESTS=OFF "-DTORCH_CUDA_ARCH_LIST=7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 	cmake --build build/all-archs --parallel --target gkd_kernels
+
+# BENCH_ARGS: what python -m benchmarks takes, such as --device cuda or --quick.
+bench: build
+	PYTHONPATH=$(CURDIR)/python $(PY) -m benchmarks $(BENCH_ARGS)
 
 format:
 	$(VENV)/bin/clang-format -i $(CPP_FILES)

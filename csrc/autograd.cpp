@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 #include "ops.h"
@@ -29,6 +30,15 @@ struct Scale : public torch::autograd::Function<Scale> {
   }
 };
 
+/// Whether a tensor is plain memory: no tracing, functionalization or vmap around it.
+bool is_plain(const at::Tensor& t) {
+  using c10::DispatchKey;
+  const c10::DispatchKeySet wrappers({DispatchKey::Python, DispatchKey::Functionalize,
+                                      DispatchKey::FuncTorchBatched,
+                                      DispatchKey::FuncTorchGradWrapper, DispatchKey::Batched});
+  return (t.key_set() & wrappers).empty();
+}
+
 struct Loss : public torch::autograd::Function<Loss> {
   static Variable forward(AutogradContext* ctx, const Variable& student, const Variable& teacher,
                           const OptionalTensor& target, const Settings& settings,
@@ -44,8 +54,17 @@ struct Loss : public torch::autograd::Function<Loss> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const auto saved = ctx->get_saved_variables();
     const double factor = 1.0 / ctx->saved_data["headroom"].toDouble();
-    return {Scale::apply(saved[0], grad_outputs[0], saved[1], saved[2], factor), Variable(),
-            Variable(), Variable(), Variable()};
+    const Variable &grad_output = grad_outputs[0], &gradient = saved[1];
+    // The last use of the graph may write over the saved gradient: no second [B, C] buffer.
+    if (!torch::autograd::get_current_graph_task_keep_graph() && is_plain(gradient) &&
+        is_plain(grad_output)) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      if (scale_in_place_op(gradient, grad_output, saved[2], factor)) {
+        return {gradient, Variable(), Variable(), Variable(), Variable()};
+      }
+    }
+    return {Scale::apply(saved[0], grad_output, gradient, saved[2], factor), Variable(), Variable(),
+            Variable(), Variable()};
   }
 };
 
@@ -91,6 +110,7 @@ TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
   m.impl("_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("_check_target", torch::autograd::autogradNotImplementedFallback());
   m.impl("_scale", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_scale_", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace gkd

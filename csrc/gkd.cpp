@@ -82,6 +82,16 @@ void check_target_op(const at::Tensor& target, c10::SymInt classes, std::int64_t
   op.call(target, std::move(classes), ignore_index);
 }
 
+bool scale_in_place_op(const at::Tensor& gradient, const at::Tensor& grad_output,
+                       const at::Tensor& weight, double factor) {
+  using Signature = void(const at::Tensor&, const at::Tensor&, const at::Tensor&, double);
+  static const auto op = handle<Signature>("gkd::_scale_");
+  const auto key = gradient.is_cuda() ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU;
+  if (!gradient.key_set().has(key) || !op.hasKernelForDispatchKey(key)) return false;
+  op.call(gradient, grad_output, weight, factor);
+  return true;
+}
+
 at::Tensor loss(const at::Tensor& student, const at::Tensor& teacher,
                 const std::optional<at::Tensor>& target, const LossOptions& options) {
   const at::Tensor value =

@@ -30,4 +30,6 @@ TORCH_LIBRARY(gkd, m) {
   // gradient[b, c] * (grad_output[b] * later_scale(weight) * factor) in at least float32, rounded
   // once; grad_output is [] or [B].
   m.def("_scale(Tensor gradient, Tensor grad_output, Tensor weight, float factor) -> Tensor");
+  // The same in place, for a gradient that nobody needs afterwards. A backend may lack it.
+  m.def("_scale_(Tensor(a!) gradient, Tensor grad_output, Tensor weight, float factor) -> ()");
 }

@@ -31,6 +31,9 @@ ForwardTensors forward_op(const at::Tensor& student, const at::Tensor& teacher,
                           std::string_view reduction, bool need_grad);
 at::Tensor scale_op(const at::Tensor& gradient, const at::Tensor& grad_output,
                     const at::Tensor& weight, double factor);
+/// In place; false, having done nothing, where the tensors' backend has no such kernel.
+bool scale_in_place_op(const at::Tensor& gradient, const at::Tensor& grad_output,
+                       const at::Tensor& weight, double factor);
 
 void check_target_op(const at::Tensor& target, c10::SymInt classes, std::int64_t ignore_index);
 

@@ -1,17 +1,17 @@
-// CPU backend: rows in parallel, each converted into float or double once, then handed to row.cpp.
+// CPU backend: hands rows to row.cpp, in parallel or each shared among the threads, and reduces.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <ATen/cpu/vec/functional.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <vector>
 
 #include "cpu/row.h"
+#include "cpu/turns.h"
 #include "ops.h"
 
 namespace gkd {
@@ -34,28 +34,27 @@ const Kernels& kernels() {
 
 namespace {
 
-/// A row as contiguous `T`: the tensor's own memory where it is that already, else a copy.
-template <class T>
-const T* load_row(const at::Tensor& t, std::int64_t row, std::vector<T>* buffer) {
-  const std::int64_t classes = t.size(1), stride = t.stride(1);
-  const T* direct = nullptr;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, t.scalar_type(), "gkd_load_row", [&] {
-    const scalar_t* from = t.const_data_ptr<scalar_t>() + row * t.stride(0);
-    if constexpr (std::is_same_v<scalar_t, T>) {
-      if (stride == 1) {
-        direct = from;
-        return;
-      }
-    }
-    buffer->resize(classes);
-    T* to = buffer->data();
-    if (stride == 1) {
-      at::vec::convert(from, to, classes);
-    } else {
-      for (std::int64_t j = 0; j < classes; ++j) to[j] = static_cast<T>(from[j * stride]);
-    }
-  });
-  return direct ? direct : buffer->data();
+cpu::Dtype dtype_of(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kHalf:
+      return cpu::Dtype::kHalf;
+    case at::kBFloat16:
+      return cpu::Dtype::kBFloat16;
+    case at::kFloat:
+      return cpu::Dtype::kFloat;
+    default:
+      return cpu::Dtype::kDouble;
+  }
+}
+
+cpu::Source source(const at::Tensor& t, std::int64_t row) {
+  const char* data = static_cast<const char*>(t.const_data_ptr());
+  return {data + row * t.stride(0) * t.element_size(), t.stride(1), dtype_of(t)};
+}
+
+cpu::Sink sink(const at::Tensor& t, std::int64_t row) {
+  char* data = static_cast<char*>(t.mutable_data_ptr());
+  return {data + row * t.stride(0) * t.element_size(), dtype_of(t)};
 }
 
 /// The target of a row, or a message: -1 where there is none.
@@ -85,49 +84,55 @@ std::int64_t counted_rows(const char* name, const at::Tensor& student, const Opt
   return counted;
 }
 
+/// Whether threads share each row rather than take rows apart: where rows are too few to go round.
+bool share_rows(std::int64_t rows, std::int64_t classes) {
+  const std::int64_t threads = at::get_num_threads();
+  return threads > 1 && classes > 2 * cpu::kSegment && rows < 4 * threads && rows % threads != 0;
+}
+
 /// Runs every row; `done(row, result, ignored)` stores what the caller wants of it.
-template <class T, class Done>
+template <class Done>
 void for_rows(const char* name, const at::Tensor& student, const at::Tensor& teacher,
               const OptionalTensor& target, const Settings& s, double gradient_scale,
               at::Tensor* gradient, Done done) {
   const std::int64_t rows = student.size(0), classes = student.size(1);
-  const cpu::Selection how{s.threshold, s.group_size.value_or(-1), s.rank_by == "student",
-                           s.method == "sort"};
-  const Weights weights = s.weights();
-  cpu::RowFunction<T> run;
-  if constexpr (std::is_same_v<T, float>)
-    run = cpu::kernels().single;
-  else
-    run = cpu::kernels().wide;
-  at::parallel_for(0, rows, 1, [&](std::int64_t begin, std::int64_t end) {
-    cpu::Scratch scratch;
-    std::vector<T> student_row, teacher_row, gradient_row;
-    for (std::int64_t row = begin; row < end; ++row) {
-      bool ignored;
-      const std::int64_t t = target_of(name, target, row, classes, s.ignore_index, &ignored);
-      if (ignored) {
-        if (gradient) gradient->select(0, row).zero_();
-        done(row, cpu::RowResult{}, true, t);
-        continue;
-      }
-      const T* sp = load_row(student, row, &student_row);
-      const T* up = load_row(teacher, row, &teacher_row);
-      T* gp = nullptr;
-      const bool direct = gradient && gradient->scalar_type() == c10::CppTypeToScalarType<T>::value;
-      if (direct) gp = gradient->mutable_data_ptr<T>() + row * classes;
-      if (gradient && !direct) {
-        gradient_row.resize(classes);
-        gp = gradient_row.data();
-      }
-      done(row, run(sp, up, classes, t, how, weights, static_cast<T>(gradient_scale), gp, &scratch),
-           false, t);
-      if (gradient && !direct) {
-        AT_DISPATCH_FLOATING_TYPES_AND2(
-            at::kHalf, at::kBFloat16, gradient->scalar_type(), "gkd_store_row", [&] {
-              at::vec::convert(gp, gradient->mutable_data_ptr<scalar_t>() + row * classes, classes);
-            });
-      }
+  const bool wide = compute_dtype(student, teacher) == at::kDouble;
+  const cpu::RowFunction run = wide ? cpu::kernels().wide : cpu::kernels().single;
+  cpu::RowTask common;
+  common.classes = classes;
+  common.gradient_scale = gradient_scale;
+  common.how = {s.threshold, s.group_size.value_or(-1), s.rank_by == "student", s.method == "sort"};
+  common.weights = s.weights();
+  auto one_row = [&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
+    bool ignored;
+    cpu::RowTask task = common;
+    task.target = target_of(name, target, row, classes, s.ignore_index, &ignored);
+    if (ignored) {
+      if (gradient) gradient->select(0, row).zero_();
+      done(row, cpu::RowResult{}, true, task.target);
+      return;
     }
+    task.student = source(student, row);
+    task.teacher = source(teacher, row);
+    if (gradient) task.gradient = sink(*gradient, row);
+    done(row, run(task, each, scratch), false, task.target);
+  };
+  if (share_rows(rows, classes)) {
+    const cpu::Executor together = [](std::int64_t n, const auto& body) {
+      take_turns(n, [&](auto next) {
+        for (std::int64_t k = next(); k < n; k = next()) body(k);
+      });
+    };
+    cpu::Scratch scratch;
+    for (std::int64_t row = 0; row < rows; ++row) one_row(row, together, &scratch);
+    return;
+  }
+  take_turns(rows, [&](auto next) {
+    const cpu::Executor alone = [](std::int64_t n, const auto& body) {
+      for (std::int64_t k = 0; k < n; ++k) body(k);
+    };
+    cpu::Scratch scratch;
+    for (std::int64_t row = next(); row < rows; row = next()) one_row(row, alone, &scratch);
   });
 }
 
@@ -145,10 +150,10 @@ ForwardTensors forward_cpu(const at::Tensor& student, const at::Tensor& teacher,
   at::Tensor loss =
       reduction == "none" ? at::empty({student.size(0)}, options) : at::empty({}, options);
   AT_DISPATCH_FLOATING_TYPES(loss.scalar_type(), "gkd_forward_cpu", [&] {
-    for_rows<scalar_t>("gkd::loss", su, te, target, s, scale, need_grad ? &gradient : nullptr,
-                       [&](std::int64_t row, const cpu::RowResult& r, bool, std::int64_t) {
-                         losses[row] = r.loss;
-                       });
+    for_rows("gkd::loss", su, te, target, s, scale, need_grad ? &gradient : nullptr,
+             [&](std::int64_t row, const cpu::RowResult& r, bool, std::int64_t) {
+               losses[row] = r.loss;
+             });
     scalar_t* out = loss.mutable_data_ptr<scalar_t>();
     if (reduction == "none") {
       std::copy(losses.begin(), losses.end(), out);
@@ -175,51 +180,61 @@ GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
     for (int k = 0; k < 6; ++k) out[k] = columns[k].mutable_data_ptr<scalar_t>();
     std::int64_t* sizes = size.mutable_data_ptr<std::int64_t>();
     const at::Tensor& rank = s.rank_by == "student" ? su : te;
-    for_rows<scalar_t>(
-        "gkd::group", su, te, target, s, 1.0, nullptr,
-        [&](std::int64_t row, const cpu::RowResult& r, bool ignored, std::int64_t t) {
-          const double nan = std::numeric_limits<double>::quiet_NaN();
-          const double values[6] = {r.summary.p, r.summary.q,      r.cut,
-                                    r.primary,   r.summary.binary, r.secondary};
-          for (int k = 0; k < 6; ++k) {
-            out[k][row] = static_cast<scalar_t>(ignored ? nan : values[k]);
-          }
-          sizes[row] = r.size;
-          if (!return_mask) return;
-          std::vector<scalar_t> buffer;
-          const scalar_t* values_row = load_row(rank, row, &buffer);
-          bool* to = mask.mutable_data_ptr<bool>() + row * classes;
-          for (std::int64_t j = 0; j < classes; ++j) {
-            to[j] = !ignored && (values_row[j] >= static_cast<scalar_t>(r.cut) || j == t);
-          }
-        });
+    for_rows("gkd::group", su, te, target, s, 1.0, nullptr,
+             [&](std::int64_t row, const cpu::RowResult& r, bool ignored, std::int64_t t) {
+               const double nan = std::numeric_limits<double>::quiet_NaN();
+               const double values[6] = {r.summary.p, r.summary.q,      r.cut,
+                                         r.primary,   r.summary.binary, r.secondary};
+               for (int k = 0; k < 6; ++k) {
+                 out[k][row] = static_cast<scalar_t>(ignored ? nan : values[k]);
+               }
+               sizes[row] = r.size;
+               if (!return_mask) return;
+               at::Tensor to = mask.select(0, row);
+               if (ignored || std::isnan(r.cut)) {
+                 to.zero_();
+                 return;
+               }
+               at::ge_out(to, rank.select(0, row), r.cut);
+               if (t >= 0) mask.mutable_data_ptr<bool>()[row * classes + t] = true;
+             });
   });
   return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }
 
-at::Tensor scale_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
-                     const at::Tensor& weight, double factor) {
-  const std::int64_t rows = gradient.size(0), classes = gradient.size(1);
-  const at::Tensor from = gradient.contiguous();
+/// to = from * scale, both contiguous; they may be one.
+void scale_rows(const at::Tensor& from, const at::Tensor& to_tensor, const at::Tensor& grad_output,
+                const at::Tensor& weight, double factor) {
+  const std::int64_t rows = from.size(0), classes = from.size(1);
   const double by = later_scale(weight.item<double>()) * factor;
   const at::Tensor scales = (grad_output.to(at::kDouble) * by).expand({rows}).contiguous();
   const double* scale = scales.const_data_ptr<double>();
-  at::Tensor out = at::empty({rows, classes}, gradient.options());
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, gradient.scalar_type(), "gkd_scale_cpu", [&] {
-        using Wide = at::opmath_type<scalar_t>;
-        const scalar_t* in = from.const_data_ptr<scalar_t>();
-        scalar_t* to = out.mutable_data_ptr<scalar_t>();
-        at::parallel_for(0, rows, 1, [&](std::int64_t begin, std::int64_t end) {
-          for (std::int64_t row = begin; row < end; ++row) {
-            const Wide row_scale = static_cast<Wide>(scale[row]);
-            for (std::int64_t j = row * classes; j < (row + 1) * classes; ++j) {
-              to[j] = static_cast<scalar_t>(static_cast<Wide>(in[j]) * row_scale);
-            }
-          }
-        });
-      });
+  if (rows == 0) return;
+  const char* in = static_cast<const char*>(from.const_data_ptr());
+  char* to = static_cast<char*>(to_tensor.mutable_data_ptr());
+  const cpu::ScaleFunction run = cpu::kernels().scale;
+  // Pieces of rows, so that one row too is shared.
+  const std::int64_t pieces = (classes + cpu::kSegment - 1) / cpu::kSegment;
+  take_turns(rows * pieces, [&](auto next) {
+    for (std::int64_t k = next(); k < rows * pieces; k = next()) {
+      const std::int64_t row = k / pieces, first = k % pieces * cpu::kSegment;
+      const std::int64_t at = (row * classes + first) * from.element_size();
+      run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first), scale[row]);
+    }
+  });
+}
+
+at::Tensor scale_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
+                     const at::Tensor& weight, double factor) {
+  at::Tensor out = at::empty(gradient.sizes(), gradient.options(), at::MemoryFormat::Contiguous);
+  scale_rows(gradient.contiguous(), out, grad_output, weight, factor);
   return out;
+}
+
+void scale_in_place_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
+                        const at::Tensor& weight, double factor) {
+  TORCH_INTERNAL_ASSERT(gradient.is_contiguous());  // as _forward made it
+  scale_rows(gradient, gradient, grad_output, weight, factor);
 }
 
 }  // namespace
@@ -227,6 +242,7 @@ at::Tensor scale_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
 TORCH_LIBRARY_IMPL(gkd, CPU, m) {
   m.impl("_forward", &checked_forward<forward_cpu>);
   m.impl("_scale", &scale_cpu);
+  m.impl("_scale_", &scale_in_place_cpu);
   m.impl("group", &checked_group<group_cpu>);
 }
 

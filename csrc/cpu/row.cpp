@@ -1,234 +1,257 @@
-// Sweeps over a row: extremes; masses by bin, giving the cut; group references; sums; loss and
-// gradient. float goes in packs of 16, which the compiler maps to the vectors of each instruction
-// set.
+// A row: extremes, the cut, sums of each group, loss and gradient. Three reading sweeps and a count
+// where the cut is bracketed at first try, which is nearly always; every shortcut is checked
+// against exact sums, and the slow way round gives the same cut.
 #ifndef GKD_CPU_CAPABILITY
 #define GKD_CPU_CAPABILITY DEFAULT
 #endif
 
 #include "cpu/row.h"
 
-#include <algorithm>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-
-#include "cpu/select.h"
+#include "cpu/bracket.h"
+#include "cpu/references.h"
+#include "cpu/scale.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
-/// The pack a row of T is swept with.
+/// The cut, and the sums when the search for it has made them already.
 template <class T>
-using PackOf = std::conditional_t<std::is_same_v<T, float>, FloatPack, T>;
+struct Cut {
+  T value;
+  bool summed = false;
+  Sums sums;
+  Reference<T> ref[2];
+};
 
-template <class V, class T>
-V splat(T x) {
-  return V{} + x;
-}
-
-/// `count` < width: the rest is -inf, a class of probability 0 that adds nothing to any sum.
-template <class V, class T>
-V load(const T* from, std::int64_t count) {
-  V v;
-  if (count >= Traits<V>::kWidth) {
-    std::memcpy(&v, from, sizeof(V));
-    return v;
-  }
-  v = splat<V>(-kInfinity<T>);
-  std::memcpy(&v, from, count * sizeof(T));
-  return v;
-}
-
-template <class V>
-double sum_lanes(V v) {
-  ScalarOf<V> lanes[Traits<V>::kWidth];
-  std::memcpy(lanes, &v, sizeof(V));
-  double sum = 0;
-  for (auto lane : lanes) sum += lane;
-  return sum;
-}
-
-template <class V>
-ScalarOf<V> max_lane(V v) {
-  ScalarOf<V> lanes[Traits<V>::kWidth];
-  std::memcpy(lanes, &v, sizeof(V));
-  return *std::max_element(lanes, lanes + Traits<V>::kWidth);
-}
-
-/// One row under sweep: its logits, the cut and the forced target.
 template <class T>
-struct Row {
-  using V = PackOf<T>;
-  static constexpr int kWidth = Traits<V>::kWidth;
-  const T *s, *u, *rank;
-  std::int64_t classes, target;
-  T cut;
+struct RowKernel {
+  const RowTask& task;
+  const Executor& each;
+  Scratch* scratch;
+  Row<T> row;
+  T temperature, inv_t;
 
-  /// Calls visit(j, count, student, teacher, inside) on each pack of [begin, end).
-  template <class Visit>
-  void sweep(std::int64_t begin, std::int64_t end, Visit visit) const {
-    const V at_cut = splat<V>(cut);
-    for (std::int64_t j = begin; j < end; j += kWidth) {
-      const std::int64_t count = std::min<std::int64_t>(kWidth, end - j);
-      const V r = load<V>(rank + j, count);
-      auto inside = r >= at_cut;
-      if (target >= j && target < j + count) {  // once a row: the target joins wherever it stands
-        T forced[kWidth];
-        std::memcpy(forced, &r, sizeof(V));
-        forced[target - j] = kInfinity<T>;
-        V with_target;
-        std::memcpy(&with_target, forced, sizeof(V));
-        inside = with_target >= at_cut;
-      }
-      visit(j, count, load<V>(s + j, count), load<V>(u + j, count), inside);
+  RowKernel(const RowTask& task, const Executor& each, Scratch* scratch)
+      : task(task),
+        each(each),
+        scratch(scratch),
+        row{task.student, task.teacher, task.how.by_student ? task.student : task.teacher,
+            task.classes, task.target},
+        temperature(static_cast<T>(task.weights.temperature)),
+        inv_t(T(1) / temperature) {
+    if (scratch->segments.size() < static_cast<std::size_t>(row.segments())) {
+      scratch->segments.resize(row.segments());
     }
+  }
+
+  /// body(segment, begin, end) for every segment.
+  template <class Body>
+  void each_segment(Body body) {
+    each(row.segments(), [&](std::int64_t k) {
+      body(scratch->segments[k], k * kSegment, std::min(row.classes, (k + 1) * kSegment));
+    });
+  }
+
+  template <MassFrom kMass>
+  Sums sum(const Window<T>& window, const Reference<T> (&ref)[2], const MassRule<T>& rule) {
+    each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
+      Summer<T, kMass> summer{window, {ref[0], ref[1]}, inv_t, rule, task.how.by_student};
+      segment.window.clear();
+      row.each_block(
+          begin, end, [&](std::int64_t j, std::int64_t count, const T* s, const T* u, const T* r) {
+            summer.add(s, u, r, count, static_cast<std::uint32_t>(j - begin), &segment.window);
+          });
+      segment.sums = summer.result();
+    });
+    Sums total;
+    for (std::int64_t k = 0; k < row.segments(); ++k) total.merge(scratch->segments[k].sums);
+    return total;
+  }
+
+  /// The open classes' sums, once the cut is known; in the order of the classes.
+  Sums sum_open(T cut, const Reference<T> (&ref)[2], const MassRule<T>& rule) {
+    Summer<T, MassFrom::kNothing> summer{{cut, cut}, {ref[0], ref[1]}, inv_t, rule, false};
+    alignas(64) T s[kBlock], u[kBlock], r[kBlock];
+    std::int64_t held = 0;
+    auto flush = [&] {
+      for (T* block : {s, u, r}) std::fill(block + held, block + padded<T>(held), -kInfinity<T>);
+      summer.add(s, u, r, held, 0, nullptr);
+      held = 0;
+    };
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      for (std::uint32_t offset : scratch->segments[k].window) {
+        const std::int64_t j = k * kSegment + offset;
+        s[held] = read_one<T>(row.s, j);
+        u[held] = read_one<T>(row.u, j);
+        r[held] = task.how.by_student ? s[held] : u[held];
+        if (++held == kBlock) flush();
+      }
+    }
+    flush();
+    return summer.result();
+  }
+
+  /// The cut by window and sums; false where the window missed it.
+  bool try_window(const Goal& goal, const Bracket<T>& found, const MassRule<T>& rule, Cut<T>* cut) {
+    const Window<T>& w = found.window;
+    guess_references(row, w, task.how.by_student, temperature, scratch->segments, cut->ref);
+    Sums sums;
+    if (!goal.by_mass) {
+      sums = sum<MassFrom::kNothing>(w, cut->ref, rule);
+    } else if (task.how.by_student) {
+      sums = sum<MassFrom::kRank>(w, cut->ref, rule);
+    } else {
+      sums = sum<MassFrom::kTeacherTerm>(w, cut->ref, rule);
+    }
+    // The target was counted in wherever it stands; the search ignores it.
+    std::uint64_t above = goal.by_mass ? sums.mass_in : static_cast<std::uint64_t>(sums.count[0]);
+    std::vector<T> keys;
+    if (row.target >= 0) {
+      const T rank = read_one<T>(row.rank, row.target);
+      if (rank < w.high) above -= goal.by_mass ? weigh(rule, rank) : 1;
+      if (rank < w.high && rank >= w.low) keys.push_back(rank);
+    }
+    const std::uint64_t total = sums.mass_total;
+    if (w.low == w.high) {
+      cut->value = w.low;
+      const std::uint64_t tie = goal.by_mass ? weigh(rule, w.low) : 1;
+      if (!goal.reached(above, total)) return false;
+      if (goal.reached(above - tie * static_cast<std::uint64_t>(found.ties), total) &&
+          found.ties > 0)
+        return false;
+    } else {
+      for (std::int64_t k = 0; k < row.segments(); ++k) {
+        for (std::uint32_t offset : scratch->segments[k].window)
+          keys.push_back(read_one<T>(row.rank, k * kSegment + offset));
+      }
+      if (keys.empty() || goal.reached(above, total)) return false;
+      if (!resolve(goal, rule, keys, above, total, &cut->value)) return false;
+      sums.merge(sum_open(cut->value, cut->ref, rule));
+    }
+    cut->sums = sums;
+    cut->summed = true;
+    return true;
+  }
+
+  /// One mass, by the packs' arithmetic.
+  static std::uint64_t weigh(const MassRule<T>& rule, T r) {
+    T block[kWidth<T>];
+    std::fill(block, block + kWidth<T>, r);
+    std::uint64_t mass;
+    masses_of(rule, block, 1, &mass);
+    return mass;
+  }
+
+  Cut<T> find_cut(T high, T low, const MassRule<T>& rule) {
+    const Selection& how = task.how;
+    Cut<T> cut;
+    const bool by_mass = how.group_size < 0;
+    if (how.group_size == 0) {
+      cut.value = kInfinity<T>;
+    } else if (how.group_size >= row.classes) {
+      cut.value = -kInfinity<T>;
+    } else if (by_mass && how.threshold == 1.0) {
+      cut.value = std::numeric_limits<T>::lowest();
+    } else {
+      const Goal goal{by_mass, how.threshold,
+                      static_cast<std::uint64_t>(std::max<std::int64_t>(how.group_size, 0))};
+      if (how.sort) {
+        cut.value = sorted_cut(row, goal, rule);
+      } else {
+        const Bracket<T> found =
+            bracket(row, goal, high, low, task.weights.temperature, each, scratch);
+        if (!found.found || !try_window(goal, found, rule, &cut)) {
+          cut.value = exact_cut(row, goal, rule, scratch);
+        }
+      }
+    }
+    return cut;
+  }
+
+  RowResult run() {
+    find_extremes(row, task.how.by_student, each, scratch->segments);
+    T high = -kInfinity<T>, low = kInfinity<T>, teacher_high = -kInfinity<T>;
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      const Segment& segment = scratch->segments[k];
+      high = std::max(high, static_cast<T>(segment.high));
+      low = std::min(low, static_cast<T>(segment.low));
+      teacher_high = std::max(teacher_high, static_cast<T>(segment.teacher_high));
+    }
+    // NaN passes for now: the sums show it.
+    if (!std::isfinite(high) || !std::isfinite(teacher_high)) return not_a_number();
+    const MassRule<T> rule(row.classes, high, inv_t);
+    Cut<T> cut = find_cut(high, low, rule);
+    const Window<T> known{cut.value, cut.value};
+    if (!cut.summed) {
+      guess_references(row, known, task.how.by_student, temperature, scratch->segments, cut.ref);
+      cut.sums = sum<MassFrom::kNothing>(known, cut.ref, rule);
+    }
+    if (!usable(cut.sums)) {
+      if (is_bad(row)) return not_a_number();
+      find_references(row, cut.value, temperature, cut.ref);
+      cut.sums = sum<MassFrom::kNothing>(known, cut.ref, rule);
+    }
+    return finish(cut);
+  }
+
+  RowResult finish(const Cut<T>& cut) {
+    RowResult result;
+    result.cut = cut.value;
+    result.size = cut.sums.count[0];
+    GroupMoments<double> moments[2];
+    for (int g = 0; g < 2; ++g) {
+      moments[g].ref = {cut.ref[g].teacher, cut.ref[g].student};
+      moments[g].a = cut.sums.a[g];
+      moments[g].b = cut.sums.b[g];
+      moments[g].x = cut.sums.x[g];
+      moments[g].count = cut.sums.count[g];
+    }
+    GroupCoef<T> coef[2];
+    result.summary = finish_row(moments, task.weights, coef);
+    const bool rest = coef[1].on_gap != T(0);
+    if (task.gradient.data) {
+      rest ? emit_all<true, true>(cut.value, coef) : emit_all<false, true>(cut.value, coef);
+    } else {
+      rest ? emit_all<true, false>(cut.value, coef) : emit_all<false, false>(cut.value, coef);
+    }
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      result.primary += scratch->segments[k].kl[0];
+      result.secondary += scratch->segments[k].kl[1];
+    }
+    result.loss = row_loss(result.summary, task.weights, result.primary, result.secondary);
+    return result;
+  }
+
+  template <bool kRest, bool kGradient>
+  void emit_all(T cut, const GroupCoef<T> (&coef)[2]) {
+    const T scale = static_cast<T>(task.gradient_scale);
+    each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
+      emit<kRest, kGradient>(row, begin, end, cut, inv_t, coef, scale, task.gradient, segment.kl);
+    });
+  }
+
+  RowResult not_a_number() {
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    RowResult result;
+    result.loss = result.primary = result.secondary = result.cut = nan;
+    result.summary.p = result.summary.q = result.summary.binary = nan;
+    if (task.gradient.data) {
+      alignas(64) T block[kBlock];
+      std::fill(block, block + kBlock, static_cast<T>(nan));
+      for (std::int64_t j = 0; j < row.classes; j += kBlock)
+        write(task.gradient, j, std::min(kBlock, row.classes - j), block);
+    }
+    return result;
   }
 };
 
-/// The largest teacher logit of each group and the student's logit there.
 template <class T>
-void find_references(const Row<T>& row, T temperature, Reference<T> (&ref)[2]) {
-  using V = PackOf<T>;
-  const V none = splat<V>(-kInfinity<T>);
-  V high_u[2] = {none, none}, high_s[2] = {none, none};
-  row.sweep(0, row.classes, [&](std::int64_t, std::int64_t, V s, V u, auto in) {
-    const V u0 = in ? u : none, u1 = in ? none : u, s0 = in ? s : none, s1 = in ? none : s;
-    high_u[0] = u0 > high_u[0] ? u0 : high_u[0];
-    high_u[1] = u1 > high_u[1] ? u1 : high_u[1];
-    high_s[0] = s0 > high_s[0] ? s0 : high_s[0];
-    high_s[1] = s1 > high_s[1] ? s1 : high_s[1];
-  });
-  for (int g = 0; g < 2; ++g) {
-    const T top_u = max_lane(high_u[g]), top_s = max_lane(high_s[g]);
-    ref[g].teacher = top_u > -kInfinity<T> ? top_u : T(0);
-    ref[g].student = top_s > -kInfinity<T> ? top_s : T(0);
-  }
-  // The student's logit at the group's teacher maximum, unless it would let b overflow.
-  bool found[2] = {false, false};
-  for (std::int64_t j = 0; j < row.classes && !(found[0] && found[1]); ++j) {
-    if (row.u[j] != ref[0].teacher && row.u[j] != ref[1].teacher) continue;
-    const int g = (row.rank[j] >= row.cut || j == row.target) ? 0 : 1;
-    if (found[g] || row.u[j] != ref[g].teacher) continue;
-    found[g] = true;
-    if ((ref[g].student - row.s[j]) / temperature <= T(40)) ref[g].student = row.s[j];
-  }
-}
-
-template <class T>
-void summarise(const Row<T>& row, T inv_t, const Reference<T> (&ref)[2],
-               GroupMoments<double> (&moments)[2]) {
-  using V = PackOf<T>;
-  const V near_u = splat<V>(ref[0].teacher), near_s = splat<V>(ref[0].student);
-  const V far_u = splat<V>(ref[1].teacher), far_s = splat<V>(ref[1].student);
-  const V zero{}, one = splat<V>(T(1));
-  for (int g = 0; g < 2; ++g) {
-    moments[g].ref = {ref[g].teacher, ref[g].student};
-  }
-  for (std::int64_t begin = 0; begin < row.classes; begin += kBlock) {
-    const std::int64_t end = std::min(begin + kBlock, row.classes);
-    V a[2] = {}, b[2] = {}, x[2] = {}, inside{}, classes{};
-    row.sweep(begin, end, [&](std::int64_t, std::int64_t, V s, V u, auto in) {
-      const Reference<V> r{in ? near_u : far_u, in ? near_s : far_s};
-      const Terms<V> t = class_terms(s, u, r, inv_t);
-      a[0] += in ? t.a : zero;
-      b[0] += in ? t.b : zero;
-      x[0] += in ? t.x : zero;
-      a[1] += in ? zero : t.a;
-      b[1] += in ? zero : t.b;
-      x[1] += in ? zero : t.x;
-      inside += in ? one : zero;
-      classes += one;
-    });
-    for (int g = 0; g < 2; ++g) {
-      moments[g].a += sum_lanes(a[g]);
-      moments[g].b += sum_lanes(b[g]);
-      moments[g].x += sum_lanes(x[g]);
-    }
-    // A padding lane ranks -inf: it is inside only where the whole row is, and is taken off there.
-    const std::int64_t padding = static_cast<std::int64_t>(sum_lanes(classes)) - (end - begin);
-    std::int64_t count = static_cast<std::int64_t>(sum_lanes(inside));
-    if (row.cut == -kInfinity<T>) count -= padding;
-    moments[0].count += count;
-    moments[1].count += (end - begin) - count;
-  }
-}
-
-/// The last sweep: each group's KL, and the gradient where one is wanted.
-template <class T>
-void emit(const Row<T>& row, T inv_t, const GroupCoef<T> (&coef)[2], T gradient_scale, T* gradient,
-          double (&kl)[2]) {
-  using V = PackOf<T>;
-  GroupCoef<V> wide[2];
-  for (int g = 0; g < 2; ++g) {
-    wide[g].ref = {splat<V>(coef[g].ref.teacher), splat<V>(coef[g].ref.student)};
-    wide[g].inv_a = splat<V>(coef[g].inv_a);
-    wide[g].inv_b = splat<V>(coef[g].inv_b);
-    wide[g].shift = splat<V>(coef[g].shift);
-    wide[g].on_q = splat<V>(coef[g].on_q);
-    wide[g].on_gap = splat<V>(coef[g].on_gap);
-  }
-  const GroupCoef<V> near = wide[0], far = wide[1];
-  const V zero{};
-  for (std::int64_t begin = 0; begin < row.classes; begin += kBlock) {
-    const std::int64_t end = std::min(begin + kBlock, row.classes);
-    V sum[2] = {};
-    row.sweep(begin, end, [&](std::int64_t j, std::int64_t count, V s, V u, auto in) {
-      GroupCoef<V> c;
-      c.ref.teacher = in ? near.ref.teacher : far.ref.teacher;
-      c.ref.student = in ? near.ref.student : far.ref.student;
-      c.inv_a = in ? near.inv_a : far.inv_a;
-      c.inv_b = in ? near.inv_b : far.inv_b;
-      c.shift = in ? near.shift : far.shift;
-      c.on_q = in ? near.on_q : far.on_q;
-      c.on_gap = in ? near.on_gap : far.on_gap;
-      const ClassTerms<V> t = class_kl(s, u, c, inv_t);
-      sum[0] += in ? t.kl : zero;
-      sum[1] += in ? zero : t.kl;
-      if (!gradient) return;
-      const V g = class_grad(t, c) * gradient_scale;
-      std::memcpy(gradient + j, &g, count * sizeof(T));
-    });
-    for (int g = 0; g < 2; ++g) kl[g] += sum_lanes(sum[g]);
-  }
-}
-
-template <class T>
-RowResult row(const T* s, const T* u, std::int64_t classes, std::int64_t target,
-              const Selection& how, const Weights& w, T gradient_scale, T* gradient,
-              Scratch* scratch) {
-  RowResult result;
-  const T temperature = static_cast<T>(w.temperature), inv_t = T(1) / temperature;
-  const Extremes<T> es = extremes(s, classes), eu = extremes(u, classes);
-  if (es.bad || eu.bad || es.high == -kInfinity<T> || eu.high == -kInfinity<T>) {
-    const double nan = std::numeric_limits<double>::quiet_NaN();
-    result.loss = result.primary = result.secondary = result.cut = nan;
-    result.summary.p = result.summary.q = result.summary.binary = nan;
-    if (gradient) std::fill(gradient, gradient + classes, static_cast<T>(nan));
-    return result;
-  }
-  const T* rank = how.by_student ? s : u;
-  const Extremes<T>& er = how.by_student ? es : eu;
-  const T cut = select(rank, classes, how, inv_t, er.high, er.low, scratch);
-  result.cut = cut;
-
-  const Row<T> view{s, u, rank, classes, target, cut};
-  Reference<T> ref[2];
-  find_references(view, temperature, ref);
-  GroupMoments<double> moments[2];
-  summarise(view, inv_t, ref, moments);
-  result.size = moments[0].count;
-  GroupCoef<T> coef[2];
-  result.summary = finish_row(moments, w, coef);
-  double kl[2] = {0, 0};
-  emit(view, inv_t, coef, gradient_scale, gradient, kl);
-  result.primary = kl[0];
-  result.secondary = kl[1];
-  result.loss = row_loss(result.summary, w, kl[0], kl[1]);
-  return result;
+RowResult run_row(const RowTask& task, const Executor& each, Scratch* scratch) {
+  return RowKernel<T>(task, each, scratch).run();
 }
 
 }  // namespace
 
-Kernels kernels() { return {&row<float>, &row<double>}; }
+Kernels kernels() { return {&run_row<float>, &run_row<double>, &scale_row}; }
 
 }  // namespace gkd::cpu::GKD_CPU_CAPABILITY

@@ -1,157 +1,159 @@
-// Selection on the CPU without sorting the row: integer masses by bin give the crossing bin
-// exactly; only that bin's classes are sorted. Returns the cut, the smallest ranking logit in the
-// group.
+// The cut of a row, the smallest ranking logit in its group, without sorting the row.
 //
+// - bracket() counts classes by logit in up to 2,048 bins, without one exponential, and estimates
+//   from the counts a narrow window that holds the cut. It promises nothing: the sums over the row
+//   then weigh both sides of the window exactly, in integers, and resolve() finds the cut inside.
+// - exact_cut() needs no luck: radix selection over ordered keys, three passes over a float row. It
+//   serves rows that the bracket cannot narrow.
+// - sorted_cut() sorts. All three weigh classes by the same integers, so all give the same cut.
 // A template header, because row.cpp compiles it once per instruction set.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <functional>
-#include <limits>
-#include <vector>
 
-#include "cpu/row.h"
+#include "cpu/sweeps.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
-constexpr int kBins = 2048;           // 0.01 nat each at C = 2M: a bin holds about 1% of a flat row
-constexpr std::int64_t kBlock = 512;  // float sums run over this many terms, then go to double
-constexpr int kLanes = 16;
-template <class T>
-constexpr T kInfinity = std::numeric_limits<T>::infinity();
+/// What is to be reached: a share of the mass, or a count of classes.
+struct Goal {
+  bool by_mass;
+  double threshold;
+  std::uint64_t wanted;
 
-/// max, smallest finite value and whether a NaN or +inf is present.
-template <class T>
-struct Extremes {
-  T high = -kInfinity<T>, low = kInfinity<T>;
-  bool bad = false;
+  bool reached(std::uint64_t amount, std::uint64_t total) const {
+    return by_mass ? mass_reached(amount, total, threshold) : amount >= wanted;
+  }
 };
 
+/// The amounts of `count` keys.
 template <class T>
-Extremes<T> extremes(const T* row, std::int64_t classes) {
-  T high[kLanes], low[kLanes];
-  int bad = 0;
-  std::fill(high, high + kLanes, -kInfinity<T>);
-  std::fill(low, low + kLanes, kInfinity<T>);
-  const std::int64_t body = classes - classes % kLanes;
-  for (std::int64_t j = 0; j < body; j += kLanes) {
-    for (int k = 0; k < kLanes; ++k) {
-      const T v = row[j + k];
-      high[k] = v > high[k] ? v : high[k];
-      low[k] = v < low[k] && v > -kInfinity<T> ? v : low[k];
-      bad |= !(v < kInfinity<T>);
-    }
-  }
-  Extremes<T> e;
-  for (int k = 0; k < kLanes; ++k) {
-    e.high = std::max(e.high, high[k]);
-    e.low = std::min(e.low, low[k]);
-  }
-  for (std::int64_t j = body; j < classes; ++j) {
-    e.high = row[j] > e.high ? row[j] : e.high;
-    e.low = row[j] < e.low && row[j] > -kInfinity<T> ? row[j] : e.low;
-    bad |= !(row[j] < kInfinity<T>);
-  }
-  e.bad = bad != 0;
-  return e;
-}
-
-/// The cut among `keys`, which weigh on top of `above` in descending order.
-template <class T, class Measure, class Reached>
-T resolve(std::vector<double>& keys, Measure measure_of, Reached reached, std::uint64_t above,
-          std::uint64_t total) {
-  std::sort(keys.begin(), keys.end(), std::greater<double>());
-  for (double key : keys) {
-    above += measure_of(static_cast<T>(key));
-    if (reached(above, total)) return static_cast<T>(key);
-  }
-  // Rounding of threshold * total can leave the very last class short: the group is then all.
-  return keys.empty() ? -kInfinity<T> : static_cast<T>(keys.back());
-}
-
-/// The largest value v with measure{r >= v} >= wanted, where `measure_of` is an integer per class
-/// and `bin_of` does not increase with r: totals by bin, then the crossing bin's classes in order.
-template <class T, class Measure, class Bin, class Reached>
-T find_cut(const T* rank, std::int64_t classes, Measure measure_of, Bin bin_of, Reached reached,
-           bool sort, Scratch* scratch) {
-  std::vector<double>& keys = scratch->keys;
-  keys.clear();
-  std::uint64_t total = 0, above = 0;
-  if (sort) {
-    for (std::int64_t j = 0; j < classes; ++j) total += measure_of(rank[j]);
-    keys.assign(rank, rank + classes);
-    return resolve<T>(keys, measure_of, reached, above, total);
-  }
-  constexpr std::int64_t kChunk = 1024;
-  std::int32_t bins[kChunk];
-  std::uint64_t measures[kChunk];
-  scratch->mass.assign(kBins, 0);
-  std::uint64_t* totals = scratch->mass.data();
-  for (std::int64_t begin = 0; begin < classes; begin += kChunk) {
-    const std::int64_t count = std::min(kChunk, classes - begin);
-    for (std::int64_t k = 0; k < count; ++k) {
-      bins[k] = bin_of(rank[begin + k]);
-      measures[k] = measure_of(rank[begin + k]);
-    }
-    for (std::int64_t k = 0; k < count; ++k) totals[bins[k]] += measures[k];
-  }
-  for (int b = 0; b < kBins; ++b) total += totals[b];
-  int crossing = 0;
-  for (; crossing < kBins - 1; ++crossing) {
-    if (reached(above + totals[crossing], total)) break;
-    above += totals[crossing];
-  }
-  for (std::int64_t begin = 0; begin < classes; begin += kChunk) {
-    const std::int64_t count = std::min(kChunk, classes - begin);
-    int any = 0;
-    for (std::int64_t k = 0; k < count; ++k) {
-      bins[k] = bin_of(rank[begin + k]);
-      any |= bins[k] == crossing;
-    }
-    if (!any) continue;
-    for (std::int64_t k = 0; k < count; ++k) {
-      if (bins[k] == crossing) keys.push_back(static_cast<double>(rank[begin + k]));
-    }
-  }
-  return resolve<T>(keys, measure_of, reached, above, total);
-}
-
-/// The smallest ranking logit in the group: +inf for the empty group.
-template <class T>
-T select(const T* rank, std::int64_t classes, const Selection& how, T inv_temperature, T high,
-         T low, Scratch* scratch) {
-  if (how.group_size == 0) return kInfinity<T>;
-  if (how.group_size >= classes) return -kInfinity<T>;
-  if (how.group_size < 0 && how.threshold == 1.0) return std::numeric_limits<T>::lowest();
-  T reach;  // nats below the maximum that the bins resolve; the last bin takes all beyond
-  if (how.group_size < 0) {
-    // A class with p <= (1 - threshold)/C never closes a group: all such together weigh too little.
-    reach = static_cast<T>(std::log(static_cast<double>(classes) / (1.0 - how.threshold)) + 0.01);
+void amounts_of(const Goal& goal, const MassRule<T>& rule, const T* keys, std::int64_t count,
+                std::uint64_t* amounts) {
+  if (goal.by_mass) {
+    masses_of(rule, keys, count, amounts);
   } else {
-    reach = (high - low) * inv_temperature;
-    if (!(reach > T(0))) reach = T(1);  // all finite logits equal
-    if (!(reach < kInfinity<T>)) reach = std::numeric_limits<T>::max();
+    std::fill(amounts, amounts + count, 1);
   }
-  const T per_nat = T(kBins - 1) / reach;
-  auto bin_of = [=](T r) {
-    const T place = (high - r) * inv_temperature * per_nat;
-    return static_cast<std::int32_t>(place < T(kBins - 1) ? place : T(kBins - 1));
+}
+
+/// The first of `keys`, in descending order and on top of `above`, at which the goal is reached;
+/// false where none does. Halves until few are left: linear in all.
+template <class T>
+bool resolve(const Goal& goal, const MassRule<T>& rule, std::vector<T>& keys, std::uint64_t above,
+             std::uint64_t total, T* cut) {
+  constexpr std::int64_t kFew = 64;
+  std::int64_t first = 0, last = static_cast<std::int64_t>(keys.size());
+  auto amount = [&](std::int64_t from, std::int64_t to) {
+    alignas(64) T block[kBlock];
+    std::uint64_t amounts[kBlock], sum = 0;
+    for (std::int64_t j = from; j < to; j += kBlock) {
+      const std::int64_t count = std::min(kBlock, to - j);
+      std::copy(keys.begin() + j, keys.begin() + j + count, block);
+      std::fill(block + count, block + padded<T>(count), -kInfinity<T>);
+      amounts_of(goal, rule, block, count, amounts);
+      for (std::int64_t k = 0; k < count; ++k) sum += amounts[k];
+    }
+    return sum;
   };
-  if (how.group_size < 0) {
-    const T scale = static_cast<T>(mass_scale(classes));
-    const double threshold = how.threshold;
-    return find_cut(
-        rank, classes, [=](T r) { return fixed_mass(exp_of((r - high) * inv_temperature), scale); },
-        bin_of,
-        [=](std::uint64_t m, std::uint64_t total) { return mass_reached(m, total, threshold); },
-        how.sort, scratch);
+  while (last - first > kFew) {
+    const std::int64_t middle = first + (last - first) / 2;
+    std::nth_element(keys.begin() + first, keys.begin() + middle, keys.begin() + last,
+                     std::greater<T>());
+    const std::uint64_t upper = amount(first, middle);
+    if (goal.reached(above + upper, total)) {
+      last = middle;
+    } else {
+      above += upper;
+      first = middle;
+    }
   }
-  const std::uint64_t wanted = static_cast<std::uint64_t>(how.group_size);
-  return find_cut(
-      rank, classes, [](T) { return std::uint64_t(1); }, bin_of,
-      [=](std::uint64_t m, std::uint64_t) { return m >= wanted; }, how.sort, scratch);
+  std::sort(keys.begin() + first, keys.begin() + last, std::greater<T>());
+  for (std::int64_t j = first; j < last; ++j) {
+    above += amount(j, j + 1);
+    if (goal.reached(above, total)) {
+      *cut = keys[j];
+      return true;
+    }
+  }
+  return false;
+}
+
+template <class T>
+T sorted_cut(const Row<T>& row, const Goal& goal, const MassRule<T>& rule) {
+  std::vector<T> keys;
+  keys.reserve(row.classes);
+  std::uint64_t total = 0, amounts[kBlock];
+  row.each_rank(0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
+    amounts_of(goal, rule, r, count, amounts);
+    for (std::int64_t k = 0; k < count; ++k) total += amounts[k];
+    keys.insert(keys.end(), r, r + count);
+  });
+  std::sort(keys.begin(), keys.end(), std::greater<T>());
+  std::uint64_t above = 0;
+  alignas(64) T block[kBlock];
+  for (std::int64_t j = 0; j < row.classes; j += kBlock) {
+    const std::int64_t count = std::min(kBlock, row.classes - j);
+    std::copy(keys.begin() + j, keys.begin() + j + count, block);
+    std::fill(block + count, block + padded<T>(count), -kInfinity<T>);
+    amounts_of(goal, rule, block, count, amounts);
+    for (std::int64_t k = 0; k < count; ++k) {
+      above += amounts[k];
+      if (goal.reached(above, total)) return block[k];
+    }
+  }
+  return keys.back();
+}
+
+template <class T>
+T exact_cut(const Row<T>& row, const Goal& goal, const MassRule<T>& rule, Scratch* scratch) {
+  using Bits = std::conditional_t<std::is_same_v<T, float>, std::uint32_t, std::uint64_t>;
+  constexpr int kDigit = 11, kBits = 8 * sizeof(Bits);
+  constexpr Bits kMask = (Bits(1) << kDigit) - 1;
+  Bits infinity;
+  const T inf = kInfinity<T>;
+  std::memcpy(&infinity, &inf, sizeof(T));
+  Bits prefix = 0;
+  std::uint64_t above = 0, total = 0, amounts[kBlock];
+  std::vector<std::uint64_t>& totals = scratch->masses;
+  std::vector<std::int32_t>& counts = scratch->counts;
+  for (int known = 0; known < kBits;) {
+    const int width = std::min(kDigit, kBits - known), shift = kBits - known - width;
+    totals.assign(kMask + 1, 0);
+    counts.assign(kMask + 1, 0);
+    row.each_rank(0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
+      amounts_of(goal, rule, r, count, amounts);
+      for (std::int64_t k = 0; k < count; ++k) {
+        Bits bits;
+        std::memcpy(&bits, r + k, sizeof(T));
+        const Bits key = ordered_key(bits, infinity);
+        // Shifted in two steps: a shift by the whole width is undefined.
+        if (known > 0 && ((key >> (kBits - known - 1)) >> 1) != prefix) continue;
+        const Bits digit = (key >> shift) & ((Bits(1) << width) - 1);
+        totals[digit] += amounts[k];
+        counts[digit] = 1;
+      }
+    });
+    if (known == 0) {
+      for (std::uint64_t amount : totals) total += amount;
+    }
+    Bits digit = 0;
+    bool found = false;
+    for (int b = (1 << width) - 1; b >= 0; --b) {
+      if (counts[b] == 0) continue;
+      if (found) above += totals[digit];
+      digit = static_cast<Bits>(b);
+      found = true;
+      if (goal.reached(above + totals[b], total)) break;
+    }
+    prefix = (prefix << width) | digit;
+    known += width;
+  }
+  const Bits bits = key_to_bits(prefix);
+  T cut;
+  std::memcpy(&cut, &bits, sizeof(T));
+  return cut;
 }
 
 }  // namespace

@@ -121,19 +121,31 @@ GroupTensors group_cuda(const at::Tensor& student, const at::Tensor& teacher,
   return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }
 
-at::Tensor scale_cuda(const at::Tensor& gradient, const at::Tensor& grad_output,
-                      const at::Tensor& weight, double factor) {
+/// `to` may be `gradient` itself: each class is read and written by one thread.
+void scale_into(const at::Tensor& gradient, const at::Tensor& grad_output, const at::Tensor& weight,
+                double factor, const at::Tensor& to) {
   const c10::cuda::CUDAGuard guard(gradient.device());
-  const at::Tensor from = gradient.contiguous();
   const at::Tensor scales = grad_output.to(weight.scalar_type()).resolve_neg();
-  at::Tensor out = at::empty(gradient.sizes(), gradient.options());
-  if (out.numel() == 0) return out;
-  C10_CUDA_CHECK(cuda::scale(from.const_data_ptr(), dtype_of(from), scales.const_data_ptr(),
+  if (to.numel() == 0) return;
+  C10_CUDA_CHECK(cuda::scale(gradient.const_data_ptr(), dtype_of(gradient), scales.const_data_ptr(),
                              scales.dim() == 0 ? 0 : scales.stride(0), weight.const_data_ptr(),
                              weight.scalar_type() == at::kDouble, factor, gradient.size(0),
-                             gradient.size(1), out.mutable_data_ptr(), this_device(),
+                             gradient.size(1), to.mutable_data_ptr(), this_device(),
                              at::cuda::getCurrentCUDAStream()));
+}
+
+at::Tensor scale_cuda(const at::Tensor& gradient, const at::Tensor& grad_output,
+                      const at::Tensor& weight, double factor) {
+  const at::Tensor from = gradient.contiguous();
+  at::Tensor out = at::empty(gradient.sizes(), gradient.options());
+  scale_into(from, grad_output, weight, factor, out);
   return out;
+}
+
+void scale_cuda_(const at::Tensor& gradient, const at::Tensor& grad_output,
+                 const at::Tensor& weight, double factor) {
+  TORCH_INTERNAL_ASSERT(gradient.is_contiguous(), "the forward's gradient is contiguous");
+  scale_into(gradient, grad_output, weight, factor, gradient);
 }
 
 }  // namespace
@@ -141,6 +153,7 @@ at::Tensor scale_cuda(const at::Tensor& gradient, const at::Tensor& grad_output,
 TORCH_LIBRARY_IMPL(gkd, CUDA, m) {
   m.impl("_forward", &checked_forward<forward_cuda>);
   m.impl("_scale", &scale_cuda);
+  m.impl("_scale_", &scale_cuda_);
   m.impl("group", &checked_group<group_cuda>);
 }
 

@@ -24,25 +24,30 @@ template <class V>
 using ScalarOf = typename Traits<V>::Scalar;
 
 #if !defined(__CUDACC__)
-typedef float FloatPack __attribute__((vector_size(64)));
-typedef std::int32_t IntPack __attribute__((vector_size(64)));
+// As wide as the widest vector of the instruction set being compiled for.
+#if defined(__AVX512F__)
+#define GKD_PACK_BYTES 64
+#elif defined(__AVX2__)
+#define GKD_PACK_BYTES 32
+#else
+#define GKD_PACK_BYTES 16
+#endif
+typedef float FloatPack __attribute__((vector_size(GKD_PACK_BYTES)));
+typedef std::int32_t IntPack __attribute__((vector_size(GKD_PACK_BYTES)));
+typedef std::uint32_t WordPack __attribute__((vector_size(GKD_PACK_BYTES)));
 template <>
 struct Traits<FloatPack> {
   using Scalar = float;
-  static constexpr int kWidth = 16;
+  static constexpr int kWidth = GKD_PACK_BYTES / 4;
 };
-GKD_HD std::int32_t to_int(float x) { return static_cast<std::int32_t>(x); }
-GKD_HD IntPack to_int(FloatPack x) { return __builtin_convertvector(x, IntPack); }
 
 /// exp without a branch or a table. x = n ln2 + r, |r| <= ln2/2, ln2 in two parts so that n times
-/// the first is exact; V is float or FloatPack, I the integer of its shape.
-template <class V, class I>
+/// the first is exact; V is float or FloatPack, U the unsigned integer of its shape.
+template <class V, class U>
 GKD_HD V exp_polynomial(V x) {
-  V bounded = x < -87.3f ? V{} - 87.3f : x;
-  bounded = bounded > 88.73f ? V{} + 88.73f : bounded;
-  const V shifted = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+  const V shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
   const V n = shifted - 12582912.0f;
-  V r = bounded - n * 0.693145752f;
+  V r = x - n * 0.693145752f;
   r = r - n * 1.42860677e-6f;
   V p = r * (1.0f / 5040.0f) + 1.0f / 720.0f;
   p = p * r + 1.0f / 120.0f;
@@ -51,18 +56,19 @@ GKD_HD V exp_polynomial(V x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  // 2^n in two halves: n reaches 128, one past the largest exponent.
-  const I whole = to_int(n), half = whole >> 1;
-  const I low_bits = (half + 127) << 23, high_bits = (whole - half + 127) << 23;
-  V low, high;
-  std::memcpy(&low, &low_bits, sizeof(V));
-  std::memcpy(&high, &high_bits, sizeof(V));
-  V value = p * low * high;
-  value = x > 88.72284f ? V{} + HUGE_VALF : value;
+  // n is in the low bits of `shifted`: moved up, it adds to p's exponent. Between the two bounds
+  // below, p 2^n is a normal number, so the sum of exponents stays in its field; beyond them the
+  // garbage is replaced.
+  U exponent, bits;
+  std::memcpy(&exponent, &shifted, sizeof(V));
+  std::memcpy(&bits, &p, sizeof(V));
+  bits = bits + (exponent << 23);
+  V value;
+  std::memcpy(&value, &bits, sizeof(V));
   value = x < -87.3f ? V{} : value;
-  return x == x ? value : x;
+  return x <= 88.72283f ? value : x + HUGE_VALF;  // +inf, or the NaN that came
 }
-GKD_HD FloatPack exp_of(FloatPack x) { return exp_polynomial<FloatPack, IntPack>(x); }
+GKD_HD FloatPack exp_of(FloatPack x) { return exp_polynomial<FloatPack, WordPack>(x); }
 #endif
 
 GKD_HD double exp_of(double x) { return ::exp(x); }
@@ -71,7 +77,7 @@ GKD_HD float exp_of(float x) {
 #if defined(__CUDACC__)
   return ::expf(x);
 #else
-  return exp_polynomial<float, std::int32_t>(x);
+  return exp_polynomial<float, std::uint32_t>(x);
 #endif
 }
 

@@ -177,3 +177,23 @@ def test_row_55_autocast_changes_nothing(device, dtype):
         value = gkd.loss(student.requires_grad_(), teacher)
     assert value.dtype == torch.float32 and same_bits(value, expected)
     assert gradient_of(value, student, torch.tensor(1.0)).dtype == dtype
+
+
+def test_backward_twice_keeps_the_first_result():
+    student, teacher = torch.randn(3, 500).requires_grad_(), torch.randn(3, 500)
+    loss = gkd.loss(student, teacher)
+    (first,) = torch.autograd.grad(loss, student, retain_graph=True)
+    kept = first.clone()
+    (last,) = torch.autograd.grad(3 * loss, student)  # nothing follows: scaled in place
+    assert torch.equal(first, kept)
+    torch.testing.assert_close(last, 3 * kept, rtol=1e-6, atol=0)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def test_gradients_in_a_batch_of_grad_outputs():
+    student, teacher = torch.randn(2, 50).requires_grad_(), torch.randn(2, 50)
+    rows = gkd.loss(student, teacher, reduction="none")
+    (both,) = torch.autograd.grad(rows, student, torch.eye(2), is_grads_batched=True)
+    (whole,) = torch.autograd.grad(gkd.loss(student, teacher, reduction="sum"), student)
+    assert torch.equal(both.sum(0), whole)

@@ -120,7 +120,9 @@ def test_methods_agree(device, sizes):
         student, teacher = logits(shape, torch.float32, device)
         teacher = teacher.round()  # ties
         for how in ({}, {"threshold": 0.3}, {"group_size": 3}, {"rank_by": "student"}):
-            first = gkd.loss(student, teacher, reduction="none", method="sort", **how)
-            assert same_bits(
-                first, gkd.loss(student, teacher, reduction="none", method="select", **how)
-            )
+            by_sort = {"method": "sort", **how}
+            sets = [gkd.group(student, teacher, return_mask=True, **s).mask for s in (by_sort, how)]
+            assert torch.equal(*sets)
+            # On a device the methods sum in different orders: equal to rounding.
+            rows = [gkd.loss(student, teacher, reduction="none", **s) for s in (by_sort, how)]
+            assert error(rows[0], rows[1].double()) <= BOUND[torch.float32]

@@ -1,0 +1,141 @@
+// Rows in blocks of a few hundred classes: float or double logits in the first-level cache,
+// whatever the tensors' dtype and stride, so that no row is ever converted as a whole.
+//
+// A template header, because row.cpp compiles it once per instruction set.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/pack.h"
+
+namespace gkd::cpu::GKD_CPU_CAPABILITY {
+namespace {
+
+/// Float sums run over this many classes, then go to double.
+constexpr std::int64_t kBlock = 512;
+template <class T>
+constexpr int kWidth = Traits<PackOf<T>>::kWidth;
+template <class T>
+constexpr Dtype kDtype = std::is_same_v<T, float> ? Dtype::kFloat : Dtype::kDouble;
+
+/// `count` rounded up to whole packs.
+template <class T>
+std::int64_t padded(std::int64_t count) {
+  return (count + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
+}
+
+template <class T>
+T widen_one(std::uint16_t bits, Dtype dtype) {
+  HalfPack v{};
+  v[0] = bits;
+  return static_cast<T>(widen(v, dtype)[0]);
+}
+
+/// One logit.
+template <class T>
+T read_one(const Source& from, std::int64_t j) {
+  const std::int64_t at = j * from.stride;
+  switch (from.dtype) {
+    case Dtype::kFloat:
+      return static_cast<T>(static_cast<const float*>(from.data)[at]);
+    case Dtype::kDouble:
+      return static_cast<T>(static_cast<const double*>(from.data)[at]);
+    default:
+      return widen_one<T>(static_cast<const std::uint16_t*>(from.data)[at], from.dtype);
+  }
+}
+
+/// Logits [begin, begin + count), count <= kBlock, followed by -inf up to a whole pack: classes of
+/// probability 0, which add nothing to any sum. Points into the tensor where it can.
+template <class T>
+const T* read(const Source& from, std::int64_t begin, std::int64_t count, T* buffer) {
+  const std::int64_t whole = padded<T>(count);
+  if (from.stride == 1) {
+    if (from.dtype == kDtype<T>) {
+      const T* direct = static_cast<const T*>(from.data) + begin;
+      if (whole == count) return direct;
+      std::copy(direct, direct + count, buffer);
+      std::fill(buffer + count, buffer + whole, -kInfinity<T>);
+      return buffer;
+    }
+    if constexpr (std::is_same_v<T, float>) {
+      if (from.dtype == Dtype::kHalf || from.dtype == Dtype::kBFloat16) {
+        widen_row(static_cast<const std::uint16_t*>(from.data) + begin, from.dtype, count, buffer);
+        std::fill(buffer + count, buffer + whole, -kInfinity<T>);
+        return buffer;
+      }
+    }
+  }
+  for (std::int64_t k = 0; k < count; ++k) buffer[k] = read_one<T>(from, begin + k);
+  std::fill(buffer + count, buffer + whole, -kInfinity<T>);
+  return buffer;
+}
+
+/// Where a block of the gradient is computed: in the tensor, or in a buffer that write() converts.
+template <class T>
+T* writable(const Sink& to, std::int64_t begin, std::int64_t count, T* buffer) {
+  const bool direct = to.dtype == kDtype<T> && padded<T>(count) == count;
+  return direct ? static_cast<T*>(to.data) + begin : buffer;
+}
+template <class T>
+void write(const Sink& to, std::int64_t begin, std::int64_t count, const T* from) {
+  if (to.dtype == kDtype<T>) {
+    T* out = static_cast<T*>(to.data) + begin;
+    if (from != out) std::copy(from, from + count, out);
+    return;
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    narrow_row(from, to.dtype, count, static_cast<std::uint16_t*>(to.data) + begin);
+  } else {
+    // Double arithmetic for a narrower student, because the teacher is double.
+    if (to.dtype == Dtype::kFloat) {
+      std::copy(from, from + count, static_cast<float*>(to.data) + begin);
+      return;
+    }
+    for (std::int64_t k = 0; k < count; ++k) {
+      const HalfPack v = narrow(splat<FloatPack>(static_cast<float>(from[k])), to.dtype);
+      static_cast<std::uint16_t*>(to.data)[begin + k] = v[0];
+    }
+  }
+}
+
+/// One row under sweep.
+template <class T>
+struct Row {
+  Source s, u, rank;
+  std::int64_t classes, target;
+
+  std::int64_t segments() const { return (classes + kSegment - 1) / kSegment; }
+
+  /// Calls visit(begin, count, ranking logits) on each block of [from, to).
+  template <class Visit>
+  void each_rank(std::int64_t from, std::int64_t to, Visit visit) const {
+    alignas(64) T buffer[kBlock];
+    for (std::int64_t j = from; j < to; j += kBlock) {
+      const std::int64_t count = std::min(kBlock, to - j);
+      visit(j, count, read(rank, j, count, buffer));
+    }
+  }
+
+  /// Calls visit(begin, count, s, u, r); r ranks the target at +inf, so that it joins every group.
+  template <class Visit>
+  void each_block(std::int64_t from, std::int64_t to, Visit visit) const {
+    alignas(64) T s_buffer[kBlock], u_buffer[kBlock], r_buffer[kBlock];
+    const bool by_student = rank.data == s.data;
+    for (std::int64_t j = from; j < to; j += kBlock) {
+      const std::int64_t count = std::min(kBlock, to - j);
+      const T* student = read(s, j, count, s_buffer);
+      const T* teacher = read(u, j, count, u_buffer);
+      const T* r = by_student ? student : teacher;
+      if (target >= j && target < j + count) {
+        std::copy(r, r + padded<T>(count), r_buffer);
+        r_buffer[target - j] = kInfinity<T>;
+        r = r_buffer;
+      }
+      visit(j, count, student, teacher, r);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace gkd::cpu::GKD_CPU_CAPABILITY

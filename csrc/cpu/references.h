@@ -1,0 +1,146 @@
+// A row's extremes and the references of its groups' exponentials.
+//
+// References are guessed first: the teacher's largest logit serves both groups unless one lies so
+// far under it that its terms lose digits, which usable() sees in the sums. Then they are sought.
+// A template header, because row.cpp compiles it once per instruction set.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/sweeps.h"
+
+namespace gkd::cpu::GKD_CPU_CAPABILITY {
+namespace {
+
+/// Every segment's largest ranking logit, smallest finite one and largest teacher logit; NaN is
+/// passed over.
+template <class T>
+void find_extremes(const Row<T>& row, bool by_student, const Executor& each,
+                   std::vector<Segment>& segments) {
+  using V = PackOf<T>;
+  each(row.segments(), [&](std::int64_t k) {
+    const std::int64_t begin = k * kSegment, end = std::min(row.classes, begin + kSegment);
+    const V none = splat<V>(-kInfinity<T>);
+    V high = none, low = none, teacher = none;  // low: the largest of -r
+    row.each_rank(begin, end, [&](std::int64_t, std::int64_t count, const T* r) {
+      for (std::int64_t j = 0; j < count; j += kWidth<T>) {
+        const V v = load<V>(r + j), down = v > none ? V(-v) : none;
+        high = v > high ? v : high;
+        low = down > low ? down : low;
+      }
+    });
+    if (by_student) {
+      alignas(64) T buffer[kBlock];
+      for (std::int64_t j = begin; j < end; j += kBlock) {
+        const std::int64_t count = std::min(kBlock, end - j);
+        const T* u = read(row.u, j, count, buffer);
+        for (std::int64_t i = 0; i < count; i += kWidth<T>) {
+          const V v = load<V>(u + i);
+          teacher = v > teacher ? v : teacher;
+        }
+      }
+    }
+    segments[k].high = max_lane(high);
+    segments[k].low = -static_cast<double>(max_lane(low));
+    segments[k].teacher_high = by_student ? max_lane(teacher) : max_lane(high);
+  });
+}
+
+/// The first class of [begin, end) whose teacher logit lies in [low, high]; -1: none.
+template <class T>
+std::int64_t find_teacher(const Row<T>& row, std::int64_t begin, std::int64_t end, T low, T high) {
+  using V = PackOf<T>;
+  alignas(64) T buffer[kBlock];
+  for (std::int64_t j = begin; j < end; j += kBlock) {
+    const std::int64_t count = std::min(kBlock, end - j);
+    const T* u = read(row.u, j, count, buffer);
+    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+      const V v = load<V>(u + k);
+      const unsigned bits = mask_bits((v >= low) & (v <= high));
+      if (bits != 0) return std::min(j + k + __builtin_ctz(bits), end - 1);
+    }
+  }
+  return -1;
+}
+
+/// Both groups relative to the teacher's maximum: the primary by the class that has it, the rest by
+/// the student-teacher gap of one class of its own, so that its terms keep their digits too.
+template <class T>
+void guess_references(const Row<T>& row, const Window<T>& window, bool by_student, T temperature,
+                      const std::vector<Segment>& segments, Reference<T> (&ref)[2]) {
+  std::int64_t best = 0;
+  for (std::int64_t k = 1; k < row.segments(); ++k) {
+    if (segments[k].teacher_high > segments[best].teacher_high) best = k;
+  }
+  const T high = static_cast<T>(segments[best].teacher_high);
+  const std::int64_t first = best * kSegment, last = std::min(row.classes, first + kSegment);
+  const std::int64_t top = find_teacher(row, first, last, high, high);
+  const T student = read_one<T>(row.s, top);
+  ref[0] = ref[1] = {high, finite_or_zero(student)};
+
+  // A few thousand classes are looked at; ranked by the student, the first is as good as any.
+  const std::int64_t near = std::min(row.classes, kSegment);
+  std::int64_t other = by_student ? 0 : -1;
+  if (!by_student && window.low < kInfinity<T>) {
+    const T below = std::nextafter(window.low, -kInfinity<T>);
+    other = find_teacher(row, 0, near, below - 4 * temperature, below);
+  }
+  if (other < 0) return;
+  const T u = read_one<T>(row.u, other), s = read_one<T>(row.s, other);
+  const T shifted = high - (u - s);
+  if (std::isfinite(shifted)) ref[1].student = shifted;
+}
+
+/// Whether no term can have lost digits against the reference it was taken with.
+inline bool usable(const Sums& sums) {
+  auto fits = [](double x) { return x >= 1e-24 && x <= 1e24; };
+  for (int g = 0; g < 2; ++g) {
+    if (sums.count[g] > 0 && !(fits(sums.a[g]) && fits(sums.b[g]))) return false;
+  }
+  return true;
+}
+
+/// NaN or +inf in either row, or nothing but -inf.
+template <class T>
+bool is_bad(const Row<T>& row) {
+  for (const Source* source : {&row.s, &row.u}) {
+    alignas(64) T buffer[kBlock];
+    bool any = false, bad = false;
+    for (std::int64_t j = 0; j < row.classes; j += kBlock) {
+      const std::int64_t count = std::min(kBlock, row.classes - j);
+      const T* v = read(*source, j, count, buffer);
+      for (std::int64_t k = 0; k < count; ++k) {
+        bad |= !(v[k] < kInfinity<T>);
+        any |= v[k] > -kInfinity<T>;
+      }
+    }
+    if (bad || !any) return true;
+  }
+  return false;
+}
+
+/// The largest teacher logit of each group and the student's logit there, unless that lies so far
+/// under the group's largest that b would overflow.
+template <class T>
+void find_references(const Row<T>& row, T cut, T temperature, Reference<T> (&ref)[2]) {
+  T high_s[2] = {-kInfinity<T>, -kInfinity<T>}, at_high[2] = {T(0), T(0)};
+  ref[0] = ref[1] = {-kInfinity<T>, -kInfinity<T>};
+  row.each_block(0, row.classes,
+                 [&](std::int64_t, std::int64_t count, const T* s, const T* u, const T* r) {
+                   for (std::int64_t k = 0; k < count; ++k) {
+                     const int g = r[k] >= cut ? 0 : 1;
+                     high_s[g] = std::max(high_s[g], s[k]);
+                     if (!(u[k] > ref[g].teacher)) continue;
+                     ref[g].teacher = u[k];
+                     at_high[g] = s[k];
+                   }
+                 });
+  for (int g = 0; g < 2; ++g) {
+    const bool near = (high_s[g] - at_high[g]) / temperature <= T(40);
+    ref[g].student = finite_or_zero(near ? at_high[g] : high_s[g]);
+    ref[g].teacher = finite_or_zero(ref[g].teacher);
+  }
+}
+
+}  // namespace
+}  // namespace gkd::cpu::GKD_CPU_CAPABILITY

@@ -1,0 +1,214 @@
+// The two sweeps that do arithmetic: sums of each group, then loss and gradient.
+//
+// A pack whose lanes agree takes the short way: no second exponential where student and teacher lie
+// close, one exponential and nothing else where every class is outside a group that carries no KL.
+// A template header, because row.cpp compiles it once per instruction set.
+#pragma once
+
+#include "cpu/masses.h"
+
+namespace gkd::cpu::GKD_CPU_CAPABILITY {
+namespace {
+
+/// Ranking logits from `high` up are in the group, those under `low` are not, and those between are
+/// open: the sums leave them out and list them. high == low: the cut is known.
+template <class T>
+struct Window {
+  T high, low;
+};
+
+/// What the sums need a mass for.
+enum class MassFrom { kNothing, kTeacherTerm, kRank };
+
+/// class_terms() of math/moments.h.
+template <class V>
+GKD_HD Terms<V> pack_terms(V s, V u, Reference<V> ref, ScalarOf<V> inv_t) {
+  using R = ScalarOf<V>;
+  Terms<V> t;
+  t.a = exp_of(V((u - ref.teacher) * inv_t));
+  const V e = ((u - s) - (ref.teacher - ref.student)) * inv_t;
+  const MaskOf<V> near = (e >= R(-1)) & (e <= R(1));
+  const unsigned bits = mask_bits(near);
+  if (bits == kAllLanes<V>) {
+    t.x = t.a * expm1_and_phi(e).expm1;
+    t.b = t.a + t.x;
+    return t;
+  }
+  const V plain = exp_of(V((s - ref.student) * inv_t));
+  const V far_x = plain - t.a;
+  if (bits == 0) {
+    t.x = far_x;
+    t.b = plain;
+    return t;
+  }
+  const V small = t.a * expm1_and_phi(V(near ? e : V{})).expm1;
+  t.x = near ? small : far_x;
+  t.b = near ? t.a + small : plain;
+  return t;
+}
+
+/// Gathers a segment's sums block by block.
+template <class T, MassFrom kMass>
+struct Summer {
+  using V = PackOf<T>;
+  Window<T> window;
+  Reference<T> ref[2];
+  T inv_t;
+  MassRule<T> rule;
+  bool rank_is_student;
+  Lanes<V> a[2], b[2], x[2];
+  Sums sums;
+
+  /// Classes [0, count) of a block; `open` receives at + k for each class k in the window.
+  void add(const T* s, const T* u, const T* r, std::int64_t count, std::uint32_t at,
+           std::vector<std::uint32_t>* open) {
+    const V high = splat<V>(window.high), low = splat<V>(window.low), zero{};
+    const V in_u = splat<V>(ref[0].teacher), in_s = splat<V>(ref[0].student);
+    const V out_u = splat<V>(ref[1].teacher), out_s = splat<V>(ref[1].student);
+    V sum_a[2] = {}, sum_b[2] = {}, sum_x[2] = {};
+    MassSum<V> mass;
+    std::int64_t inside = 0, between = 0;
+    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+      const V student = load<V>(s + k), teacher = load<V>(u + k), rank = load<V>(r + k);
+      const MaskOf<V> in = rank >= high;
+      const Reference<V> at_ref{kMass == MassFrom::kTeacherTerm ? in_u : (in ? in_u : out_u),
+                                in ? in_s : out_s};
+      Terms<V> t = pack_terms(student, teacher, at_ref, inv_t);
+      if constexpr (kMass == MassFrom::kTeacherTerm) {
+        mass.add(t.a, in, rule);
+      } else if constexpr (kMass == MassFrom::kRank) {
+        mass.add(rule.weight(rank_is_student ? student : teacher), in, rule);
+      }
+      const unsigned in_bits = mask_bits(in);
+      const MaskOf<V> not_under = rank >= low;
+      unsigned open_bits = mask_bits(not_under) & ~in_bits;
+      if (open_bits != 0) {
+        const MaskOf<V> between_edges = not_under ^ in;
+        between += __builtin_popcount(open_bits);
+        t.a = between_edges ? zero : t.a;
+        t.b = between_edges ? zero : t.b;
+        t.x = between_edges ? zero : t.x;
+        for (; open_bits != 0; open_bits &= open_bits - 1) {
+          open->push_back(at + static_cast<std::uint32_t>(k + __builtin_ctz(open_bits)));
+        }
+      }
+      sum_a[0] += in ? t.a : zero;
+      sum_b[0] += in ? t.b : zero;
+      sum_x[0] += in ? t.x : zero;
+      sum_a[1] += in ? zero : t.a;
+      sum_b[1] += in ? zero : t.b;
+      sum_x[1] += in ? zero : t.x;
+      inside += __builtin_popcount(in_bits);
+    }
+    for (int g = 0; g < 2; ++g) {
+      a[g].add(sum_a[g]);
+      b[g].add(sum_b[g]);
+      x[g].add(sum_x[g]);
+    }
+    // A padding lane ranks -inf: inside only where everything is.
+    if (window.high == -kInfinity<T>) inside = count;
+    sums.count[0] += inside;
+    sums.count[1] += count - inside - between;
+    if (kMass != MassFrom::kNothing) mass.flush(rule, &sums.mass_in, &sums.mass_total);
+  }
+
+  Sums result() const {
+    Sums total = sums;
+    for (int g = 0; g < 2; ++g) {
+      total.a[g] = a[g].sum();
+      total.b[g] = b[g].sum();
+      total.x[g] = x[g].sum();
+    }
+    return total;
+  }
+};
+
+/// class_kl() of math/loss.h.
+template <class V>
+GKD_HD ClassTerms<V> pack_kl(V s, V u, const GroupCoef<V>& g, ScalarOf<V> inv_t) {
+  using R = ScalarOf<V>;
+  ClassTerms<V> c;
+  c.p = exp_of(V((u - g.ref.teacher) * inv_t)) * g.inv_a;
+  const V d = ((u - s) - (g.ref.teacher - g.ref.student)) * inv_t + g.shift;
+  const MaskOf<V> near = (d >= R(-1)) & (d <= R(1));
+  const unsigned bits = mask_bits(near);
+  if (bits == kAllLanes<V>) {
+    const Expm1Phi<V> series = expm1_and_phi(d);
+    c.gap = c.p * series.expm1;
+    c.kl = c.p * series.phi;
+    return c;
+  }
+  const V q = exp_of(V((s - g.ref.student) * inv_t)) * g.inv_b;
+  const V far_gap = q - c.p;
+  const V far_kl = far_gap + (c.p == R(0) ? V{} : c.p * d);
+  if (bits == 0) {
+    c.gap = far_gap;
+    c.kl = far_kl;
+    return c;
+  }
+  const Expm1Phi<V> series = expm1_and_phi(V(near ? d : V{}));
+  c.gap = near ? c.p * series.expm1 : far_gap;
+  c.kl = near ? c.p * series.phi : far_kl;
+  return c;
+}
+
+template <class V, class T>
+GroupCoef<V> splat_coef(const GroupCoef<T>& from) {
+  GroupCoef<V> to;
+  to.ref = {splat<V>(from.ref.teacher), splat<V>(from.ref.student)};
+  to.inv_a = splat<V>(from.inv_a);
+  to.inv_b = splat<V>(from.inv_b);
+  to.shift = splat<V>(from.shift);
+  to.on_q = splat<V>(from.on_q);
+  to.on_gap = splat<V>(from.on_gap);
+  return to;
+}
+
+/// Loss and gradient of classes [begin, end). kRest: the rest carries a KL.
+template <bool kRest, bool kGradient, class T>
+void emit(const Row<T>& row, std::int64_t begin, std::int64_t end, T cut, T inv_t,
+          const GroupCoef<T> (&coef)[2], T scale, const Sink& gradient, double (&kl)[2]) {
+  using V = PackOf<T>;
+  const GroupCoef<V> near = splat_coef<V>(coef[0]), far = splat_coef<V>(coef[1]);
+  const V at_cut = splat<V>(cut), zero{};
+  const V rest_scale = splat<V>(coef[1].on_q * coef[1].inv_b * scale);
+  Lanes<V> sum[2];
+  row.each_block(
+      begin, end, [&](std::int64_t j, std::int64_t count, const T* s, const T* u, const T* r) {
+        alignas(64) T buffer[kBlock];
+        T* out = kGradient ? writable(gradient, j, count, buffer) : nullptr;
+        V block[2] = {};
+        for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+          const V student = load<V>(s + k);
+          const MaskOf<V> in = load<V>(r + k) >= at_cut;
+          const unsigned bits = mask_bits(in);
+          if (!kRest && bits == 0) {
+            if (!kGradient) continue;
+            store(V(exp_of(V((student - far.ref.student) * inv_t)) * rest_scale), out + k);
+            continue;
+          }
+          GroupCoef<V> c = near;
+          if (bits != kAllLanes<V>) {
+            c.ref.teacher = in ? near.ref.teacher : far.ref.teacher;
+            c.ref.student = in ? near.ref.student : far.ref.student;
+            c.inv_a = in ? near.inv_a : far.inv_a;
+            c.inv_b = in ? near.inv_b : far.inv_b;
+            c.shift = in ? near.shift : far.shift;
+            c.on_q = in ? near.on_q : far.on_q;
+            c.on_gap = in ? near.on_gap : far.on_gap;
+          }
+          const ClassTerms<V> t = pack_kl(student, load<V>(u + k), c, inv_t);
+          block[0] += in ? t.kl : zero;
+          if (kRest) block[1] += in ? zero : t.kl;
+          if (kGradient) store(V(class_grad(t, c) * scale), out + k);
+        }
+        sum[0].add(block[0]);
+        if (kRest) sum[1].add(block[1]);
+        if (kGradient) write(gradient, j, count, out);
+      });
+  kl[0] = sum[0].sum();
+  kl[1] = sum[1].sum();
+}
+
+}  // namespace
+}  // namespace gkd::cpu::GKD_CPU_CAPABILITY
