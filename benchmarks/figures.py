@@ -1,4 +1,4 @@
-"""Draws speed, memory and growth: ``python -m benchmarks.figures CSV [--output docs/figures]``."""
+"""Draws speed, memory and growth: ``python -m benchmarks.figures CSV [--memory CSV]``."""
 
 from __future__ import annotations
 
@@ -195,12 +195,14 @@ def growth(lines: list[dict[str, str]], output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__)
     parser.add_argument("csv", type=Path)
+    parser.add_argument("--memory", type=Path, help="a CSV of its own for the peaks")
     parser.add_argument("--output", type=Path, default=Path("docs/figures"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     lines = read(options.csv)
-    for draw in (speed, memory, growth):
-        draw(lines, options.output)
+    speed(lines, options.output)
+    growth(lines, options.output)
+    memory(read(options.memory) if options.memory else lines, options.output)
 
 
 if __name__ == "__main__":
