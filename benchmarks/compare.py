@@ -57,7 +57,8 @@ def main() -> int:
         worse += slower or larger
         verdict = " SLOWER" * slower + " LARGER" * larger or " ok"
         print(
-            f"{' '.join(key)}: {old_time:.3f} -> {new_time:.3f}, {old_peak} -> {new_peak} B{verdict}"
+            f"{' '.join(key)}: {old_time:.3f} -> {new_time:.3f}, "
+            f"{old_peak} -> {new_peak} B{verdict}"
         )
     print(f"{worse} of {len(shared)} points are worse")
     return 1 if worse else 0

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import gkd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+import gkd
 
 TEMPERATURE, THRESHOLD, PRIMARY = 4.0, 0.93, 8.0
 MISSING: dict[str, str] = {}

@@ -98,7 +98,7 @@ def quantiles(values: list[float]) -> tuple[float, float, float]:
 def interleave(
     contenders: dict[str, Loss], student: Tensor, teacher: Tensor, stage: str, budget: float
 ) -> dict[str, Sample]:
-    """Rounds of every contender in turn until `budget` seconds are gone, 5 at least, 100 at most."""
+    """Rounds of every contender in turn until `budget` seconds are gone, 5 to 100 of them."""
     timer = Timer(student.device.type)
     calls = {
         name: partial(
@@ -132,7 +132,7 @@ def _status(key: str) -> int:
 
 
 def peak_bytes(loss: Loss, student: Tensor, teacher: Tensor, stage: str) -> int:
-    """Memory over the inputs while `loss` runs: the allocator's peak on CUDA, resident on the CPU."""
+    """Memory over the inputs while `loss` runs: allocator's peak on CUDA, resident on the CPU."""
     small = student.detach()[:1, :64].clone().requires_grad_(), teacher[:1, :64].clone()
     run_once(loss, *small, stage)
     if student.device.type == "cuda":

@@ -25,8 +25,9 @@ template <class V>
 GKD_HD Terms<V> pack_terms(V s, V u, Reference<V> ref, ScalarOf<V> inv_t) {
   using R = ScalarOf<V>;
   Terms<V> t;
-  t.a = exp_of(V((u - ref.teacher) * inv_t));
-  const V e = ((u - s) - (ref.teacher - ref.student)) * inv_t;
+  const V u_offset = u - ref.teacher, s_offset = s - ref.student;
+  t.a = exp_of(V(u_offset * inv_t));
+  const V e = class_gap(s, u, s_offset, u_offset, ref, inv_t);
   const MaskOf<V> near = (e >= R(-1)) & (e <= R(1));
   const unsigned bits = mask_bits(near);
   if (bits == kAllLanes<V>) {
@@ -34,7 +35,7 @@ GKD_HD Terms<V> pack_terms(V s, V u, Reference<V> ref, ScalarOf<V> inv_t) {
     t.b = t.a + t.x;
     return t;
   }
-  const V plain = exp_of(V((s - ref.student) * inv_t));
+  const V plain = exp_of(V(s_offset * inv_t));
   const V far_x = plain - t.a;
   if (bits == 0) {
     t.x = far_x;
@@ -128,8 +129,9 @@ template <class V>
 GKD_HD ClassTerms<V> pack_kl(V s, V u, const GroupCoef<V>& g, ScalarOf<V> inv_t) {
   using R = ScalarOf<V>;
   ClassTerms<V> c;
-  c.p = exp_of(V((u - g.ref.teacher) * inv_t)) * g.inv_a;
-  const V d = ((u - s) - (g.ref.teacher - g.ref.student)) * inv_t + g.shift;
+  const V u_offset = u - g.ref.teacher, s_offset = s - g.ref.student;
+  c.p = exp_of(V(u_offset * inv_t)) * g.inv_a;
+  const V d = class_gap(s, u, s_offset, u_offset, g.ref, inv_t) + g.shift;
   const MaskOf<V> near = (d >= R(-1)) & (d <= R(1));
   const unsigned bits = mask_bits(near);
   if (bits == kAllLanes<V>) {
@@ -138,7 +140,7 @@ GKD_HD ClassTerms<V> pack_kl(V s, V u, const GroupCoef<V>& g, ScalarOf<V> inv_t)
     c.kl = c.p * series.phi;
     return c;
   }
-  const V q = exp_of(V((s - g.ref.student) * inv_t)) * g.inv_b;
+  const V q = exp_of(V(s_offset * inv_t)) * g.inv_b;
   const V far_gap = q - c.p;
   const V far_kl = far_gap + (c.p == R(0) ? V{} : c.p * d);
   if (bits == 0) {

@@ -20,9 +20,10 @@ struct RowSearch {
   int kept;
   Search<T> search;
 
-  __device__ Search<T> at_level(int level) const {
+  __device__ Search<T> at_level(int level, bool by_mass) const {
     if (level > 0) return search;
-    return {window_high, ~inverted_window_low, above, total};
+    const auto over = static_cast<unsigned long long>(window.above);
+    return {window_high, ~inverted_window_low, by_mass ? above : over, total};
   }
 };
 
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kSweepThreads) spread_kernel(Call<T> c, int le
   const std::int64_t local = c.local_row();
   if (!c.counted(local)) return;
   const RowSearch<T>& row = c.scratch.row[local];
-  const Search<T> search = row.at_level(level);
+  const Search<T> search = row.at_level(level, c.p.group_size < 0);
   if (search.found()) return;
   for (int b = threadIdx.x; b < kBins; b += kSweepThreads) amounts[b] = 0;
   __syncthreads();  // all zero before the first amount
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(kSweepThreads) narrow_kernel(Call<T> c, int le
   const std::int64_t local = blockIdx.x;
   if (!c.counted(local)) return;
   RowSearch<T>& row = c.scratch.row[local];
-  Search<T> search = row.at_level(level);
+  Search<T> search = row.at_level(level, c.p.group_size < 0);
   if (search.found() && level > 0) return;
   if (!search.found()) {
     unsigned long long* amounts = c.scratch.amounts + local * kBins;

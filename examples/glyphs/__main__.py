@@ -41,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         help="for results.json and the figures (default: out/ beside the program)")  # fmt: skip
     add("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
     add("--seed", type=int, default=0, metavar="N",
-        help="of the split, the weights, the order and the distortions; the same seed gives the same figures (default: 0)")  # fmt: skip
+        help="of the split, the weights, the order and the distortions; the same seed gives "
+        "the same figures (default: 0)")  # fmt: skip
     add("--identities", type=int, metavar="N", help="how many to draw, split into known (71%%), "
         f"validation (10%%) and test (19%%); default {DEMO_IDENTITIES}, with --data or --full "
         "all")  # fmt: skip
@@ -56,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=defaults.batch, metavar="N",
         help=f"photographs a step (default: {defaults.batch})")  # fmt: skip
     add("--width", type=int, default=defaults.width, metavar="N",
-        help=f"channels of the student's first stage; its size grows with the square (default: {defaults.width}, the teacher has 32)")  # fmt: skip
+        help="channels of the student's first stage; its size grows with the square "
+        f"(default: {defaults.width}, the teacher has 32)")  # fmt: skip
     add("--image-size", type=int, default=defaults.image_size, metavar="N",
         help=f"pixels of a side (default: {defaults.image_size})")  # fmt: skip
     add("--threads", type=int, metavar="N", help="of the CPU (default: PyTorch's choice "

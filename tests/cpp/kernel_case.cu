@@ -56,7 +56,9 @@ std::vector<Way> ways_of(const Problem& p) {
   return ways;
 }
 
-Outcome run(Case& c, const Way& way) {
+namespace {
+
+Outcome run_either(Case& c, const Way& way, bool with_loss) {
   const Method method = way.method;
   const Device& device = way.device;
   Problem& p = c.p;
@@ -79,7 +81,8 @@ Outcome run(Case& c, const Way& way) {
                       Buffer(rows * wide), Buffer(rows * wide), Buffer(rows * wide)};
   Buffer workspace(workspace_bytes(p, device, method));
   const Results results{loss.get(), weight.get(), gradient.get()};
-  EXPECT_EQ(forward(p, results, device, method, workspace.get(), nullptr), cudaSuccess);
+  if (with_loss)
+    EXPECT_EQ(forward(p, results, device, method, workspace.get(), nullptr), cudaSuccess);
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   const GroupColumns columns{static_cast<std::int64_t*>(size.get()),
                              column[0].get(),
@@ -105,6 +108,11 @@ Outcome run(Case& c, const Way& way) {
   o.mask = mask.read<char>(rows * classes);
   return o;
 }
+
+}  // namespace
+
+Outcome run(Case& c, const Way& way) { return run_either(c, way, true); }
+Outcome run_group(Case& c, const Way& way) { return run_either(c, way, false); }
 
 double cut_of(const Case& c, std::int64_t row) {
   const Problem& p = c.p;

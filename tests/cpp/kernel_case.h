@@ -129,6 +129,9 @@ std::vector<Way> ways_of(const Problem& problem);
 /// Copies the inputs over, runs loss and group, and reads everything back. Rounds c's logits.
 Outcome run(Case& c, const Way& way);
 
+/// The same without the loss and its gradient.
+Outcome run_group(Case& c, const Way& way);
+
 /// The same by formula, for the group that `actual` reports.
 Outcome expect(const Case& c, const Outcome& actual);
 
