@@ -5,6 +5,8 @@
 
 import torch
 
+import gkd
+
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 #: The loss of a float32 or float64 computation, relative; the gradient's, normwise.
@@ -78,14 +80,45 @@ def split(settings):
     return how, {k: v for k, v in settings.items() if k not in grouping}, settings.get("rank_by")
 
 
+def within_rounding(rank, mask, threshold, temperature, target):
+    """Whether a row's mask is the group of a threshold that differs by 1e-6: a cut by float sums."""
+    others = mask.clone()
+    if target is not None and 0 <= target < len(rank):
+        others[target] = False
+    cut = rank[others].min()
+    mass = (rank / temperature).softmax(0)
+    closed = mass[rank >= cut].sum() >= threshold - 1e-6
+    return bool(closed and mass[rank > cut].sum() < threshold + 1e-6)
+
+
+def given_group(student, teacher, target, how, rank_by, wide_rank):
+    """The mask of the definition, or the library's own where rounding moved the cut."""
+    mask = primary_mask(wide_rank, target=None if target is None else target.cpu(), **how)
+    used = gkd.group(
+        student.detach(), teacher, target, **how, rank_by=rank_by, return_mask=True
+    ).mask.cpu()
+    for row in (used != mask).any(1).nonzero().flatten().tolist():
+        assert how.get("group_size") is None, f"row {row} has another group than by definition"
+        chosen = None if target is None else int(target[row])
+        assert within_rounding(
+            wide_rank[row],
+            used[row],
+            how.get("threshold", 0.93),
+            how.get("temperature", 4.0),
+            chosen,
+        ), f"row {row} has another group than by definition"
+        mask[row] = used[row]
+    return mask
+
+
 def expected_rows(student, teacher, target, settings):
-    """[B] row losses and a leaf for their gradient, on the CPU in float64."""
+    """[B] row losses and a leaf for their gradient, on the CPU in float64, given the same group."""
     how, terms, rank_by = split(settings)
     wide = student.detach().cpu().double().requires_grad_()
-    teacher = teacher.detach().cpu().double()
-    rank = wide.detach() if rank_by == "student" else teacher
-    mask = primary_mask(rank, target=None if target is None else target.cpu(), **how)
-    return loss_rows(wide, teacher, mask, **terms), wide
+    wide_teacher = teacher.detach().cpu().double()
+    rank = wide.detach() if rank_by == "student" else wide_teacher
+    mask = given_group(student, teacher, target, how, rank_by or "teacher", rank)
+    return loss_rows(wide, wide_teacher, mask, **terms), wide
 
 
 def reduce(rows, reduction):
