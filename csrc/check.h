@@ -43,7 +43,7 @@ void check_target_value(const char* name, std::int64_t value, std::int64_t class
 /// float64 when either tensor is, else float32: the dtype of arithmetic and loss.
 at::ScalarType compute_dtype(const at::Tensor& student, const at::Tensor& teacher);
 
-/// Power of two that a stored float16/bfloat16 gradient is multiplied by, so that its small entries
+/// Power of two that a stored float16 gradient is multiplied by, so that its small entries
 /// stay above the dtype's smallest number; 1 for wider dtypes. |gradient| <= T (|w_b| + max KL
 /// weight).
 double gradient_headroom(at::ScalarType student_dtype, const Weights& weights);

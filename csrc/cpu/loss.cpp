@@ -142,7 +142,8 @@ ForwardTensors forward_cpu(const at::Tensor& student, const at::Tensor& teacher,
   const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const std::int64_t counted = counted_rows("gkd::loss", student, target, s);
   const double weight = reduction == "mean" ? 1.0 / std::max<std::int64_t>(counted, 1) : 1.0;
-  const double scale = stored_scale(weight) * gradient_headroom(student.scalar_type(), s.weights());
+  const double scale = stored_scale(weight, student.scalar_type() == at::kHalf) *
+                       gradient_headroom(student.scalar_type(), s.weights());
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   at::Tensor gradient = need_grad ? at::empty({student.size(0), student.size(1)}, student.options())
                                   : at::empty({0}, student.options());
@@ -206,7 +207,7 @@ GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
 void scale_rows(const at::Tensor& from, const at::Tensor& to_tensor, const at::Tensor& grad_output,
                 const at::Tensor& weight, double factor) {
   const std::int64_t rows = from.size(0), classes = from.size(1);
-  const double by = later_scale(weight.item<double>()) * factor;
+  const double by = later_scale(weight.item<double>(), from.scalar_type() == at::kHalf) * factor;
   const at::Tensor scales = (grad_output.to(at::kDouble) * by).expand({rows}).contiguous();
   const double* scale = scales.const_data_ptr<double>();
   if (rows == 0) return;
@@ -218,6 +219,7 @@ void scale_rows(const at::Tensor& from, const at::Tensor& to_tensor, const at::T
   take_turns(rows * pieces, [&](auto next) {
     for (std::int64_t k = next(); k < rows * pieces; k = next()) {
       const std::int64_t row = k / pieces, first = k % pieces * cpu::kSegment;
+      if (in == to && scale[row] == 1) continue;  // it is there already
       const std::int64_t at = (row * classes + first) * from.element_size();
       run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first), scale[row]);
     }

@@ -91,11 +91,20 @@ void guess_references(const Row<T>& row, const Window<T>& window, bool by_studen
   if (std::isfinite(shifted)) ref[1].student = shifted;
 }
 
-/// Whether no term can have lost digits against the reference it was taken with.
-inline bool usable(const Sums& sums) {
-  auto fits = [](double x) { return x >= 1e-24 && x <= 1e24; };
+/// Groups up to this size get references of their own where they carry a KL.
+constexpr long long kFewClasses = 64;
+
+/// Whether no sum can have lost digits against the reference it was taken with: an exponent of x is
+/// rounded to x 2^-24, so sums far from 1 are off by more than the promised 2e-6. Where the rest
+/// carries no KL only its mass counts, which may be small: 1e-12 is 28 nats, 1.6e-6.
+inline bool usable(const Sums& sums, bool rest_has_kl) {
   for (int g = 0; g < 2; ++g) {
-    if (sums.count[g] > 0 && !(fits(sums.a[g]) && fits(sums.b[g]))) return false;
+    if (sums.count[g] == 0) continue;
+    const double least = g == 0 || rest_has_kl ? 1e-4 : 1e-12;
+    const double most = 1e4 + static_cast<double>(sums.count[g]);
+    for (double sum : {sums.a[g], sums.b[g]}) {
+      if (!(sum >= least && sum <= most)) return false;
+    }
   }
   return true;
 }

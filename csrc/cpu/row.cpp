@@ -186,7 +186,11 @@ struct RowKernel {
       guess_references(row, known, task.how.by_student, temperature, scratch->segments, cut.ref);
       cut.sums = sum<MassFrom::kNothing>(known, cut.ref, rule);
     }
-    if (!usable(cut.sums)) {
+    // A few classes average no rounding out: their exponents are taken from one of their own.
+    const bool rest_has_kl = task.weights.secondary != 0;
+    const bool borrowed = task.how.by_student && !(cut.ref[0].student >= cut.value);
+    if (!usable(cut.sums, rest_has_kl) || (borrowed && cut.sums.count[0] <= kFewClasses) ||
+        (rest_has_kl && cut.sums.count[1] <= kFewClasses)) {
       if (is_bad(row)) return not_a_number();
       find_references(row, cut.value, temperature, cut.ref);
       cut.sums = sum<MassFrom::kNothing>(known, cut.ref, rule);

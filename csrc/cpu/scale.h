@@ -22,13 +22,20 @@ inline void scale_row(const void* from, void* to, Dtype dtype, std::int64_t coun
     for (std::int64_t j = 0; j < count; ++j) out[j] = in[j] * factor;
     return;
   }
-  alignas(64) float block[kBlock];
-  for (std::int64_t j = 0; j < count; j += kBlock) {
-    const std::int64_t n = std::min(kBlock, count - j);
-    widen_row(static_cast<const std::uint16_t*>(from) + j, dtype, n, block);
-    for (float& x : block) x *= factor;
-    narrow_row(block, dtype, n, static_cast<std::uint16_t*>(to) + j);
+  const auto* in = static_cast<const std::uint16_t*>(from);
+  auto* out = static_cast<std::uint16_t*>(to);
+  HalfPack v{};
+  std::int64_t j = 0;
+  for (; j + kFloats <= count; j += kFloats) {
+    std::memcpy(&v, in + j, sizeof(v));
+    v = narrow(widen(v, dtype) * factor, dtype);
+    std::memcpy(out + j, &v, sizeof(v));
   }
+  if (j == count) return;
+  const std::size_t rest = 2 * static_cast<std::size_t>(count - j);
+  std::memcpy(&v, in + j, rest);
+  v = narrow(widen(v, dtype) * factor, dtype);
+  std::memcpy(out + j, &v, rest);
 }
 
 }  // namespace

@@ -50,7 +50,8 @@ __device__ RowReport finish_parts(const Problem& p, PartAt part_at, std::int64_t
   }
   report.summary = finish_row(group, p.weights, row->coef);
   report.size = group[0].count;
-  const T scale = static_cast<T>(p.headroom * stored_scale(weight));
+  const T scale =
+      static_cast<T>(p.headroom * stored_scale(weight, p.student.dtype == Dtype::kHalf));
   for (int g = 0; g < 2; ++g) {
     row->coef[g].on_q *= scale;
     row->coef[g].on_gap *= scale;

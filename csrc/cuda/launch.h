@@ -39,7 +39,8 @@ cudaError_t group(const Problem& problem, const GroupColumns& columns, const Dev
                   Method method, void* workspace, cudaStream_t stream);
 
 /// out = gradient * (grad_output[row] * later_scale(*weight) * factor); grad_stride 0: one value.
-/// `wide`: grad_output and weight are double, else float.
+/// In place, a factor of 1 leaves the row untouched. `wide`: grad_output and weight are double,
+/// else float.
 cudaError_t scale(const void* gradient, Dtype dtype, const void* grad_output,
                   std::int64_t grad_stride, const void* weight, bool wide, double factor,
                   std::int64_t rows, std::int64_t classes, void* out, const Device& device,

@@ -100,8 +100,10 @@ __global__ void scale_kernel(const Elem* gradient, const T* grad_output, std::in
                              const T* weight, double factor, Split split, std::int64_t first_row,
                              std::int64_t classes, Elem* out) {
   const std::int64_t row = first_row + blockIdx.x / split.parts, part = blockIdx.x % split.parts;
-  const double later = later_scale(static_cast<double>(*weight)) * factor;
+  const double later =
+      later_scale(static_cast<double>(*weight), std::is_same_v<Elem, __half>) * factor;
   const T by = static_cast<T>(static_cast<double>(grad_output[row * grad_stride]) * later);
+  if (out == gradient && by == T(1)) return;  // it is there already
   const std::int64_t begin = part * split.part_classes;
   const std::int64_t end = min(begin + split.part_classes, classes);
   for (std::int64_t first = begin + threadIdx.x; first < end; first += kItems * kSweepThreads) {

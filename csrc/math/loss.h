@@ -20,16 +20,20 @@ struct Weights {
   bool coupled = false;
 };
 
-/// The power of two that is left for the backward: the least >= weight (> 0). The forward stores
-/// its gradient times weight / later_scale, in (1/2, 1]: with a grad_output that is a power of two,
-/// as a gradient scaler's is, a half-precision gradient is rounded once in all, and no small entry
-/// is lost to the 1/B of "mean".
-GKD_HD double later_scale(double weight) {
+/// What of the reduction's weight (> 0) the forward leaves to the backward. All that a float16
+/// gradient's range cannot take: the least power of two >= weight, so that no small entry is lost
+/// to the 1/B of "mean" and, with a grad_output that is a power of two, as a gradient scaler's is,
+/// the gradient is rounded once in all. 1 for other dtypes, whose backward then has nothing to do
+/// where grad_output is 1.
+GKD_HD double later_scale(double weight, bool is_float16) {
+  if (!is_float16) return 1;
   int exponent;
   const double fraction = std::frexp(weight, &exponent);  // in [1/2, 1)
   return std::ldexp(1.0, fraction == 0.5 ? exponent - 1 : exponent);
 }
-GKD_HD double stored_scale(double weight) { return weight / later_scale(weight); }
+GKD_HD double stored_scale(double weight, bool is_float16) {
+  return weight / later_scale(weight, is_float16);
+}
 
 /// What the last sweep over a group needs: elementwise, no division.
 template <class T>

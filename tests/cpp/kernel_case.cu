@@ -101,7 +101,7 @@ Outcome run_either(Case& c, const Way& way, bool with_loss) {
   const auto raw = gradient.read<char>(rows * classes * grad_bytes);
   for (std::size_t k = 0; k < rows * classes; ++k) {
     const double stored = get(p.student.dtype, raw.data() + k * grad_bytes);
-    o.gradient.push_back(stored / (p.headroom * stored_scale(w)));
+    o.gradient.push_back(stored / (p.headroom * stored_scale(w, p.student.dtype == Dtype::kHalf)));
   }
   for (int k = 0; k < 6; ++k) o.columns[k] = read_column(column[k], p.wide(), rows);
   o.size = size.read<std::int64_t>(rows);

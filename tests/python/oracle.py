@@ -81,7 +81,7 @@ def split(settings):
 
 
 def within_rounding(rank, mask, threshold, temperature, target):
-    """Whether a row's mask is the group of a threshold that differs by 1e-6: a cut by float sums."""
+    """Whether a row's mask is the group of a threshold 1e-6 away: a cut by float sums."""
     others = mask.clone()
     if target is not None and 0 <= target < len(rank):
         others[target] = False
