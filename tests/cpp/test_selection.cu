@@ -31,18 +31,18 @@ const Shape kShapes[] = {
 
 class Selection : public testing::TestWithParam<Dtype> {};
 
-// 2,500 classes: over a tile of the split kernels, several slices of a cluster, and a list that
+// 2,100 classes: several slices of a cluster, and a list that
 // ties overflow. Two rows: what one leaves behind must not reach the other.
 TEST_P(Selection, EqualsSorting) {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no CUDA device";
   std::int64_t rows = 0;
   for (const Shape& shape : kShapes) {
-    Case c(2, 2500, GetParam(), GetParam());
+    Case c(2, 2100, GetParam(), GetParam());
     std::mt19937 random(11);
-    for (std::int64_t k = 0; k < 2 * 2500; ++k) {
-      c.teacher[static_cast<std::size_t>(k)] = shape.logit(k % 2500, random);
-      c.student[static_cast<std::size_t>(k)] = shape.logit(k % 2500, random);
+    for (std::int64_t k = 0; k < 2 * 2100; ++k) {
+      c.teacher[static_cast<std::size_t>(k)] = shape.logit(k % 2100, random);
+      c.student[static_cast<std::size_t>(k)] = shape.logit(k % 2100, random);
     }
     struct Setting {
       double threshold;
@@ -54,7 +54,10 @@ TEST_P(Selection, EqualsSorting) {
       c.p.threshold = s.threshold;
       c.p.group_size = s.size;
       c.p.by_student = s.by_student;
-      const std::vector<Way> ways = ways_of(c.p);
+      std::vector<Way> ways;  // each kernel once
+      for (const Way& way : ways_of(c.p)) {
+        if (ways.empty() || std::string(ways.back().name) != way.name) ways.push_back(way);
+      }
       const Outcome sorted = run_group(c, ways[0]);
       for (std::size_t k = 1; k < ways.size(); ++k) {
         const Outcome selected = run_group(c, ways[k]);

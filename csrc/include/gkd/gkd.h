@@ -14,7 +14,7 @@
 
 namespace gkd {
 
-/// Settings of one call; the defaults are the paper's. See SPEC formulae in the README.
+/// Settings of one call; the defaults are the paper's. The formulas are in the README.
 struct LossOptions {
   double threshold = 0.93;                   ///< mass of the primary group, in (0, 1]
   std::optional<std::int64_t> group_size{};  ///< take this many classes instead, >= 0
