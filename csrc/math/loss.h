@@ -1,4 +1,4 @@
-// The row loss and the gradient's row constants (SPEC: the three terms of arXiv 2304.04462).
+// The row loss and the gradient's row constants (the three terms of arXiv 2304.04462).
 //
 // Per group, d_j = log(p^_j / q^_j) with p^ = p/P, q^ = q/Q inside the group; then
 //   KL(p^||q^) = sum p^ phi(d),  phi(d) = expm1(-d) + d,   q^ - p^ = p^ expm1(-d),
