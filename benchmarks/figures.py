@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -50,7 +52,22 @@ def label(shape: tuple[str, str]) -> str:
     return f"{int(shape[0]):,} x\n{int(shape[1]):,}"
 
 
-def bars(axes: plt.Axes, lines: list[dict[str, str]], value, error, text) -> None:  # type: ignore[no-untyped-def]
+class Quantity(NamedTuple):
+    """What a panel of bars shows of a line of the CSV."""
+
+    axis: str
+    value: Callable[[dict[str, str]], float]
+    spread: Callable[[dict[str, str]], tuple[float, float]]
+
+
+TIME = Quantity(
+    "ns per class",
+    lambda x: float(x["ns_per_class_median"]),
+    lambda x: (float(x["ns_per_class_p20"]), float(x["ns_per_class_p80"])),
+)
+
+
+def bars(axes: plt.Axes, lines: list[dict[str, str]], what: Quantity, title: str) -> None:
     """One group of bars per shape, one bar per contender, its value written on top."""
     names = [n for n in LOOKS if any(x["contender"] == n for x in lines)]
     places = shapes(lines)
@@ -60,18 +77,21 @@ def bars(axes: plt.Axes, lines: list[dict[str, str]], value, error, text) -> Non
             found = pick(lines, contender=name, rows=shape[0], classes=shape[1])
             if not found:
                 continue
-            x, y = j + (i - (len(names) - 1) / 2) * width, value(found[0])
+            x, y = j + (i - (len(names) - 1) / 2) * width, what.value(found[0])
             axes.bar(
                 x, y, width * 0.92, color=LOOKS[name][1], label=LOOKS[name][0] if j == 0 else None
             )
-            low, high = error(found[0])
+            low, high = what.spread(found[0])
             axes.plot([x, x], [low, high], color="#333333", linewidth=0.8)
-            axes.text(x, max(y, high) * 1.06, text(y), ha="center", fontsize=6.5)
+            text = f"{y:.1f}" if y < 10 else f"{y:.0f}"
+            axes.text(x, max(y, high) * 1.06, text, ha="center", fontsize=6.5)
     axes.set_xticks(range(len(places)), [label(s) for s in places], fontsize=8)
     axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.set_title(title, fontsize=9)
+    axes.set_ylabel(what.axis, fontsize=8)
 
 
 def grid_of(lines: list[dict[str, str]]) -> list[tuple[str, str]]:
@@ -100,15 +120,8 @@ def speed(lines: list[dict[str, str]], output: Path) -> None:
     rows = -(-len(panels) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(12, 3.6 * rows + 0.9), squeeze=False)
     for ax, (dtype, distribution) in zip(axes.flat, panels, strict=False):
-        bars(
-            ax,
-            pick(lines, dtype=dtype, distribution=distribution),
-            lambda x: float(x["ns_per_class_median"]),
-            lambda x: (float(x["ns_per_class_p20"]), float(x["ns_per_class_p80"])),
-            lambda y: f"{y:.1f}" if y < 10 else f"{y:.0f}",
-        )
-        ax.set_title(f"{dtype}, {distribution} logits", fontsize=9)
-        ax.set_ylabel("ns per class", fontsize=8)
+        found = pick(lines, dtype=dtype, distribution=distribution)
+        bars(ax, found, TIME, f"{dtype}, {distribution} logits")
     figure.suptitle("Forward and backward: time (lower is better)", fontsize=12, y=0.985)
     legend(figure, axes.flat[0])
     footer(figure, lines, "Bars: median; lines: p20 to p80. Copy: reads two tensors, writes one.")
@@ -121,6 +134,11 @@ def tensors(line: dict[str, str]) -> float:
     return int(line["peak_bytes"]) / int(line["bytes_of_one_tensor"])
 
 
+MEMORY = Quantity(
+    "peak over the inputs, in [B, C] tensors", tensors, lambda x: (tensors(x), tensors(x))
+)
+
+
 def memory(lines: list[dict[str, str]], output: Path) -> None:
     lines = [
         x for x in pick(lines, stage=STAGE) if x["contender"] in LOOKS and int(x["peak_bytes"]) > 0
@@ -131,16 +149,8 @@ def memory(lines: list[dict[str, str]], output: Path) -> None:
     distribution = grid_of(lines)[0][1]
     figure, axes = plt.subplots(1, len(dtypes), figsize=(12, 4.5), squeeze=False)
     for ax, dtype in zip(axes.flat, dtypes, strict=True):
-        bars(
-            ax,
-            pick(lines, dtype=dtype, distribution=distribution),
-            tensors,
-            lambda x: (tensors(x), tensors(x)),
-            lambda y: f"{y:.1f}",
-        )
+        bars(ax, pick(lines, dtype=dtype, distribution=distribution), MEMORY, dtype)
         ax.axhline(1, color="#333333", linewidth=0.8, linestyle=":")
-        ax.set_title(f"{dtype}", fontsize=9)
-        ax.set_ylabel("peak over the inputs, in [B, C] tensors", fontsize=8)
     figure.suptitle("Forward and backward: memory (1: the gradient alone)", fontsize=12, y=0.985)
     legend(figure, axes.flat[0])
     footer(figure, lines, "Peak of the process over its inputs, in a process of its own.")

@@ -70,42 +70,35 @@ struct Loss : public torch::autograd::Function<Loss> {
 
 /// Without a gradient: no [B, C] buffer.
 at::Tensor loss_no_grad(const at::Tensor& student, const at::Tensor& teacher,
-                        const OptionalTensor& target, double threshold, OptionalSize group_size,
-                        double temperature, double primary_weight, double binary_weight,
-                        double secondary_weight, bool coupled, c10::string_view rank_by,
-                        c10::string_view reduction, std::int64_t ignore_index,
-                        c10::string_view method) {
-  const Settings s{threshold,        group_size, temperature, primary_weight, binary_weight,
-                   secondary_weight, coupled,    rank_by,     ignore_index,   method};
-  return std::get<0>(forward_op(student, teacher, target, s, reduction, /*need_grad=*/false));
+                        const OptionalTensor& target, const Settings& settings,
+                        std::string_view reduction) {
+  return std::get<0>(forward_op(student, teacher, target, settings, reduction,
+                                /*need_grad=*/false));
 }
 
 at::Tensor loss_autograd(const at::Tensor& student, const at::Tensor& teacher,
-                         const OptionalTensor& target, double threshold, OptionalSize group_size,
-                         double temperature, double primary_weight, double binary_weight,
-                         double secondary_weight, bool coupled, c10::string_view rank_by,
-                         c10::string_view reduction, std::int64_t ignore_index,
-                         c10::string_view method) {
-  const Settings s{threshold,        group_size, temperature, primary_weight, binary_weight,
-                   secondary_weight, coupled,    rank_by,     ignore_index,   method};
+                         const OptionalTensor& target, const Settings& settings,
+                         std::string_view reduction) {
   TORCH_CHECK_VALUE(!(at::GradMode::is_enabled() && teacher.requires_grad()),
                     "gkd::loss: teacher needs no gradient; pass teacher.detach()");
   // A tangent would be lost below autograd: an error rather than a silent zero.
   TORCH_CHECK_NOT_IMPLEMENTED(!student._fw_grad(0).defined() && !teacher._fw_grad(0).defined(),
                               "gkd::loss has no forward-mode derivative; gkd.reference.loss has");
   if (at::GradMode::is_enabled() && student.requires_grad()) {
-    return Loss::apply(student, teacher, target, s, std::string_view(reduction));
+    return Loss::apply(student, teacher, target, settings, reduction);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return loss_op(student, teacher, target, s, reduction);
+  return loss_op(student, teacher, target, settings, reduction);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) { m.impl("loss", &loss_no_grad); }
+TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) {
+  m.impl("loss", &with_settings<loss_no_grad>);
+}
 
 TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
-  m.impl("loss", &loss_autograd);
+  m.impl("loss", &with_settings<loss_autograd>);
   m.impl("group", torch::autograd::autogradNotImplementedFallback());
   m.impl("_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("_check_target", torch::autograd::autogradNotImplementedFallback());

@@ -37,6 +37,21 @@ bool scale_in_place_op(const at::Tensor& gradient, const at::Tensor& grad_output
 
 void check_target_op(const at::Tensor& target, c10::SymInt classes, std::int64_t ignore_index);
 
+/// A function of Settings under the schema of gkd::loss; it checks nothing.
+template <at::Tensor (*F)(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                          const Settings&, std::string_view)>
+at::Tensor with_settings(const at::Tensor& student, const at::Tensor& teacher,
+                         const OptionalTensor& target, double threshold, OptionalSize group_size,
+                         double temperature, double primary_weight, double binary_weight,
+                         double secondary_weight, bool coupled, c10::string_view rank_by,
+                         c10::string_view reduction, std::int64_t ignore_index,
+                         c10::string_view method) {
+  return F(student, teacher, target,
+           {threshold, group_size, temperature, primary_weight, binary_weight, secondary_weight,
+            coupled, rank_by, ignore_index, method},
+           reduction);
+}
+
 /// A backend's function under the schema of gkd::_forward, behind the one set of checks.
 template <ForwardTensors (*F)(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                               const Settings&, std::string_view, bool)>

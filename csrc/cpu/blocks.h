@@ -99,6 +99,16 @@ void write(const Sink& to, std::int64_t begin, std::int64_t count, const T* from
   }
 }
 
+/// Calls visit(begin, count, values) on each block of [from, to).
+template <class T, class Visit>
+void each_of(const Source& source, std::int64_t from, std::int64_t to, Visit visit) {
+  alignas(64) T buffer[kBlock];
+  for (std::int64_t j = from; j < to; j += kBlock) {
+    const std::int64_t count = std::min(kBlock, to - j);
+    visit(j, count, read(source, j, count, buffer));
+  }
+}
+
 /// One row under sweep.
 template <class T>
 struct Row {
@@ -110,11 +120,7 @@ struct Row {
   /// Calls visit(begin, count, ranking logits) on each block of [from, to).
   template <class Visit>
   void each_rank(std::int64_t from, std::int64_t to, Visit visit) const {
-    alignas(64) T buffer[kBlock];
-    for (std::int64_t j = from; j < to; j += kBlock) {
-      const std::int64_t count = std::min(kBlock, to - j);
-      visit(j, count, read(rank, j, count, buffer));
-    }
+    each_of<T>(rank, from, to, visit);
   }
 
   /// Calls visit(begin, count, s, u, r); r ranks the target at +inf, so that it joins every group.

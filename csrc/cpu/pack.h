@@ -9,10 +9,6 @@
 #include <limits>
 #include <type_traits>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "cpu/row.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
@@ -24,8 +20,6 @@ constexpr T kInfinity = std::numeric_limits<T>::infinity();
 /// The pack a row of T is swept with.
 template <class T>
 using PackOf = std::conditional_t<std::is_same_v<T, float>, FloatPack, T>;
-template <class V>
-using MaskOf = decltype(V{} >= V{});
 constexpr int kFloats = Traits<FloatPack>::kWidth;
 typedef std::uint16_t HalfPack __attribute__((vector_size(2 * kFloats)));
 
@@ -45,24 +39,6 @@ template <class V>
 void store(V v, ScalarOf<V>* to) {
   std::memcpy(to, &v, sizeof(V));
 }
-
-/// One bit per lane.
-inline unsigned mask_bits(bool mask) { return mask; }
-inline unsigned mask_bits(IntPack mask) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
-#elif defined(__AVX2__)
-  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask));
-#elif defined(__SSE2__)
-  return _mm_movemask_ps(reinterpret_cast<__m128>(mask));
-#else
-  unsigned bits = 0;
-  for (int k = 0; k < kFloats; ++k) bits |= (mask[k] & 1u) << k;
-  return bits;
-#endif
-}
-template <class V>
-constexpr unsigned kAllLanes = (1u << Traits<V>::kWidth) - 1;
 
 template <class V>
 ScalarOf<V> max_lane(V v) {

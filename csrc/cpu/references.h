@@ -30,15 +30,12 @@ void find_extremes(const Row<T>& row, bool by_student, const Executor& each,
       }
     });
     if (by_student) {
-      alignas(64) T buffer[kBlock];
-      for (std::int64_t j = begin; j < end; j += kBlock) {
-        const std::int64_t count = std::min(kBlock, end - j);
-        const T* u = read(row.u, j, count, buffer);
+      each_of<T>(row.u, begin, end, [&](std::int64_t, std::int64_t count, const T* u) {
         for (std::int64_t i = 0; i < count; i += kWidth<T>) {
           const V v = load<V>(u + i);
           teacher = v > teacher ? v : teacher;
         }
-      }
+      });
     }
     segments[k].high = max_lane(high);
     segments[k].low = -static_cast<double>(max_lane(low));
@@ -113,16 +110,13 @@ inline bool usable(const Sums& sums, bool rest_has_kl) {
 template <class T>
 bool is_bad(const Row<T>& row) {
   for (const Source* source : {&row.s, &row.u}) {
-    alignas(64) T buffer[kBlock];
     bool any = false, bad = false;
-    for (std::int64_t j = 0; j < row.classes; j += kBlock) {
-      const std::int64_t count = std::min(kBlock, row.classes - j);
-      const T* v = read(*source, j, count, buffer);
+    each_of<T>(*source, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* v) {
       for (std::int64_t k = 0; k < count; ++k) {
         bad |= !(v[k] < kInfinity<T>);
         any |= v[k] > -kInfinity<T>;
       }
-    }
+    });
     if (bad || !any) return true;
   }
   return false;

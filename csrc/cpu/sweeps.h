@@ -1,7 +1,7 @@
 // The two sweeps that do arithmetic: sums of each group, then loss and gradient.
 //
-// A pack whose lanes agree takes the short way: no second exponential where student and teacher lie
-// close, one exponential and nothing else where every class is outside a group that carries no KL.
+// A pack whose classes all lie outside a group that carries no KL costs one exponential, and the
+// loss alone nothing.
 // A template header, because row.cpp compiles it once per instruction set.
 #pragma once
 
@@ -19,34 +19,6 @@ struct Window {
 
 /// What the sums need a mass for.
 enum class MassFrom { kNothing, kTeacherTerm, kRank };
-
-/// class_terms() of math/moments.h.
-template <class V>
-GKD_HD Terms<V> pack_terms(V s, V u, Reference<V> ref, ScalarOf<V> inv_t) {
-  using R = ScalarOf<V>;
-  Terms<V> t;
-  const V u_offset = u - ref.teacher, s_offset = s - ref.student;
-  t.a = exp_of(V(u_offset * inv_t));
-  const V e = class_gap(s, u, s_offset, u_offset, ref, inv_t);
-  const MaskOf<V> near = (e >= R(-1)) & (e <= R(1));
-  const unsigned bits = mask_bits(near);
-  if (bits == kAllLanes<V>) {
-    t.x = t.a * expm1_and_phi(e).expm1;
-    t.b = t.a + t.x;
-    return t;
-  }
-  const V plain = exp_of(V(s_offset * inv_t));
-  const V far_x = plain - t.a;
-  if (bits == 0) {
-    t.x = far_x;
-    t.b = plain;
-    return t;
-  }
-  const V small = t.a * expm1_and_phi(V(near ? e : V{})).expm1;
-  t.x = near ? small : far_x;
-  t.b = near ? t.a + small : plain;
-  return t;
-}
 
 /// Gathers a segment's sums block by block.
 template <class T, MassFrom kMass>
@@ -74,7 +46,7 @@ struct Summer {
       const MaskOf<V> in = rank >= high;
       const Reference<V> at_ref{kMass == MassFrom::kTeacherTerm ? in_u : (in ? in_u : out_u),
                                 in ? in_s : out_s};
-      Terms<V> t = pack_terms(student, teacher, at_ref, inv_t);
+      Terms<V> t = class_terms(student, teacher, at_ref, inv_t);
       if constexpr (kMass == MassFrom::kTeacherTerm) {
         mass.add(t.a, in, rule);
       } else if constexpr (kMass == MassFrom::kRank) {
@@ -124,36 +96,6 @@ struct Summer {
   }
 };
 
-/// class_kl() of math/loss.h.
-template <class V>
-GKD_HD ClassTerms<V> pack_kl(V s, V u, const GroupCoef<V>& g, ScalarOf<V> inv_t) {
-  using R = ScalarOf<V>;
-  ClassTerms<V> c;
-  const V u_offset = u - g.ref.teacher, s_offset = s - g.ref.student;
-  c.p = exp_of(V(u_offset * inv_t)) * g.inv_a;
-  const V d = class_gap(s, u, s_offset, u_offset, g.ref, inv_t) + g.shift;
-  const MaskOf<V> near = (d >= R(-1)) & (d <= R(1));
-  const unsigned bits = mask_bits(near);
-  if (bits == kAllLanes<V>) {
-    const Expm1Phi<V> series = expm1_and_phi(d);
-    c.gap = c.p * series.expm1;
-    c.kl = c.p * series.phi;
-    return c;
-  }
-  const V q = exp_of(V(s_offset * inv_t)) * g.inv_b;
-  const V far_gap = q - c.p;
-  const V far_kl = far_gap + (c.p == R(0) ? V{} : c.p * d);
-  if (bits == 0) {
-    c.gap = far_gap;
-    c.kl = far_kl;
-    return c;
-  }
-  const Expm1Phi<V> series = expm1_and_phi(V(near ? d : V{}));
-  c.gap = near ? c.p * series.expm1 : far_gap;
-  c.kl = near ? c.p * series.phi : far_kl;
-  return c;
-}
-
 template <class V, class T>
 GroupCoef<V> splat_coef(const GroupCoef<T>& from) {
   GroupCoef<V> to;
@@ -199,7 +141,7 @@ void emit(const Row<T>& row, std::int64_t begin, std::int64_t end, T cut, T inv_
             c.on_q = in ? near.on_q : far.on_q;
             c.on_gap = in ? near.on_gap : far.on_gap;
           }
-          const ClassTerms<V> t = pack_kl(student, load<V>(u + k), c, inv_t);
+          const ClassTerms<V> t = class_kl(student, load<V>(u + k), c, inv_t);
           block[0] += in ? t.kl : zero;
           if (kRest) block[1] += in ? zero : t.kl;
           if (kGradient) store(V(class_grad(t, c) * scale), out + k);

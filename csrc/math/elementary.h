@@ -9,38 +9,11 @@
 #include <cstdint>
 #include <cstring>
 
-#include "math/hostdevice.h"
+#include "math/pack.h"
 
 namespace gkd {
 
-/// What a sweep computes with: a scalar, or on the host a pack of floats. The maths of a class is a
-/// template over it; comparisons of packs yield masks, and `mask ? a : b` blends.
-template <class V>
-struct Traits {
-  using Scalar = V;
-  static constexpr int kWidth = 1;
-};
-template <class V>
-using ScalarOf = typename Traits<V>::Scalar;
-
 #if !defined(__CUDACC__)
-// As wide as the widest vector of the instruction set being compiled for.
-#if defined(__AVX512F__)
-#define GKD_PACK_BYTES 64
-#elif defined(__AVX2__)
-#define GKD_PACK_BYTES 32
-#else
-#define GKD_PACK_BYTES 16
-#endif
-typedef float FloatPack __attribute__((vector_size(GKD_PACK_BYTES)));
-typedef std::int32_t IntPack __attribute__((vector_size(GKD_PACK_BYTES)));
-typedef std::uint32_t WordPack __attribute__((vector_size(GKD_PACK_BYTES)));
-template <>
-struct Traits<FloatPack> {
-  using Scalar = float;
-  static constexpr int kWidth = GKD_PACK_BYTES / 4;
-};
-
 /// exp without a branch or a table. x = n ln2 + r, |r| <= ln2/2, ln2 in two parts so that n times
 /// the first is exact; V is float or FloatPack, U the unsigned integer of its shape.
 template <class V, class U>

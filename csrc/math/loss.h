@@ -58,6 +58,7 @@ GKD_HD T class_student(T student, const GroupCoef<T>& g, ScalarOf<T> inv_tempera
   return exp_of(T((student - g.ref.student) * inv_temperature)) * g.inv_b;
 }
 
+/// By the series where q^ and p^ lie within a factor of e, else by their plain difference.
 template <class T>
 GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
                               ScalarOf<T> inv_temperature) {
@@ -65,16 +66,20 @@ GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
   ClassTerms<T> c;
   const T u_offset = teacher - g.ref.teacher, s_offset = student - g.ref.student;
   c.p = exp_of(T(u_offset * inv_temperature)) * g.inv_a;
-  const T e = class_gap(student, teacher, s_offset, u_offset, g.ref, inv_temperature);
-  const T d = e + g.shift;
-  const auto near = d >= R(-1) && d <= R(1);
-  const T small = near ? d : T{};
-  const T q = exp_of(T(s_offset * inv_temperature)) * g.inv_b;
-  const T far_gap = q - c.p;
-  const T far_kl = far_gap + (c.p == R(0) ? T{} : c.p * d);
-  const Expm1Phi<T> series = expm1_and_phi(small);
-  c.gap = near ? c.p * series.expm1 : far_gap;
-  c.kl = near ? c.p * series.phi : far_kl;
+  const T d = class_gap(student, teacher, s_offset, u_offset, g.ref, inv_temperature) + g.shift;
+  const MaskOf<T> near = (d >= R(-1)) & (d <= R(1));
+  if (all_lanes<T>(near)) {
+    const Expm1Phi<T> series = expm1_and_phi(d);
+    c.gap = c.p * series.expm1;
+    c.kl = c.p * series.phi;
+    return c;
+  }
+  c.gap = exp_of(T(s_offset * inv_temperature)) * g.inv_b - c.p;
+  c.kl = c.gap + (c.p == R(0) ? T{} : c.p * d);
+  if (no_lane<T>(near)) return c;
+  const Expm1Phi<T> series = expm1_and_phi(T(near ? d : T{}));
+  c.gap = near ? c.p * series.expm1 : c.gap;
+  c.kl = near ? c.p * series.phi : c.kl;
   return c;
 }
 

@@ -66,7 +66,8 @@ GKD_HD T class_gap(T student, T teacher, T student_offset, T teacher_offset, Ref
   return (close ? from_gap : from_offsets) * inv_temperature;
 }
 
-/// `ref` must be finite.
+/// `ref` must be finite. Where student and teacher lie close, b - a by a series and no second
+/// exponential; else the plain difference.
 template <class T>
 GKD_HD Terms<T> class_terms(T student, T teacher, Reference<T> ref, ScalarOf<T> inv_temperature) {
   using R = ScalarOf<T>;
@@ -74,11 +75,19 @@ GKD_HD Terms<T> class_terms(T student, T teacher, Reference<T> ref, ScalarOf<T> 
   const T u = teacher - ref.teacher, s = student - ref.student;
   t.a = exp_of(T(u * inv_temperature));
   const T e = class_gap(student, teacher, s, u, ref, inv_temperature);
-  const auto near = e >= R(-1) && e <= R(1);  // false for NaN (-inf in both): the plain form serves
-  const T plain = exp_of(T(s * inv_temperature));
+  // False for NaN (-inf in both): the plain form serves.
+  const MaskOf<T> near = (e >= R(-1)) & (e <= R(1));
+  if (all_lanes<T>(near)) {
+    t.x = t.a * expm1_and_phi(e).expm1;
+    t.b = t.a + t.x;
+    return t;
+  }
+  t.b = exp_of(T(s * inv_temperature));
+  t.x = t.b - t.a;
+  if (no_lane<T>(near)) return t;
   const T small = t.a * expm1_and_phi(T(near ? e : T{})).expm1;
-  t.x = near ? small : plain - t.a;
-  t.b = near ? t.a + small : plain;
+  t.x = near ? small : t.x;
+  t.b = near ? t.a + small : t.b;
   return t;
 }
 

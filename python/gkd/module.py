@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
 from .functional import DEFAULT_THRESHOLD, loss
+
+#: Every keyword of gkd.loss: what a GKDLoss keeps.
+SETTINGS = tuple(
+    name for name, p in inspect.signature(loss).parameters.items() if p.kind is p.KEYWORD_ONLY
+)
 
 
 class GKDLoss(nn.Module):
@@ -51,23 +58,8 @@ class GKDLoss(nn.Module):
         self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None
     ) -> Tensor:
         """The loss of a batch of [B, C] logits."""
-        return loss(
-            student_logits,
-            teacher_logits,
-            target,
-            threshold=self.threshold,
-            group_size=self.group_size,
-            temperature=self.temperature,
-            primary_weight=self.primary_weight,
-            binary_weight=self.binary_weight,
-            secondary_weight=self.secondary_weight,
-            coupled=self.coupled,
-            rank_by=self.rank_by,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            method=self.method,
-            check_target=self.check_target,
-        )
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        return loss(student_logits, teacher_logits, target, **settings)
 
     def extra_repr(self) -> str:
         """The settings as the constructor takes them, the rarer ones only where they are set."""

@@ -1,0 +1,83 @@
+// What a sweep over classes computes with: a scalar, or on the host a pack of floats. The maths of
+// a class is a template over it; comparisons of packs yield masks, and `mask ? a : b` blends.
+#pragma once
+
+#include <cstdint>
+
+#include "math/hostdevice.h"
+
+#if defined(__x86_64__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#endif
+
+namespace gkd {
+
+template <class V>
+struct Traits {
+  using Scalar = V;
+  static constexpr int kWidth = 1;
+};
+template <class V>
+using ScalarOf = typename Traits<V>::Scalar;
+template <class V>
+using MaskOf = decltype(V{} >= V{});
+
+#if !defined(__CUDACC__)
+// As wide as the widest vector of the instruction set being compiled for.
+#if defined(__AVX512F__)
+#define GKD_PACK_BYTES 64
+#elif defined(__AVX2__)
+#define GKD_PACK_BYTES 32
+#else
+#define GKD_PACK_BYTES 16
+#endif
+typedef float FloatPack __attribute__((vector_size(GKD_PACK_BYTES)));
+typedef std::int32_t IntPack __attribute__((vector_size(GKD_PACK_BYTES)));
+typedef std::uint32_t WordPack __attribute__((vector_size(GKD_PACK_BYTES)));
+template <>
+struct Traits<FloatPack> {
+  using Scalar = float;
+  static constexpr int kWidth = GKD_PACK_BYTES / 4;
+};
+
+/// One bit per lane.
+GKD_HD unsigned mask_bits(IntPack mask) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask));
+#elif defined(__SSE2__)
+  return _mm_movemask_ps(reinterpret_cast<__m128>(mask));
+#else
+  unsigned bits = 0;
+  for (int k = 0; k < Traits<FloatPack>::kWidth; ++k) bits |= (mask[k] & 1u) << k;
+  return bits;
+#endif
+}
+#endif  // !__CUDACC__
+
+/// One bit per lane.
+GKD_HD unsigned mask_bits(bool mask) { return mask; }
+template <class V>
+constexpr unsigned kAllLanes = (1u << Traits<V>::kWidth) - 1;
+
+/// Whether all lanes of `mask` hold, or none does, where that is worth a branch. A device thread
+/// says no to both and computes both sides: threads of a warp would only wait for one another.
+template <class V>
+GKD_HD bool all_lanes(MaskOf<V> mask) {
+#if defined(__CUDA_ARCH__)
+  return false;
+#else
+  return mask_bits(mask) == kAllLanes<V>;
+#endif
+}
+template <class V>
+GKD_HD bool no_lane(MaskOf<V> mask) {
+#if defined(__CUDA_ARCH__)
+  return false;
+#else
+  return mask_bits(mask) == 0;
+#endif
+}
+
+}  // namespace gkd
