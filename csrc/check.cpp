@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace gkd {
 namespace {
@@ -39,14 +40,15 @@ void check_finite(const char* name, const char* which, double value) {
 }  // namespace
 
 void check_inputs(const char* name, const at::Tensor& student, const at::Tensor& teacher,
-                  const std::optional<at::Tensor>& target, const Settings& s) {
+                  const std::optional<at::Tensor>& target, const Settings& s,
+                  bool may_lack_classes) {
   check_logits(name, "student", student);
   check_logits(name, "teacher", teacher);
   TORCH_CHECK_VALUE(student.sym_sizes().equals(teacher.sym_sizes()), name, ": student ",
                     student.sym_sizes(), " and teacher ", teacher.sym_sizes(),
                     " must have the same shape");
-  TORCH_CHECK_VALUE(student.sym_size(1) != 0, name, ": needs at least one class, got ",
-                    student.sym_sizes());
+  TORCH_CHECK_VALUE(may_lack_classes || student.sym_size(1) != 0, name,
+                    ": needs at least one class, got ", student.sym_sizes());
   TORCH_CHECK(student.device() == teacher.device(), name,
               ": all tensors must be on one device, got ", student.device(), " and ",
               teacher.device());
@@ -77,6 +79,17 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
                     ": rank_by must be teacher or student, got ", s.rank_by);
   TORCH_CHECK_VALUE(s.method == "auto" || s.method == "sort" || s.method == "select", name,
                     ": method must be auto, sort or select, got ", s.method);
+}
+
+void check_shard_range(const char* name, const c10::SymInt& classes, std::int64_t class_start,
+                       std::int64_t num_classes) {
+  // Counts of classes travel as int32.
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  TORCH_CHECK_VALUE(num_classes >= 1 && num_classes <= kMost, name, ": num_classes must be in [1, ",
+                    kMost, "], got ", num_classes);
+  TORCH_CHECK_VALUE(class_start >= 0 && classes + class_start <= num_classes, name,
+                    ": class_start must leave the shard's ", classes, " classes within the ",
+                    num_classes, " of num_classes, got ", class_start);
 }
 
 void check_adaptive(const char* name, const at::Tensor& student, double rate, std::int64_t step) {

@@ -28,7 +28,12 @@ struct Settings {
 
 /// Throws unless tensors and settings are usable. `name` is the operator's, for the message.
 void check_inputs(const char* name, const at::Tensor& student, const at::Tensor& teacher,
-                  const std::optional<at::Tensor>& target, const Settings& settings);
+                  const std::optional<at::Tensor>& target, const Settings& settings,
+                  bool may_lack_classes = false);
+
+/// Throws unless classes class_start to class_start + `classes` are some of num_classes.
+void check_shard_range(const char* name, const c10::SymInt& classes, std::int64_t class_start,
+                       std::int64_t num_classes);
 
 /// Throws unless reduction is none, mean or sum.
 void check_reduction(const char* name, std::string_view reduction);

@@ -3,7 +3,6 @@
 
 #include <torch/library.h>
 
-#include "cpu/row.h"
 #include "ops.h"
 
 namespace gkd {
@@ -33,19 +32,7 @@ Settings settings_of(const LossOptions& o) {
           o.secondary_weight, o.coupled,    o.rank_by,     o.ignore_index,   o.method};
 }
 
-std::string cpu_capability() {
-  const auto row = cpu::kernels().single;
-#if defined(__x86_64__)
-  if (row == cpu::AVX512::kernels().single) return "AVX512";
-  if (row == cpu::AVX2::kernels().single) return "AVX2";
-#endif
-  return row == cpu::DEFAULT::kernels().single ? "DEFAULT" : "unknown";
-}
-
 }  // namespace
-
-// It has no tensor to dispatch on.
-TORCH_LIBRARY_IMPL(gkd, CatchAll, m) { m.impl("_cpu_capability", &cpu_capability); }
 
 at::Tensor loss_op(const at::Tensor& student, const at::Tensor& teacher,
                    const OptionalTensor& target, const Settings& s, std::string_view reduction) {

@@ -7,7 +7,39 @@
   "float primary_weight=8.0, float binary_weight=1.0, float secondary_weight=0.0, " \
   "bool coupled=False, str rank_by=\"teacher\", str reduction=\"mean\", int ignore_index=-100, "
 
+#define GKD_LOGITS "Tensor student_logits, Tensor teacher_logits, Tensor? target, "
+#define GKD_SHARD "*, " GKD_LOSS "int class_start, int num_classes"
+
+namespace {
+
+/// One rank's part of a class-sharded call (csrc/sharded.cpp). The stages' own arguments come
+/// between the target and the settings; math/shard.h says what travels, with [B] before it.
+void define_sharded(torch::Library& m) {
+  m.def("sharded_loss(" GKD_LOGITS "int world_size, str group_name, " GKD_SHARD ") -> Tensor");
+  m.def("_sharded_forward(" GKD_LOGITS "int world_size, str group_name, bool need_grad, " GKD_SHARD
+        ") -> (Tensor loss, Tensor gradient, Tensor weight)");
+  // Throws what sharded_loss would, without a collective.
+  m.def("_check_shard(" GKD_LOGITS GKD_SHARD ") -> ()");
+  m.def("_shard_extremes(" GKD_LOGITS GKD_SHARD ") -> Tensor");
+  m.def("_shard_counts(" GKD_LOGITS "Tensor extremes, " GKD_SHARD ") -> Tensor");
+  // `search` is [0] before the first spread, and comes from _shard_narrow after it.
+  m.def("_shard_amounts(" GKD_LOGITS "Tensor extremes, Tensor counts, Tensor search, " GKD_SHARD
+        ") -> Tensor");
+  m.def("_shard_narrow(" GKD_LOGITS "Tensor extremes, Tensor amounts, Tensor search, " GKD_SHARD
+        ") -> (Tensor search, Tensor cut)");
+  // cut: double [B], smallest ranking logit in the group.
+  m.def("_shard_moments(" GKD_LOGITS "Tensor cut, " GKD_SHARD ") -> Tensor");
+  // moments: all ranks', [W, B, 13]. gradient: [B, C_r], or [0] without need_grad.
+  m.def("_shard_emit(" GKD_LOGITS "Tensor cut, Tensor moments, bool need_grad, " GKD_SHARD
+        ") -> (Tensor gradient, Tensor kl)");
+  m.def("_shard_loss(" GKD_LOGITS "Tensor moments, Tensor kl, " GKD_SHARD
+        ") -> (Tensor loss, Tensor weight)");
+}
+
+}  // namespace
+
 TORCH_LIBRARY(gkd, m) {
+  define_sharded(m);
   m.def("loss(Tensor student_logits, Tensor teacher_logits, Tensor? target=None, *, " GKD_LOSS
         "str method=\"auto\") -> Tensor");
   m.def(

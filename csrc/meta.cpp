@@ -2,7 +2,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "ops.h"
+#include "math/shard.h"
+#include "shard_call.h"
 
 namespace gkd {
 namespace {
@@ -37,6 +38,30 @@ GroupTensors group_meta(const at::Tensor& student, const at::Tensor& teacher,
   return {size, column(), column(), column(), column(), column(), column(), mask};
 }
 
+at::Tensor wire(const ShardCall& c, std::int64_t width, at::ScalarType dtype) {
+  return at::empty_symint({c.student.sym_size(0), width}, c.student.options().dtype(dtype));
+}
+at::Tensor extremes_meta(const ShardCall& c) { return wire(c, kWireExtremes, at::kLong); }
+at::Tensor counts_meta(const ShardCall& c, Ref) { return wire(c, kBins, at::kInt); }
+at::Tensor amounts_meta(const ShardCall& c, Ref, Ref, Ref) {
+  return wire(c, kWireAmounts, at::kLong);
+}
+TensorPair narrow_meta(const ShardCall& c, Ref, Ref, Ref) {
+  return {wire(c, kSearchFields, at::kLong), wire(c, 1, at::kDouble).squeeze(1)};
+}
+at::Tensor moments_meta(const ShardCall& c, Ref) { return wire(c, kWireMoments, at::kDouble); }
+TensorPair emit_meta(const ShardCall& c, Ref, Ref, bool need_grad) {
+  const auto options = c.student.options();
+  return {need_grad ? at::empty_symint(c.student.sym_sizes(), options) : at::empty({0}, options),
+          wire(c, 2, at::kDouble)};
+}
+TensorPair loss_meta(const ShardCall& c, Ref, Ref) {
+  const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
+  return {c.reduction == "none" ? at::empty_symint({c.student.sym_size(0)}, options)
+                                : at::empty({}, options),
+          at::empty({}, options)};
+}
+
 // Fake targets have no values to look at.
 void check_target_meta(const at::Tensor&, c10::SymInt, std::int64_t) {}
 
@@ -47,6 +72,8 @@ TORCH_LIBRARY_IMPL(gkd, Meta, m) {
   m.impl("_scale", &scale_meta);
   m.impl("_check_target", &check_target_meta);
   m.impl("group", &checked_group<group_meta>);
+  register_stages<extremes_meta, counts_meta, amounts_meta, narrow_meta, moments_meta, emit_meta,
+                  loss_meta>(m);
 }
 
 }  // namespace gkd

@@ -106,9 +106,9 @@ inline bool usable(const Sums& sums, bool rest_has_kl) {
   return true;
 }
 
-/// NaN or +inf in either row, or nothing but -inf.
+/// NaN or +inf in either row or, where `whole`, nothing but -inf: a part of a row may be so.
 template <class T>
-bool is_bad(const Row<T>& row) {
+bool is_bad(const Row<T>& row, bool whole) {
   for (const Source* source : {&row.s, &row.u}) {
     bool any = false, bad = false;
     each_of<T>(*source, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* v) {
@@ -117,7 +117,7 @@ bool is_bad(const Row<T>& row) {
         any |= v[k] > -kInfinity<T>;
       }
     });
-    if (bad || !any) return true;
+    if (bad || (whole && !any)) return true;
   }
   return false;
 }

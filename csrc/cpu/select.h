@@ -12,20 +12,10 @@
 #include <functional>
 
 #include "cpu/sweeps.h"
+#include "math/bins.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
-
-/// What is to be reached: a share of the mass, or a count of classes.
-struct Goal {
-  bool by_mass;
-  double threshold;
-  std::uint64_t wanted;
-
-  bool reached(std::uint64_t amount, std::uint64_t total) const {
-    return by_mass ? mass_reached(amount, total, threshold) : amount >= wanted;
-  }
-};
 
 /// The amounts of `count` keys.
 template <class T>

@@ -110,8 +110,8 @@ GroupCoef<V> splat_coef(const GroupCoef<T>& from) {
 
 /// Loss and gradient of classes [begin, end). kRest: the rest carries a KL.
 template <bool kRest, bool kGradient, class T>
-void emit(const Row<T>& row, std::int64_t begin, std::int64_t end, T cut, T inv_t,
-          const GroupCoef<T> (&coef)[2], T scale, const Sink& gradient, double (&kl)[2]) {
+void emit_classes(const Row<T>& row, std::int64_t begin, std::int64_t end, T cut, T inv_t,
+                  const GroupCoef<T> (&coef)[2], T scale, const Sink& gradient, double (&kl)[2]) {
   using V = PackOf<T>;
   const GroupCoef<V> near = splat_coef<V>(coef[0]), far = splat_coef<V>(coef[1]);
   const V at_cut = splat<V>(cut), zero{};

@@ -20,31 +20,44 @@ struct MergeMoments {
 
 using FinishStorage = cub::WarpReduce<GroupMoments<double>>::TempStorage;
 
+/// A row's summaries, merged; valid in lane 0.
+struct MergedParts {
+  GroupMoments<double> group[2];
+  bool bad;
+};
+
 /// One warp merges the parts part_at(0) to part_at(count - 1) of a row, in an order that their
-/// number alone decides, and fills in the row's coefficients and kind; lane 0 holds the report.
-/// `weight` is the reduction's.
-template <class T, class PartAt>
-__device__ RowReport finish_parts(const Problem& p, PartAt part_at, std::int64_t count,
-                                  double weight, RowState<T>* row, FinishStorage& storage) {
+/// number alone decides.
+template <class PartAt>
+__device__ MergedParts merge_parts(const Problem& p, PartAt part_at, std::int64_t count,
+                                   FinishStorage& storage) {
   const int lane = threadIdx.x % kWarp;
   const MergeMoments merge{1 / p.weights.temperature};
-  GroupMoments<double> group[2];
+  MergedParts all{};
   int bad = 0;
   for (std::int64_t part = lane; part < count; part += kWarp) {
     const PartMoments m = part_at(part);
     bad |= m.bad;
-    for (int g = 0; g < 2; ++g) group[g] = merge(group[g], m.group[g]);
+    for (int g = 0; g < 2; ++g) all.group[g] = merge(all.group[g], m.group[g]);
   }
   for (int g = 0; g < 2; ++g) {
-    group[g] = cub::WarpReduce<GroupMoments<double>>(storage).Reduce(group[g], merge);
+    all.group[g] = cub::WarpReduce<GroupMoments<double>>(storage).Reduce(all.group[g], merge);
     __syncwarp();  // the second reduction reuses the first one's memory
   }
-  bad = __any_sync(~0u, bad);
+  all.bad = __any_sync(~0u, bad);
+  return all;
+}
+
+/// A whole row's merged summaries to its coefficients, kind and report; one thread. `weight` is the
+/// reduction's.
+template <class T>
+__device__ RowReport finish_merged(const Problem& p, const MergedParts& all, double weight,
+                                   RowState<T>* row) {
   RowReport report;
-  if (lane != 0) return report;
+  const auto& group = all.group;
   const bool no_teacher = group[0].a == 0 && group[1].a == 0;
   const bool no_student = group[0].b == 0 && group[1].b == 0;
-  if (bad || no_teacher || no_student) {
+  if (all.bad || no_teacher || no_student) {
     row->kind = RowKind::kInvalid;
     return report;
   }
@@ -56,6 +69,16 @@ __device__ RowReport finish_parts(const Problem& p, PartAt part_at, std::int64_t
     row->coef[g].on_q *= scale;
     row->coef[g].on_gap *= scale;
   }
+  return report;
+}
+
+/// Both, by one warp; lane 0 holds the report.
+template <class T, class PartAt>
+__device__ RowReport finish_parts(const Problem& p, PartAt part_at, std::int64_t count,
+                                  double weight, RowState<T>* row, FinishStorage& storage) {
+  const MergedParts all = merge_parts(p, part_at, count, storage);
+  RowReport report;
+  if (threadIdx.x % kWarp == 0) report = finish_merged(p, all, weight, row);
   return report;
 }
 

@@ -114,7 +114,7 @@ __device__ T fused_cut(const Problem& p, const Source& source, Slice slice, T in
   count_slice<T, kThreads>(source, slice, p.by_student, bins, shared.counts);
   team.add(shared.counts);
   const Window window =
-      find_window<T, kThreads>(shared.counts, goal, bins, p.classes, shared.use.window);
+      find_window<T, kThreads>(shared.counts, goal, bins, p.row_classes(), shared.use.window);
 
   const Keys<T> keys(p.ranking().dtype);
   const Amount<T> amount = amount_of(p, ends.high, inv_temperature);
@@ -128,7 +128,6 @@ __device__ T fused_cut(const Problem& p, const Source& source, Slice slice, T in
   for (int m = 0; m < team.size(); ++m) {
     weighed = AddWeighed{}(weighed, mail_of<Weighed<T>>(mail, m));
   }
-  if (!goal.by_mass) weighed.above = static_cast<unsigned long long>(window.above);
 
   Search<T> search{weighed.high, weighed.low, weighed.above, weighed.total};
   while (!search.found()) {  // as often in every member: they hold the same search

@@ -90,33 +90,59 @@ __global__ void rows_kernel(Problem p, Chunk chunk, const RowState<T>* state, co
   close_row(p, state[row].kind, sum, &report[row]);
 }
 
+unsigned blocks_of(std::int64_t rows, int rows_per_block) {
+  return static_cast<unsigned>((rows + rows_per_block - 1) / rows_per_block);
+}
+
 }  // namespace
 
 template <class T>
-cudaError_t run_split(const Problem& p, const Chunk& chunk, const Workspace<T>& w, const T* weight,
-                      bool all_kl, void* gradient, cudaStream_t stream) {
+cudaError_t summarise_parts(const Problem& p, const Chunk& chunk, const Workspace<T>& w,
+                            cudaStream_t stream) {
   const T inv_temperature = static_cast<T>(1 / p.weights.temperature);
-  const auto row_blocks = static_cast<unsigned>((chunk.rows + kWarpsPerBlock - 1) / kWarpsPerBlock);
-  constexpr int kRowThreads = kWarpsPerBlock * kWarp;
   return with_source_of<T>(p, [&](auto* tag) -> cudaError_t {
     using Source = std::remove_pointer_t<decltype(tag)>;
     moments_kernel<Source, T><<<chunk.blocks(), kSweepThreads, 0, stream>>>(
         p, chunk, w.state, w.moments, inv_temperature);
-    GKD_TRY(cudaGetLastError());
-    finish_kernel<T>
-        <<<row_blocks, kRowThreads, 0, stream>>>(p, chunk, w.state, w.moments, w.report, weight);
-    GKD_TRY(cudaGetLastError());
-    emit_kernel<Source, T><<<chunk.blocks(), kSweepThreads, 0, stream>>>(
-        p, chunk, w.state, w.kl, all_kl, gradient, inv_temperature);
-    GKD_TRY(cudaGetLastError());
-    rows_kernel<T><<<row_blocks, kRowThreads, 0, stream>>>(p, chunk, w.state, w.kl, w.report);
     return cudaGetLastError();
   });
 }
 
-template cudaError_t run_split<float>(const Problem&, const Chunk&, const Workspace<float>&,
-                                      const float*, bool, void*, cudaStream_t);
-template cudaError_t run_split<double>(const Problem&, const Chunk&, const Workspace<double>&,
-                                       const double*, bool, void*, cudaStream_t);
+/// The last sweep over a chunk, and each row's report.
+template <class T>
+cudaError_t emit_parts(const Problem& p, const Chunk& chunk, const Workspace<T>& w, bool all_kl,
+                       void* gradient, cudaStream_t stream) {
+  const T inv_temperature = static_cast<T>(1 / p.weights.temperature);
+  GKD_TRY(with_source_of<T>(p, [&](auto* tag) -> cudaError_t {
+    using Source = std::remove_pointer_t<decltype(tag)>;
+    emit_kernel<Source, T><<<chunk.blocks(), kSweepThreads, 0, stream>>>(
+        p, chunk, w.state, w.kl, all_kl, gradient, inv_temperature);
+    return cudaGetLastError();
+  }));
+  rows_kernel<T><<<blocks_of(chunk.rows, kWarpsPerBlock), kWarpsPerBlock * kWarp, 0, stream>>>(
+      p, chunk, w.state, w.kl, w.report);
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t run_split(const Problem& p, const Chunk& chunk, const Workspace<T>& w, const T* weight,
+                      bool all_kl, void* gradient, cudaStream_t stream) {
+  GKD_TRY(summarise_parts(p, chunk, w, stream));
+  finish_kernel<T><<<blocks_of(chunk.rows, kWarpsPerBlock), kWarpsPerBlock * kWarp, 0, stream>>>(
+      p, chunk, w.state, w.moments, w.report, weight);
+  GKD_TRY(cudaGetLastError());
+  return emit_parts(p, chunk, w, all_kl, gradient, stream);
+}
+
+#define GKD_INSTANTIATE(T)                                                                       \
+  template cudaError_t summarise_parts<T>(const Problem&, const Chunk&, const Workspace<T>&,     \
+                                          cudaStream_t);                                         \
+  template cudaError_t emit_parts<T>(const Problem&, const Chunk&, const Workspace<T>&, bool,    \
+                                     void*, cudaStream_t);                                       \
+  template cudaError_t run_split<T>(const Problem&, const Chunk&, const Workspace<T>&, const T*, \
+                                    bool, void*, cudaStream_t);
+GKD_INSTANTIATE(float)
+GKD_INSTANTIATE(double)
+#undef GKD_INSTANTIATE
 
 }  // namespace gkd::cuda

@@ -1,59 +1,12 @@
 // CUDA backend: torch's tensors become the kernels' problem, on the current stream of the tensors'
 // device. Scratch comes from torch's allocator; nothing synchronises.
-#include "ops.h"
-
 #include <ATen/ATen.h>
-#include <ATen/cuda/CUDAContext.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include "cuda/launch.h"
+#include "cuda/tensors.h"
 
 namespace gkd {
 namespace {
-
-cuda::Dtype dtype_of(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kHalf:
-      return cuda::Dtype::kHalf;
-    case at::kBFloat16:
-      return cuda::Dtype::kBFloat16;
-    case at::kFloat:
-      return cuda::Dtype::kFloat;
-    default:
-      return cuda::Dtype::kDouble;
-  }
-}
-
-cuda::Matrix matrix_of(const at::Tensor& t) {
-  return {t.const_data_ptr(), t.stride(0), t.stride(1), dtype_of(t)};
-}
-
-cuda::Problem problem_of(const at::Tensor& student, const at::Tensor& teacher,
-                         const OptionalTensor& target, const Settings& s) {
-  cuda::Problem p;
-  p.student = matrix_of(student);
-  p.teacher = matrix_of(teacher);
-  if (target) {
-    p.target = {target->const_data_ptr(), target->stride(0), target->scalar_type() == at::kInt,
-                s.ignore_index};
-  }
-  p.rows = student.size(0);
-  p.classes = student.size(1);
-  p.threshold = s.threshold;
-  p.group_size = s.group_size.value_or(-1);
-  p.by_student = s.rank_by == "student";
-  p.weights = s.weights();
-  p.headroom = gradient_headroom(student.scalar_type(), p.weights);
-  return p;
-}
-
-cuda::Device this_device() {
-  cuda::Device device;
-  C10_CUDA_CHECK(cuda::query_device(c10::cuda::current_device(), &device));
-  return device;
-}
 
 cuda::Method method_of(const Settings& s) {
   return s.method == "sort" ? cuda::Method::kSort : cuda::Method::kSelect;
@@ -77,11 +30,9 @@ ForwardTensors forward_cuda(const at::Tensor& student, const at::Tensor& teacher
   at::Tensor gradient =
       need_grad ? at::empty({rows, classes}, student.options()) : at::empty({0}, student.options());
   if (rows == 0) return {loss.zero_(), gradient, weight.fill_(1)};
-  cuda::Problem p = problem_of(su, te, target, s);
-  p.reduction = reduction == "none"   ? cuda::Reduction::kNone
-                : reduction == "mean" ? cuda::Reduction::kMean
-                                      : cuda::Reduction::kSum;
-  const cuda::Device device = this_device();
+  cuda::Problem p = cuda::problem_of(su, te, target, s);
+  p.reduction = cuda::reduction_of(reduction);
+  const cuda::Device device = cuda::this_device();
   const cuda::Method method = method_of(s);
   const at::Tensor workspace = workspace_for(p, device, method, student);
   const cuda::Results results{loss.mutable_data_ptr(), weight.mutable_data_ptr(),
@@ -103,8 +54,8 @@ GroupTensors group_cuda(const at::Tensor& student, const at::Tensor& teacher,
   at::Tensor mask = return_mask ? at::empty({rows, classes}, options.dtype(at::kBool))
                                 : at::empty({0}, options.dtype(at::kBool));
   if (rows > 0) {
-    const cuda::Problem p = problem_of(su, te, target, s);
-    const cuda::Device device = this_device();
+    const cuda::Problem p = cuda::problem_of(su, te, target, s);
+    const cuda::Device device = cuda::this_device();
     const cuda::Method method = method_of(s);
     const at::Tensor workspace = workspace_for(p, device, method, student);
     const cuda::GroupColumns to{size.mutable_data_ptr<std::int64_t>(),
@@ -127,11 +78,11 @@ void scale_into(const at::Tensor& gradient, const at::Tensor& grad_output, const
   const c10::cuda::CUDAGuard guard(gradient.device());
   const at::Tensor scales = grad_output.to(weight.scalar_type()).resolve_neg();
   if (to.numel() == 0) return;
-  C10_CUDA_CHECK(cuda::scale(gradient.const_data_ptr(), dtype_of(gradient), scales.const_data_ptr(),
-                             scales.dim() == 0 ? 0 : scales.stride(0), weight.const_data_ptr(),
-                             weight.scalar_type() == at::kDouble, factor, gradient.size(0),
-                             gradient.size(1), to.mutable_data_ptr(), this_device(),
-                             at::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(cuda::scale(gradient.const_data_ptr(), cuda::dtype_of(gradient),
+                             scales.const_data_ptr(), scales.dim() == 0 ? 0 : scales.stride(0),
+                             weight.const_data_ptr(), weight.scalar_type() == at::kDouble, factor,
+                             gradient.size(0), gradient.size(1), to.mutable_data_ptr(),
+                             cuda::this_device(), at::cuda::getCurrentCUDAStream()));
 }
 
 at::Tensor scale_cuda(const at::Tensor& gradient, const at::Tensor& grad_output,

@@ -33,6 +33,8 @@ struct Problem {
   Matrix student, teacher;
   Target target;
   std::int64_t rows = 0, classes = 0;  ///< rows >= 1, classes >= 1
+  std::int64_t all_classes = 0;        ///< where `classes` is one shard's: of the whole row
+  std::int64_t class_start = 0;        ///< the shard's first class; targets count from class 0
   double threshold = 0.93;             ///< in (0, 1], used when group_size < 0
   std::int64_t group_size = -1;
   bool by_student = false;
@@ -41,6 +43,7 @@ struct Problem {
   double headroom = 1;  ///< what a stored gradient is multiplied by, beside stored_scale(weight)
 
   GKD_HD const Matrix& ranking() const { return by_student ? student : teacher; }
+  GKD_HD std::int64_t row_classes() const { return all_classes > 0 ? all_classes : classes; }
   /// Arithmetic is in double when either input is, else in float.
   GKD_HD bool wide() const {
     return student.dtype == Dtype::kDouble || teacher.dtype == Dtype::kDouble;

@@ -18,7 +18,7 @@ __global__ void targets_kernel(Problem p, RowState<T>* state, T* weight) {
   long long counted = 0;
   for (std::int64_t row = threadIdx.x; row < p.rows; row += kRowsThreads) {
     RowKind kind = RowKind::kCounted;
-    std::int64_t target = -1;
+    std::int64_t target = -1;  // of another shard: no class here
     if (p.target.data != nullptr) {
       const std::int64_t at = row * p.target.stride;
       const std::int64_t value = p.target.is_int32
@@ -26,10 +26,10 @@ __global__ void targets_kernel(Problem p, RowState<T>* state, T* weight) {
                                      : static_cast<const std::int64_t*>(p.target.data)[at];
       if (value == p.target.ignore_index) {
         kind = RowKind::kIgnored;
-      } else if (value < 0 || value >= p.classes) {
+      } else if (value < 0 || value >= p.row_classes()) {
         kind = RowKind::kInvalid;  // reported as NaN; never used as an index
       } else {
-        target = value;
+        target = value - p.class_start;
       }
     }
     state[row].kind = kind;

@@ -4,7 +4,7 @@
 //
 //   extremes  the largest and smallest ranking logit
 //   count     int32 counts by bin (math/bins.h), then the bins that must hold the cut: the window
-//   weigh     the exact integer mass of all classes and of those above the window; its keys' range
+//   weigh     the exact amount of all classes and of those above the window; its keys' range
 //   spread    exact integer masses of the window's classes by key, 2,048 bins at a time, until a
 //   bin is
 //             one key: the cut. A window of equal keys is one already.
@@ -38,10 +38,11 @@ struct WidenExtremes {
   }
 };
 
-/// The bins that must hold the cut, and what lies above them by count.
+/// The bins that must hold the cut.
 struct Window {
   int first, last;
-  long long above;
+
+  __device__ __forceinline__ bool holds(int bin) const { return bin >= first && bin <= last; }
 };
 
 /// What `weigh` finds.
@@ -102,12 +103,12 @@ __device__ __forceinline__ Goal goal_of(const Problem& p) {
 template <class T>
 __device__ __forceinline__ Bins<T> bins_of(const Problem& p, Extremes<T> e, T inv_temperature) {
   return {e.high, inv_temperature,
-          bin_reach(goal_of<T>(p), p.classes, e.high, e.low, inv_temperature)};
+          bin_reach(goal_of<T>(p), p.row_classes(), e.high, e.low, inv_temperature)};
 }
 
 template <class T>
 __device__ __forceinline__ Amount<T> amount_of(const Problem& p, T high, T inv_temperature) {
-  return {p.group_size < 0, high, inv_temperature, static_cast<T>(mass_scale(p.classes))};
+  return {p.group_size < 0, high, inv_temperature, static_cast<T>(mass_scale(p.row_classes()))};
 }
 
 /// Adds a slice's counts by bin; the last bin, most of a peaked row, is left to subtraction.
@@ -136,7 +137,6 @@ template <int kThreads>
 struct WindowStorage {
   typename cub::BlockScan<Through, kThreads>::TempStorage scan;
   int first, last;
-  long long above;
 };
 
 /// The window of the counts in counts[0, kBins - 1), block-wide: every thread gets it. It never
@@ -150,7 +150,6 @@ __device__ Window find_window(const int* counts, const Goal& goal, const Bins<T>
   if (threadIdx.x == 0) {
     storage.first = kBins - 1;
     storage.last = kBins - 1;
-    storage.above = 0;
   }
   Through own[kPer], all;
   const int begin = threadIdx.x * kPer;
@@ -177,17 +176,11 @@ __device__ Window find_window(const int* counts, const Goal& goal, const Bins<T>
     if (must) atomicMin(&storage.last, begin + k);
   }
   __syncthreads();  // both ends are known
-  const int first = storage.first;
-#pragma unroll
-  for (int k = 0; k < kPer; ++k) {
-    if (begin + k == first - 1) storage.above = own[k].count;
-  }
-  __syncthreads();  // and so is what lies above
-  return {first, storage.last, storage.above};
+  return {storage.first, storage.last};
 }
 
-/// A thread's part of the exact masses, and the window's keys appended to keys[0, capacity) as long
-/// as they fit; *kept counts them all.
+/// A thread's part of the exact amounts, and the window's keys appended to keys[0, capacity) as
+/// long as they fit; *kept counts them all.
 template <class T, int kThreads, class Source>
 __device__ __forceinline__ Weighed<T> weigh_slice(const Source& source, Slice slice,
                                                   bool by_student, const Bins<T>& bins,
@@ -197,12 +190,10 @@ __device__ __forceinline__ Weighed<T> weigh_slice(const Source& source, Slice sl
   Weighed<T> w;
   sweep_ranks<T, kThreads>(source, slice, by_student, [&](T r) {
     const int bin = bins.of(r);
-    if (amount.by_mass) {
-      const unsigned long long mass = amount.of(r);
-      w.total += mass;
-      w.above += bin < window.first ? mass : 0;
-    }
-    if (bin < window.first || bin > window.last) return;
+    const unsigned long long part = amount.of(r);
+    w.total += part;
+    w.above += bin < window.first ? part : 0;
+    if (!window.holds(bin)) return;
     const KeyOf<T> key = keys.of(r);
     w.high = key > w.high ? key : w.high;
     w.low = key < w.low ? key : w.low;

@@ -20,10 +20,8 @@ struct RowSearch {
   int kept;
   Search<T> search;
 
-  __device__ Search<T> at_level(int level, bool by_mass) const {
-    if (level > 0) return search;
-    const auto over = static_cast<unsigned long long>(window.above);
-    return {window_high, ~inverted_window_low, by_mass ? above : over, total};
+  __device__ Search<T> at_level(int level) const {
+    return level > 0 ? search : Search<T>{window_high, ~inverted_window_low, above, total};
   }
 };
 
@@ -53,7 +51,7 @@ struct Call {
     return {begin, min(begin + split.part_classes, p.classes)};
   }
   __device__ Extremes<T> extremes(const RowSearch<T>& row) const {
-    const Keys<T> whole(sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat);
+    const Keys<T> whole;
     return {whole.logit(row.high_key), whole.logit(~row.inverted_low_key)};
   }
   __device__ Bins<T> bins(const RowSearch<T>& row) const {
@@ -73,7 +71,7 @@ __global__ void __launch_bounds__(kSweepThreads) extremes_kernel(Call<T> c) {
       extremes_of<T, kSweepThreads>(Source(c.p, c.first_row + local), c.slice(), c.p.by_student);
   const Extremes<T> all = Reduce(storage).Reduce(own, WidenExtremes{});
   if (threadIdx.x != 0) return;
-  const Keys<T> whole(sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat);
+  const Keys<T> whole;
   atomicMax(&c.scratch.row[local].high_key, whole.of(all.high));
   atomicMax(&c.scratch.row[local].inverted_low_key, ~whole.of(all.low));
 }
@@ -99,8 +97,9 @@ template <class T>
 __global__ void __launch_bounds__(kSweepThreads) window_kernel(Call<T> c) {
   __shared__ WindowStorage<kSweepThreads> storage;
   RowSearch<T>& row = c.scratch.row[blockIdx.x];
-  const Window w = find_window<T, kSweepThreads>(
-      c.scratch.counts + blockIdx.x * kBins, goal_of<T>(c.p), c.bins(row), c.p.classes, storage);
+  const Window w =
+      find_window<T, kSweepThreads>(c.scratch.counts + blockIdx.x * kBins, goal_of<T>(c.p),
+                                    c.bins(row), c.p.row_classes(), storage);
   if (threadIdx.x == 0) row.window = w;
 }
 
@@ -130,7 +129,7 @@ __global__ void __launch_bounds__(kSweepThreads) spread_kernel(Call<T> c, int le
   const std::int64_t local = c.local_row();
   if (!c.counted(local)) return;
   const RowSearch<T>& row = c.scratch.row[local];
-  const Search<T> search = row.at_level(level, c.p.group_size < 0);
+  const Search<T> search = row.at_level(level);
   if (search.found()) return;
   for (int b = threadIdx.x; b < kBins; b += kSweepThreads) amounts[b] = 0;
   __syncthreads();  // all zero before the first amount
@@ -163,7 +162,7 @@ __global__ void __launch_bounds__(kSweepThreads) narrow_kernel(Call<T> c, int le
   const std::int64_t local = blockIdx.x;
   if (!c.counted(local)) return;
   RowSearch<T>& row = c.scratch.row[local];
-  Search<T> search = row.at_level(level, c.p.group_size < 0);
+  Search<T> search = row.at_level(level);
   if (search.found() && level > 0) return;
   if (!search.found()) {
     unsigned long long* amounts = c.scratch.amounts + local * kBins;
@@ -220,7 +219,6 @@ cudaError_t find_cuts_select(const Problem& p, const Chunk& chunk, RowState<T>* 
                   state, s,           static_cast<T>(1 / p.weights.temperature)};
   GKD_TRY(cudaMemsetAsync(scratch, 0, zero_bytes, stream));
   const auto rows = static_cast<unsigned>(chunk.rows), parts = chunk.blocks();
-  constexpr int kLevels = (8 * sizeof(T) + kSpreadBits - 1) / kSpreadBits;
   return with_source_of<T>(p, [&](auto* tag) -> cudaError_t {
     using Source = std::remove_pointer_t<decltype(tag)>;
     extremes_kernel<T, Source><<<parts, kSweepThreads, 0, stream>>>(c);
@@ -231,7 +229,8 @@ cudaError_t find_cuts_select(const Problem& p, const Chunk& chunk, RowState<T>* 
     GKD_TRY(cudaGetLastError());
     weigh_kernel<T, Source><<<parts, kSweepThreads, 0, stream>>>(c);
     GKD_TRY(cudaGetLastError());
-    for (int level = 0; level < kLevels; ++level) {
+    const int spreads = Keys<T>(p.ranking().dtype).spreads();
+    for (int level = 0; level < spreads; ++level) {
       spread_kernel<T, Source><<<parts, kSweepThreads, 0, stream>>>(c, level);
       GKD_TRY(cudaGetLastError());
       narrow_kernel<T><<<rows, kSweepThreads, 0, stream>>>(c, level);

@@ -16,7 +16,7 @@ template <class T>
 bool constant_cut(const Problem& p, T* cut) {
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   if (p.group_size == 0) return *cut = kInfinity, true;
-  if (p.group_size >= p.classes) return *cut = -kInfinity, true;
+  if (p.group_size >= p.row_classes()) return *cut = -kInfinity, true;
   if (p.group_size < 0 && p.threshold == 1) return *cut = std::numeric_limits<T>::lowest(), true;
   return false;
 }
@@ -38,6 +38,14 @@ cudaError_t find_cuts_select(const Problem& problem, const Chunk& chunk, RowStat
 template <class T>
 cudaError_t run_split(const Problem& problem, const Chunk& chunk, const Workspace<T>& workspace,
                       const T* weight, bool all_kl, void* gradient, cudaStream_t stream);
+
+/// Its first and its last sweep alone, for callers that finish rows otherwise.
+template <class T>
+cudaError_t summarise_parts(const Problem& problem, const Chunk& chunk,
+                            const Workspace<T>& workspace, cudaStream_t stream);
+template <class T>
+cudaError_t emit_parts(const Problem& problem, const Chunk& chunk, const Workspace<T>& workspace,
+                       bool all_kl, void* gradient, cudaStream_t stream);
 
 /// The reduced loss from the rows' reports.
 template <class T>

@@ -46,11 +46,11 @@ __device__ __forceinline__ void sweep(const Source& source, Slice slice, Visit v
 template <class T>
 using ThreadMoments = GroupMoments<double, T>;
 
-/// Adds one group's members of a tile; bit k of `members` is item k. The reference moves only when
-/// a tile raises it, a few times per slice.
+/// Moves a group's reference to one that serves `members` of a tile too; bit k is item k. That is
+/// needed only when a tile raises it, a few times per slice.
 template <class T>
-__device__ __forceinline__ void push_tile(const Tile<T>& tile, unsigned members, T inv_temperature,
-                                          ThreadMoments<T>* m) {
+__device__ __forceinline__ void raise_reference(const Tile<T>& tile, unsigned members,
+                                                T inv_temperature, ThreadMoments<T>* m) {
   if (members == 0) return;
   constexpr T kNone = -std::numeric_limits<T>::infinity();
   Reference<T> high{kNone, kNone};
@@ -64,20 +64,41 @@ __device__ __forceinline__ void push_tile(const Tile<T>& tile, unsigned members,
   Reference<T> ref = common_reference(m->ref, high, inv_temperature);
   if ((top - ref.student) * inv_temperature > T(kStudentHeadroom)) ref.student = top;
   m->move_to(ref, inv_temperature);
-  const Reference<T> finite{finite_or_zero(ref.teacher), finite_or_zero(ref.student)};
-  T a = 0, b = 0, x = 0;
+}
+
+/// Adds a tile's classes to their groups: bits of `held` are classes, of `inside` the primary ones.
+/// Each class costs its own exponentials once, against its group's reference.
+template <class T>
+__device__ __forceinline__ void push_tile(const Tile<T>& tile, unsigned inside, unsigned held,
+                                          T inv_temperature, ThreadMoments<T> (&m)[2]) {
+  raise_reference(tile, inside, inv_temperature, &m[0]);
+  raise_reference(tile, held & ~inside, inv_temperature, &m[1]);
+  Reference<T> ref[2];
+  for (int g = 0; g < 2; ++g) {
+    ref[g] = {finite_or_zero(m[g].ref.teacher), finite_or_zero(m[g].ref.student)};
+  }
+  T a[2] = {T(0), T(0)}, b[2] = {T(0), T(0)}, x[2] = {T(0), T(0)};
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    const Terms<T> t = class_terms(tile.s[k], tile.u[k], finite, inv_temperature);
-    if (!(members >> k & 1)) continue;
-    a += t.a;
-    b += t.b;
-    x += t.x;
+    const bool in = inside >> k & 1;
+    const Reference<T> own{in ? ref[0].teacher : ref[1].teacher,
+                           in ? ref[0].student : ref[1].student};
+    const Terms<T> t = class_terms(tile.s[k], tile.u[k], own, inv_temperature);
+    if (!(held >> k & 1)) continue;
+    a[0] += in ? t.a : T(0);
+    b[0] += in ? t.b : T(0);
+    x[0] += in ? t.x : T(0);
+    a[1] += in ? T(0) : t.a;
+    b[1] += in ? T(0) : t.b;
+    x[1] += in ? T(0) : t.x;
   }
-  m->a += static_cast<double>(a);
-  m->b += static_cast<double>(b);
-  m->x += static_cast<double>(x);
-  m->count += __popc(members);
+  for (int g = 0; g < 2; ++g) {
+    m[g].a += static_cast<double>(a[g]);
+    m[g].b += static_cast<double>(b[g]);
+    m[g].x += static_cast<double>(x[g]);
+  }
+  m[0].count += __popc(inside);
+  m[1].count += __popc(held & ~inside);
 }
 
 /// What a reference reduction carries: the group's largest student logit besides.
@@ -144,8 +165,7 @@ __device__ PartMoments summarise_slice(const Source& source, Slice slice, T cut,
       const T rank = by_student ? tile.s[k] : tile.u[k];
       if (in_primary(rank, cut, j, target)) inside |= 1u << k;
     }
-    push_tile(tile, inside, inv_temperature, &m[0]);
-    push_tile(tile, held & ~inside, inv_temperature, &m[1]);
+    push_tile(tile, inside, held, inv_temperature, m);
   });
 
   for (int g = 0; g < 2; ++g) {

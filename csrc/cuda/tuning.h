@@ -49,10 +49,6 @@ constexpr std::int64_t kCacheBytes = std::int64_t(24) << 20;
 /// fuller one (ties) is swept again instead. The limit keeps positions in an int.
 constexpr std::int64_t kListShare = 16, kListLeast = 1024, kListLimit = std::int64_t(1) << 30;
 
-/// Bits of the key that one spread resolves: 2,048 bins of 8 bytes leave room for six blocks'
-/// shared memory on a multiprocessor.
-constexpr int kSpreadBits = 11;
-
 /// Threads of a fused block: its slices take a multiprocessor's shared memory, so one block has to
 /// keep it busy; 512 threads leave 128 registers each.
 constexpr int kFusedThreads = 512;

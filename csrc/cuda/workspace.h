@@ -36,11 +36,16 @@ struct Split {
   std::int64_t parts;
 };
 
+/// One even where a shard has no class: its block then has nothing to sweep, and says so.
+inline std::int64_t tiles_of(std::int64_t classes) {
+  return std::max<std::int64_t>(1, (classes + kTile - 1) / kTile);
+}
+
 /// Enough parts to fill the device, none shorter than a tile. It depends on shapes and the device
 /// alone, so the same call gives the same bits.
 inline Split split_rows(std::int64_t rows, std::int64_t classes, const Device& device) {
   const std::int64_t wanted = std::int64_t(device.multiprocessors) * kBlocksPerMultiprocessor;
-  const std::int64_t tiles = (classes + kTile - 1) / kTile;
+  const std::int64_t tiles = tiles_of(classes);
   const std::int64_t parts = std::clamp<std::int64_t>((wanted + rows - 1) / rows, 1, tiles);
   const std::int64_t tiles_per_part = (tiles + parts - 1) / parts;
   return {tiles_per_part * kTile, (tiles + tiles_per_part - 1) / tiles_per_part};
@@ -49,7 +54,7 @@ inline Split split_rows(std::int64_t rows, std::int64_t classes, const Device& d
 /// A bound on rows * parts of any chunk of up to `rows` rows.
 inline std::int64_t most_parts(std::int64_t rows, std::int64_t classes, const Device& device) {
   const std::int64_t wanted = std::int64_t(device.multiprocessors) * kBlocksPerMultiprocessor;
-  return std::min(rows * ((classes + kTile - 1) / kTile), wanted + rows);
+  return std::min(rows * tiles_of(classes), wanted + rows);
 }
 
 /// The largest grid CUDA takes in x.

@@ -129,7 +129,7 @@ GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
 
 /// Row constants from the two groups' summaries (index 0: primary, 1: the rest).
 template <class T>
-GKD_HD RowSummary finish_row(const GroupMoments<double> (&m)[2], const Weights& w,
+GKD_HD RowSummary finish_row(const GroupMoments<double>* m, const Weights& w,
                              GroupCoef<T> (&coef)[2]) {
   using std::log;
   RowSummary row;

@@ -4,9 +4,18 @@ from ._load import load as _load
 
 _load()
 
-from . import reference
+from . import distributed, reference
 from ._C import version as __version__
 from .functional import Group, adaptive_group_size, group, loss
 from .module import GKDLoss
 
-__all__ = ["GKDLoss", "Group", "__version__", "adaptive_group_size", "group", "loss", "reference"]
+__all__ = [
+    "GKDLoss",
+    "Group",
+    "__version__",
+    "adaptive_group_size",
+    "distributed",
+    "group",
+    "loss",
+    "reference",
+]

@@ -10,6 +10,7 @@ MODES = {
     "student_mass": {"rank_by": "student", "threshold": 0.5, "temperature": 1.0},
     "kd": {"coupled": True, "primary_weight": 1.0, "secondary_weight": 1.0},
     "dkd": {"group_size": 0, "primary_weight": 0.0, "secondary_weight": 2.0, "target": True},
+    "target_alone": {"group_size": 0, "secondary_weight": 1.0, "target": True},
     "gdkd": {"group_size": 5, "secondary_weight": 2.0, "binary_weight": -0.5},
     "everything": {"threshold": 1.0, "temperature": 8.0, "secondary_weight": 3.0},
 }

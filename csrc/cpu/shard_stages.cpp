@@ -1,0 +1,210 @@
+// CPU backend of the sharded stages: cpu/shard.h on every row.
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "cpu/rows.h"
+#include "cpu/shard.h"
+#include "shard_call.h"
+
+namespace gkd {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+const cpu::ShardKernels& kernels_of(const ShardCall& c) {
+  return cpu::shard_kernels(compute_dtype(c.student, c.teacher) == at::kDouble);
+}
+
+/// Whether a row's target is a class of the whole row, or none.
+bool is_valid(const ShardCall& c, cpu::RowTarget target) {
+  if (!c.target || target.ignored) return true;
+  return target.value >= 0 && target.value < c.num_classes;
+}
+
+/// Rows as the kernels take them.
+struct Rows {
+  const ShardCall& c;
+  at::Tensor student, teacher;
+  double gradient_scale = 1;
+
+  explicit Rows(const ShardCall& c)
+      : c(c), student(c.student.resolve_neg()), teacher(c.teacher.resolve_neg()) {}
+
+  cpu::ShardTask task(std::int64_t row, const at::Tensor* gradient = nullptr) const {
+    cpu::ShardTask t;
+    t.all_classes = c.num_classes;
+    t.row.student = cpu::source(student, row);
+    t.row.teacher = cpu::source(teacher, row);
+    if (gradient) t.row.gradient = cpu::sink(*gradient, row);
+    t.row.gradient_scale = gradient_scale;
+    t.row.classes = c.classes();
+    const cpu::RowTarget own = target(row);
+    // Of another shard: no class here.
+    t.row.target =
+        c.target && !own.ignored && own.value >= c.class_start ? own.value - c.class_start : -1;
+    t.row.how = cpu::selection_of(c.settings);
+    t.row.weights = c.settings.weights();
+    return t;
+  }
+  cpu::RowTarget target(std::int64_t row) const {
+    return cpu::target_of(c.target, row, c.settings.ignore_index);
+  }
+  double weight() const {
+    std::int64_t counted = 0;
+    for (std::int64_t row = 0; row < c.rows(); ++row) counted += !target(row).ignored;
+    return cpu::reduction_weight(c.reduction, counted);
+  }
+  template <class Body>
+  void each(Body body) const {
+    cpu::each_row(c.rows(), c.classes(), body);
+  }
+};
+
+at::Tensor wire(const ShardCall& c, std::int64_t width, at::ScalarType dtype) {
+  return at::empty({c.rows(), width}, c.student.options().dtype(dtype));
+}
+
+// torch's int64 and the kernels' long long are one type in memory.
+long long* row_of(const at::Tensor& t, std::int64_t row) {
+  return reinterpret_cast<long long*>(t.mutable_data_ptr<std::int64_t>()) + row * t.size(1);
+}
+
+at::Tensor extremes(const ShardCall& c) {
+  at::Tensor out = wire(c, kWireExtremes, at::kLong);
+  const Rows rows(c);
+  rows.each([&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
+    kernels_of(c).extremes(rows.task(row), each, scratch, row_of(out, row));
+  });
+  return out;
+}
+
+at::Tensor counts(const ShardCall& c, Ref extremes) {
+  at::Tensor out = wire(c, kBins, at::kInt);
+  const Rows rows(c);
+  rows.each([&](std::int64_t row, const cpu::Executor&, cpu::Scratch*) {
+    kernels_of(c).counts(rows.task(row), row_of(extremes, row),
+                         out.mutable_data_ptr<std::int32_t>() + row * kBins);
+  });
+  return out;
+}
+
+at::Tensor amounts(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
+  at::Tensor out = wire(c, kWireAmounts, at::kLong);
+  const bool first = search.dim() == 1;
+  const Rows rows(c);
+  rows.each([&](std::int64_t row, const cpu::Executor&, cpu::Scratch*) {
+    kernels_of(c).amounts(rows.task(row), row_of(extremes, row),
+                          counts.const_data_ptr<std::int32_t>() + row * kBins,
+                          first ? nullptr : row_of(search, row), row_of(out, row));
+  });
+  return out;
+}
+
+TensorPair narrow(const ShardCall& c, Ref extremes, Ref amounts, Ref search) {
+  at::Tensor next = wire(c, kSearchFields, at::kLong);
+  at::Tensor cut = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
+  const bool first = search.dim() == 1;
+  const Rows rows(c);
+  for (std::int64_t row = 0; row < c.rows(); ++row) {
+    cut.mutable_data_ptr<double>()[row] =
+        kernels_of(c).narrow(rows.task(row), row_of(extremes, row), row_of(amounts, row),
+                             first ? nullptr : row_of(search, row), row_of(next, row));
+  }
+  return {next, cut};
+}
+
+at::Tensor moments(const ShardCall& c, Ref cut) {
+  at::Tensor out = wire(c, kWireMoments, at::kDouble);
+  const Rows rows(c);
+  rows.each([&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
+    double* to = out.mutable_data_ptr<double>() + row * kWireMoments;
+    kernels_of(c).moments(rows.task(row), each, scratch, cut.const_data_ptr<double>()[row], to);
+    // Told to the others, whose targets may differ by mistake.
+    if (!is_valid(c, rows.target(row))) to[kWireBad] = 1;
+  });
+  return out;
+}
+
+/// A row's summaries over all ranks.
+struct Merged {
+  GroupMoments<double> group[2];
+  bool bad = false;
+};
+Merged merge(const ShardCall& c, Ref moments, std::int64_t row) {
+  Merged all;
+  const double* from = moments.const_data_ptr<double>();
+  for (std::int64_t rank = 0; rank < moments.size(0); ++rank) {
+    const double* part = from + (rank * c.rows() + row) * kWireMoments;
+    all.bad |= part[kWireBad] != 0;
+    for (int g = 0; g < 2; ++g) {
+      all.group[g].merge(moments_from_wire(part, g), 1 / c.settings.temperature);
+    }
+  }
+  const auto& [in, rest] = all.group;
+  all.bad |= (in.a == 0 && rest.a == 0) || (in.b == 0 && rest.b == 0);
+  return all;
+}
+
+TensorPair emit(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
+  at::Tensor gradient = need_grad ? at::empty({c.rows(), c.classes()}, c.student.options())
+                                  : at::empty({0}, c.student.options());
+  at::Tensor kl = wire(c, 2, at::kDouble);
+  Rows rows(c);
+  const auto dtype = c.student.scalar_type();
+  rows.gradient_scale = stored_scale(rows.weight(), dtype == at::kHalf) *
+                        gradient_headroom(dtype, c.settings.weights());
+  rows.each([&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
+    const cpu::ShardTask task = rows.task(row, need_grad ? &gradient : nullptr);
+    const cpu::RowTarget target = rows.target(row);
+    const Merged all = merge(c, moments, row);
+    double* to = kl.mutable_data_ptr<double>() + 2 * row;
+    to[0] = to[1] = 0;
+    if (target.ignored) {
+      kernels_of(c).fill(task, 0);
+    } else if (all.bad) {
+      kernels_of(c).fill(task, kNan);
+    } else {
+      kernels_of(c).emit(task, each, scratch, cut.const_data_ptr<double>()[row], all.group, to);
+    }
+  });
+  return {gradient, kl};
+}
+
+TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
+  const Rows rows(c);
+  const Weights weights = c.settings.weights();
+  at::Tensor each = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
+  for (std::int64_t row = 0; row < c.rows(); ++row) {
+    const cpu::RowTarget target = rows.target(row);
+    const Merged all = merge(c, moments, row);
+    double sum[2] = {0, 0};
+    for (std::int64_t rank = 0; rank < kl.size(0); ++rank) {
+      const double* part = kl.const_data_ptr<double>() + (rank * c.rows() + row) * 2;
+      for (int g = 0; g < 2; ++g) sum[g] += part[g];
+    }
+    double& value = each.mutable_data_ptr<double>()[row];
+    if (target.ignored) {
+      value = 0;
+    } else if (all.bad) {
+      value = kNan;
+    } else {
+      GroupCoef<double> unused[2];
+      value = row_loss(finish_row(all.group, weights, unused), weights, sum[0], sum[1]);
+    }
+  }
+  const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
+  const at::Tensor weight = at::full({}, rows.weight(), options);
+  const at::Tensor total = c.reduction == "none" ? each : each.sum() * rows.weight();
+  return {total.to(options.dtype()), weight};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gkd, CPU, m) {
+  register_stages<extremes, counts, amounts, narrow, moments, emit, loss>(m);
+}
+
+}  // namespace gkd

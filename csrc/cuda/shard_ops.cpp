@@ -1,0 +1,131 @@
+// CUDA backend of the sharded stages, on the current stream of the tensors' device.
+#include <torch/library.h>
+
+#include "cuda/shard.h"
+#include "cuda/tensors.h"
+#include "shard_call.h"
+
+namespace gkd {
+namespace {
+
+/// A stage's surroundings: the device, the problem and its stream.
+struct Stage {
+  c10::cuda::CUDAGuard guard;
+  at::Tensor student, teacher;  // the problem points into these
+  cuda::Problem p;
+  cuda::Device device;
+  cudaStream_t stream;
+
+  explicit Stage(const ShardCall& c)
+      : guard(c.student.device()),
+        student(c.student.resolve_neg()),
+        teacher(c.teacher.resolve_neg()),
+        p(cuda::problem_of(student, teacher, c.target, c.settings)),
+        device(cuda::this_device()),
+        stream(at::cuda::getCurrentCUDAStream()) {
+    p.all_classes = c.num_classes;
+    p.class_start = c.class_start;
+    p.reduction = cuda::reduction_of(c.reduction);
+  }
+  at::Tensor workspace() const {
+    const auto bytes = static_cast<std::int64_t>(cuda::shard_workspace_bytes(p, device));
+    return at::empty({bytes}, student.options().dtype(at::kByte));
+  }
+};
+
+at::Tensor wire(const ShardCall& c, std::int64_t width, at::ScalarType dtype) {
+  return at::empty({c.rows(), width}, c.student.options().dtype(dtype));
+}
+
+// torch's int64 and the kernels' long long are one type in memory.
+long long* wide_ints(const at::Tensor& t) {
+  return reinterpret_cast<long long*>(t.mutable_data_ptr<std::int64_t>());
+}
+/// The search so far; null before the first spread.
+const long long* search_or_null(const at::Tensor& search) {
+  return search.dim() == 1 ? nullptr : wide_ints(search);
+}
+
+at::Tensor extremes(const ShardCall& c) {
+  at::Tensor out = wire(c, kWireExtremes, at::kLong);
+  if (c.rows() == 0) return out;
+  const Stage s(c);
+  C10_CUDA_CHECK(cuda::shard_extremes(s.p, s.device, wide_ints(out), s.stream));
+  return out;
+}
+
+at::Tensor counts(const ShardCall& c, Ref extremes) {
+  at::Tensor out = wire(c, kBins, at::kInt);
+  if (c.rows() == 0) return out;
+  const Stage s(c);
+  C10_CUDA_CHECK(cuda::shard_counts(s.p, s.device, wide_ints(extremes),
+                                    out.mutable_data_ptr<std::int32_t>(), s.stream));
+  return out;
+}
+
+at::Tensor amounts(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
+  at::Tensor out = wire(c, kWireAmounts, at::kLong);
+  if (c.rows() == 0) return out;
+  const Stage s(c);
+  C10_CUDA_CHECK(cuda::shard_amounts(s.p, s.device, wide_ints(extremes),
+                                     counts.const_data_ptr<std::int32_t>(), search_or_null(search),
+                                     wide_ints(out), s.stream));
+  return out;
+}
+
+TensorPair narrow(const ShardCall& c, Ref extremes, Ref amounts, Ref search) {
+  at::Tensor next = wire(c, kSearchFields, at::kLong);
+  at::Tensor cut = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
+  if (c.rows() == 0) return {next, cut};
+  const Stage s(c);
+  C10_CUDA_CHECK(cuda::shard_narrow(s.p, wide_ints(extremes), wide_ints(amounts),
+                                    search_or_null(search), wide_ints(next),
+                                    cut.mutable_data_ptr<double>(), s.stream));
+  return {next, cut};
+}
+
+at::Tensor moments(const ShardCall& c, Ref cut) {
+  at::Tensor out = wire(c, kWireMoments, at::kDouble);
+  if (c.rows() == 0) return out;
+  const Stage s(c);
+  C10_CUDA_CHECK(cuda::shard_moments(s.p, s.device, cut.const_data_ptr<double>(),
+                                     out.mutable_data_ptr<double>(),
+                                     s.workspace().mutable_data_ptr(), s.stream));
+  return out;
+}
+
+TensorPair emit(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
+  const auto options = c.student.options();
+  at::Tensor gradient =
+      need_grad ? at::empty({c.rows(), c.classes()}, options) : at::empty({0}, options);
+  at::Tensor kl = wire(c, 2, at::kDouble);
+  if (c.rows() == 0) return {gradient, kl};
+  const Stage s(c);
+  C10_CUDA_CHECK(cuda::shard_emit(
+      s.p, s.device, cut.const_data_ptr<double>(), moments.const_data_ptr<double>(),
+      moments.size(0), need_grad ? gradient.mutable_data_ptr() : nullptr,
+      kl.mutable_data_ptr<double>(), s.workspace().mutable_data_ptr(), s.stream));
+  return {gradient, kl};
+}
+
+TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
+  const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
+  at::Tensor value =
+      c.reduction == "none" ? at::empty({c.rows()}, options) : at::empty({}, options);
+  at::Tensor weight = at::empty({}, options);
+  if (c.rows() == 0) return {value.zero_(), weight.fill_(1)};
+  const Stage s(c);
+  const cuda::Results results{value.mutable_data_ptr(), weight.mutable_data_ptr(), nullptr};
+  C10_CUDA_CHECK(cuda::shard_loss(s.p, s.device, moments.const_data_ptr<double>(),
+                                  kl.const_data_ptr<double>(), moments.size(0), results,
+                                  s.workspace().mutable_data_ptr(), s.stream));
+  return {value, weight};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gkd, CUDA, m) {
+  register_stages<extremes, counts, amounts, narrow, moments, emit, loss>(m);
+}
+
+}  // namespace gkd

@@ -1,0 +1,62 @@
+// torch's tensors as the kernels' problem.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include "cuda/launch.h"
+#include "ops.h"
+
+namespace gkd::cuda {
+
+inline Dtype dtype_of(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kHalf:
+      return Dtype::kHalf;
+    case at::kBFloat16:
+      return Dtype::kBFloat16;
+    case at::kFloat:
+      return Dtype::kFloat;
+    default:
+      return Dtype::kDouble;
+  }
+}
+
+inline Matrix matrix_of(const at::Tensor& t) {
+  return {t.const_data_ptr(), t.stride(0), t.stride(1), dtype_of(t)};
+}
+
+inline Problem problem_of(const at::Tensor& student, const at::Tensor& teacher,
+                          const OptionalTensor& target, const Settings& s) {
+  Problem p;
+  p.student = matrix_of(student);
+  p.teacher = matrix_of(teacher);
+  if (target) {
+    p.target = {target->const_data_ptr(), target->stride(0), target->scalar_type() == at::kInt,
+                s.ignore_index};
+  }
+  p.rows = student.size(0);
+  p.classes = student.size(1);
+  p.threshold = s.threshold;
+  p.group_size = s.group_size.value_or(-1);
+  p.by_student = s.rank_by == "student";
+  p.weights = s.weights();
+  p.headroom = gradient_headroom(student.scalar_type(), p.weights);
+  return p;
+}
+
+inline Device this_device() {
+  Device device;
+  C10_CUDA_CHECK(query_device(c10::cuda::current_device(), &device));
+  return device;
+}
+
+inline Reduction reduction_of(std::string_view reduction) {
+  return reduction == "none"   ? Reduction::kNone
+         : reduction == "mean" ? Reduction::kMean
+                               : Reduction::kSum;
+}
+
+}  // namespace gkd::cuda

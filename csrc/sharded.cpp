@@ -1,0 +1,144 @@
+// gkd::sharded_loss: stages of the local part (shard_call.h) with collectives between them.
+//
+// The collectives are torch's functional ones, reached through the dispatcher: NCCL or gloo, traced
+// by torch.compile, and no link to torch's distributed library. Their number depends on dtype and
+// settings alone. See docs/scaling.md for the count and the bytes.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "cpu/rows.h"
+#include "math/search.h"
+#include "saved_gradient.h"
+#include "shard_call.h"
+
+namespace gkd {
+namespace {
+
+/// The ranks that hold the other classes.
+struct Ranks {
+  std::int64_t world_size;
+  std::string group_name;
+
+  at::Tensor reduce(const at::Tensor& t, const char* how) const {
+    return wait(collective("all_reduce", {t, how, group_name}));
+  }
+  /// [...] -> [W, ...]
+  at::Tensor gather(const at::Tensor& t) const {
+    const at::Tensor all = wait(collective("all_gather_into_tensor", {t, world_size, group_name}));
+    auto shape = t.sym_sizes().vec();
+    shape.insert(shape.begin(), world_size);
+    return all.view_symint(shape);
+  }
+
+ private:
+  // Boxed: how C++ sees a string argument differs between versions of torch.
+  static at::Tensor collective(const char* name, torch::jit::Stack stack) {
+    const auto op =
+        c10::Dispatcher::singleton().findSchema({std::string("_c10d_functional::") + name, ""});
+    TORCH_CHECK_NOT_IMPLEMENTED(op, "gkd::sharded_loss needs a torch with torch.distributed");
+    op->callBoxed(stack);
+    return stack.front().toTensor();
+  }
+  static at::Tensor wait(const at::Tensor& t) { return collective("wait_tensor", {t}); }
+};
+
+/// Spreads that any search over this call's ranking logits needs.
+int spreads_of(const ShardCall& c) {
+  const auto dtype = cpu::dtype_of(c.settings.rank_by == "student" ? c.student : c.teacher);
+  const bool wide = compute_dtype(c.student, c.teacher) == at::kDouble;
+  return wide ? Keys<double>(dtype).spreads() : Keys<float>(dtype).spreads();
+}
+
+/// The cut of every row, double [B]: the whole row's, the same on all ranks.
+at::Tensor find_cut(const ShardCall& c, const Ranks& ranks) {
+  const Settings& s = c.settings;
+  const auto options = c.student.options().dtype(at::kDouble);
+  const auto constant = [&](double cut) {
+    return at::full_symint({c.student.sym_size(0)}, cut, options);
+  };
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  if (s.group_size && *s.group_size == 0) return constant(kInfinity);
+  if (s.group_size && *s.group_size >= c.num_classes) return constant(-kInfinity);
+  if (!s.group_size && s.threshold == 1) {
+    // Every class of probability > 0.
+    const bool wide = compute_dtype(c.student, c.teacher) == at::kDouble;
+    return constant(wide ? std::numeric_limits<double>::lowest()
+                         : std::numeric_limits<float>::lowest());
+  }
+  const auto extremes = ranks.reduce(call_stage<at::Tensor>("gkd::_shard_extremes", c), "max");
+  const auto counts =
+      ranks.reduce(call_stage<at::Tensor, Ref>("gkd::_shard_counts", c, extremes), "sum");
+  at::Tensor search = at::empty({0}, options.dtype(at::kLong)), cut;
+  for (int spread = 0; spread < spreads_of(c); ++spread) {
+    const auto amounts = ranks.reduce(
+        call_stage<at::Tensor, Ref, Ref, Ref>("gkd::_shard_amounts", c, extremes, counts, search),
+        "sum");
+    std::tie(search, cut) =
+        call_stage<TensorPair, Ref, Ref, Ref>("gkd::_shard_narrow", c, extremes, amounts, search);
+  }
+  return cut;
+}
+
+void check(const ShardCall& c) {
+  constexpr const char* kName = "gkd::sharded_loss";
+  check_inputs(kName, c.student, c.teacher, c.target, c.settings, /*may_lack_classes=*/true);
+  check_reduction(kName, c.reduction);
+  check_shard_range(kName, c.student.sym_size(1), c.class_start, c.num_classes);
+}
+
+ForwardTensors forward(const ShardCall& c, bool need_grad, const Ranks& ranks) {
+  check(c);
+  const at::Tensor cut = find_cut(c, ranks);
+  const auto moments = ranks.gather(call_stage<at::Tensor, Ref>("gkd::_shard_moments", c, cut));
+  const auto [gradient, kl] =
+      call_stage<TensorPair, Ref, Ref, bool>("gkd::_shard_emit", c, cut, moments, need_grad);
+  const auto [loss, weight] =
+      call_stage<TensorPair, Ref, Ref>("gkd::_shard_loss", c, moments, ranks.gather(kl));
+  return {loss, gradient, weight};
+}
+
+/// Without a gradient: no [B, C_r] buffer.
+at::Tensor no_grad(const ShardCall& c, std::int64_t world_size, c10::string_view group_name) {
+  return std::get<0>(forward(c, /*need_grad=*/false, {world_size, std::string(group_name)}));
+}
+
+struct ShardedLoss : public torch::autograd::Function<ShardedLoss> {
+  static Variable forward(AutogradContext* ctx, const Variable& student, const ShardCall& c,
+                          const Ranks& ranks) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return save_gradient(ctx, student, c.settings, gkd::forward(c, /*need_grad=*/true, ranks));
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    return scaled_gradient(ctx, grad_outputs[0], /*inputs=*/3);
+  }
+};
+
+at::Tensor autograd(const ShardCall& c, std::int64_t world_size, c10::string_view group_name) {
+  check_differentiable("gkd::sharded_loss", c.student, c.teacher);
+  const Ranks ranks{world_size, std::string(group_name)};
+  if (at::GradMode::is_enabled() && c.student.requires_grad()) {
+    return ShardedLoss::apply(c.student, c, ranks);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return std::get<0>(forward(c, /*need_grad=*/false, ranks));
+}
+
+/// gkd::_forward of a shard; no autograd.
+ForwardTensors sharded_forward(const ShardCall& c, std::int64_t world_size,
+                               c10::string_view group_name, bool need_grad) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return forward(c, need_grad, {world_size, std::string(group_name)});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) {
+  m.impl("sharded_loss", &ShardOp<no_grad>::call);
+  m.impl("_check_shard", &ShardOp<check>::call);
+}
+TORCH_LIBRARY_IMPL(gkd, CompositeImplicitAutograd, m) {
+  m.impl("_sharded_forward", &ShardOp<sharded_forward>::call);
+}
+TORCH_LIBRARY_IMPL(gkd, Autograd, m) { m.impl("sharded_loss", &ShardOp<autograd>::call); }
+
+}  // namespace gkd

@@ -1,0 +1,45 @@
+"""Processes that talk over gloo: ``run(world_size, work)`` calls ``work(rank, world_size)`` in each
+and returns what every rank returned, in rank order."""
+
+import datetime
+import os
+import tempfile
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+#: How long a rank waits for another that is gone.
+TIMEOUT = datetime.timedelta(seconds=20)
+
+
+def _enter(rank, world_size, work, folder, timeout):
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    dist.init_process_group(
+        "gloo", f"file://{folder}/meet", rank=rank, world_size=world_size, timeout=timeout
+    )
+    torch.save(work(rank, world_size), f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def run(world_size, work, timeout=TIMEOUT, lost=()):
+    """`lost`: ranks that end without a result, as `work` makes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.get_context("spawn")
+        arguments = (world_size, work, folder, timeout)
+        ranks = [context.Process(target=_enter, args=(r, *arguments)) for r in range(world_size)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(180)
+        stuck = [r for r, process in enumerate(ranks) if process.is_alive()]
+        for process in ranks:
+            process.kill()
+        assert not stuck, f"ranks {stuck} never ended"
+        failed = [r for r, process in enumerate(ranks) if process.exitcode and r not in lost]
+        assert not failed, f"ranks {failed} failed"
+        return [
+            torch.load(f"{folder}/{r}") if os.path.exists(f"{folder}/{r}") else None
+            for r in range(world_size)
+        ]

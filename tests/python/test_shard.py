@@ -1,0 +1,93 @@
+"""The stages of the class-sharded loss, on every device, with ranks played by one process."""
+
+import pytest
+import torch
+
+import gkd
+from cases import MODES, logits, settings_of, targets
+from oracle import BOUND, DTYPES, error, expected_rows, gradient_bound
+from virtual_ranks import sharded
+
+#: 507 classes: no world size divides it, and it is no multiple of a vector or a warp. One rank with
+#: all, uneven ones, an empty one at either end, one of a single class.
+LAYOUTS = {
+    "whole": (507,),
+    "uneven": (300, 207),
+    "empty": (0, 1, 506, 0),
+    "many": (100, 7, 200, 200),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mode", MODES)
+def test_equals_the_oracle_and_the_group_of_the_whole_row(mode, layout, dtype, device):
+    settings, with_target = settings_of(mode)
+    shape = (4, 507)
+    student, teacher = logits(shape, dtype, device)
+    target = targets(shape, device) if with_target else None
+    rows, wide = expected_rows(student, teacher, target, settings)
+    expected = torch.autograd.grad(rows.sum() / len(rows), wide)[0]
+    loss, stored, weight, cut = sharded(student, teacher, target, LAYOUTS[layout], **settings)
+    assert error(loss, rows.sum() / len(rows)) <= BOUND[dtype]
+    gradient = torch.ops.gkd._scale(
+        stored, torch.ones_like(weight), weight, 1.0 / headroom(stored, settings)
+    )
+    assert error(gradient, expected) <= gradient_bound(dtype, 0.51)
+    grouping = ("threshold", "group_size", "temperature", "rank_by")
+    whole = gkd.group(
+        student, teacher, target, **{k: v for k, v in settings.items() if k in grouping}
+    )
+    assert cut.equal(whole.cut.double())
+
+
+def headroom(gradient, settings):
+    """What a stored float16 gradient is multiplied by (csrc/check.h, gradient_headroom)."""
+    if gradient.dtype != torch.float16:
+        return 1.0
+    weights = {"primary_weight": 8.0, "binary_weight": 1.0, "secondary_weight": 0.0, **settings}
+    most = max(abs(weights["primary_weight"]), abs(weights["secondary_weight"]))
+    bound = weights.get("temperature", 4.0) * (abs(weights["binary_weight"]) + most)
+    return 2.0 ** torch.tensor(32768.0 / bound).log2().floor().item()
+
+
+@pytest.mark.parametrize("reduction", ("none", "sum", "mean"))
+def test_bad_and_ignored_rows_stay_apart(reduction, device):
+    shape = (6, 507)
+    student, teacher = logits(shape, device=device)
+    target = targets(shape, device)
+    before, clean, _, _ = sharded(student, teacher, target, (300, 207), reduction="none")
+    student[1, 400] = float("nan")
+    teacher[2, 3] = float("inf")
+    target[3] = 507
+    target[4] = -100
+    teacher[5, 300:] = -float("inf")
+    loss, gradient, weight, _ = sharded(student, teacher, target, (300, 207), reduction=reduction)
+    assert gradient[1:4].isnan().all()
+    assert gradient[4].eq(0).all()
+    assert gradient[[0, 5]].isfinite().all()
+    if reduction == "none":
+        assert loss[1:4].isnan().all() and loss[4] == 0 and loss[5].isfinite()
+        assert loss[0].equal(before[0]) and gradient[0].equal(clean[0])
+    else:
+        assert loss.isnan()
+    assert weight.item() == pytest.approx(0.2 if reduction == "mean" else 1.0)
+
+
+def test_a_slice_may_have_no_probability_at_all(device):
+    """Its reference must not pull the others': they are far below 0."""
+    shape = (3, 507)
+    student, teacher = (x - 1e4 for x in logits(shape, torch.float64, device))
+    student[:, :300] = teacher[:, :300] = -float("inf")
+    for sizes in ((300, 207), (207, 300)):
+        if sizes[0] == 207:
+            student, teacher = student.roll(207, 1), teacher.roll(207, 1)
+        loss, gradient, _, _ = sharded(student, teacher, None, sizes)
+        assert error(loss, gkd.loss(student, teacher)) <= 1e-13
+        assert gradient.isfinite().all()
+
+
+def test_no_rows(device):
+    student, teacher = logits((0, 507), device=device)
+    loss, gradient, _, _ = sharded(student, teacher, None, (300, 207))
+    assert loss == 0 and gradient.shape == (0, 507)
