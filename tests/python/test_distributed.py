@@ -91,12 +91,6 @@ def equals_unsharded(rank, world_size):
     return wrong
 
 
-@pytest.mark.parametrize("world_size", (1, 2, 3, 4))
-def test_equals_the_unsharded_loss(world_size):
-    for rank, wrong in enumerate(ranks.run(world_size, equals_unsharded)):
-        assert not wrong, f"rank {rank}: " + "\n".join(wrong[:10])
-
-
 class Collectives(TorchDispatchMode):
     """Counts what is sent: calls, and bytes of one rank's message."""
 
@@ -129,8 +123,23 @@ def collectives_of(rank, world_size):
     return counted
 
 
-def test_collectives_are_few_and_fixed():
-    for counted in ranks.run(2, collectives_of):
+def both(rank, world_size):
+    return equals_unsharded(rank, world_size), collectives_of(rank, world_size)
+
+
+@pytest.fixture(scope="module", params=(1, 2, 3, 4), ids="{} ranks".format)
+def world(request):
+    """Every rank's (what is off, collectives); the processes start once for both."""
+    return ranks.run(request.param, both)
+
+
+def test_equals_the_unsharded_loss(world):
+    for rank, (wrong, _) in enumerate(world):
+        assert not wrong, f"rank {rank}: " + "\n".join(wrong[:10])
+
+
+def test_collectives_are_few_and_fixed(world):
+    for _, counted in world:
         for dtype, (calls, bytes_per_row, in_backward) in counted.items():
             spreads = COLLECTIVES[dtype] - 4
             assert calls == COLLECTIVES[dtype]

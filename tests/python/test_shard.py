@@ -91,3 +91,27 @@ def test_no_rows(device):
     student, teacher = logits((0, 507), device=device)
     loss, gradient, _, _ = sharded(student, teacher, None, (300, 207))
     assert loss == 0 and gradient.shape == (0, 507)
+
+
+def test_opcheck_of_the_stages(device):
+    student, teacher = logits((3, 20), device=device)
+    target = targets((3, 33), device)
+    keywords = {"class_start": 6, "num_classes": 33, "threshold": 0.8}
+    ops = torch.ops.gkd
+
+    def check(op, *told):
+        args = (student, teacher, target, *told)
+        torch.library.opcheck(op.default, args, keywords)
+        return op(*args, **keywords)
+
+    check(ops._check_shard)
+    extremes = check(ops._shard_extremes)
+    counts = check(ops._shard_counts, extremes)
+    search = torch.empty(0, dtype=torch.int64, device=device)
+    for _ in range(3):
+        amounts = check(ops._shard_amounts, extremes, counts, search)
+        search, cut = check(ops._shard_narrow, extremes, amounts, search)
+    moments = check(ops._shard_moments, cut).unsqueeze(0)
+    for need_grad in (False, True):
+        _, kl = check(ops._shard_emit, cut, moments, need_grad)
+    check(ops._shard_loss, moments, kl.unsqueeze(0))

@@ -1,0 +1,162 @@
+"""gkd.distributed.loss where users have it: compiled, on DTensors, beside DDP, with partial FC's
+targets. Two ranks over gloo: what differs between world sizes is in test_distributed.py."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.nn.functional import all_gather
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+import gkd
+import ranks
+from cases import logits, targets
+from oracle import error
+from test_distributed import batch, fault_of, slices
+
+
+def run(student, rank, world_size, call):
+    """A loss and the gradient of this rank's slice, by `call(shard, start, end)`."""
+    start, end = slices(student.shape[1], world_size, "uneven")[rank]
+    shard = student[:, start:end].clone().requires_grad_()
+    loss = call(shard, start, end)
+    (gradient,) = torch.autograd.grad(loss * 3, shard)
+    return loss.detach(), gradient
+
+
+def compiled(rank, world_size):
+    student, teacher, target = batch(507, torch.float32, True)
+
+    def call(shard, start, end):
+        return gkd.distributed.loss(
+            shard, teacher[:, start:end], target, class_start=start, num_classes=507
+        )
+
+    expected = run(student, rank, world_size, call)
+    traced = torch.compile(call, fullgraph=True, backend="aot_eager")
+    got = run(student, rank, world_size, traced)
+    return all(error(a, b) <= 1e-6 for a, b in zip(got, expected, strict=True))
+
+
+def test_compiles_without_a_break(pair):
+    assert pair("compiled") == [True, True]
+
+
+def on_dtensors(rank, world_size):
+    student, teacher, target = batch(507, torch.float64, True)
+    mesh = init_device_mesh("cpu", (world_size,))
+    whole = student.clone().requires_grad_()
+    expected = gkd.loss(whole, teacher, target)
+    expected.backward()
+
+    def place(x, where):
+        return distribute_tensor(x.clone(), mesh, [where])
+
+    shard = place(student, Shard(1)).requires_grad_()
+    loss = gkd.distributed.loss(shard, place(teacher, Shard(1)), target)
+    loss.backward()
+    same = error(loss, expected) <= 1e-13
+    same &= error(shard.grad.full_tensor(), whole.grad) <= 1e-13
+    by_batch = place(student, Shard(0)), place(teacher, Shard(0))
+    faults = [
+        fault_of(lambda: gkd.distributed.loss(*by_batch, target)),
+        fault_of(lambda: gkd.distributed.loss(shard, place(teacher, Replicate()), target)),
+        fault_of(lambda: gkd.distributed.loss(shard, teacher, target)),
+        fault_of(lambda: gkd.distributed.loss(shard, shard.detach(), target, class_start=0)),
+        fault_of(lambda: gkd.loss(shard, place(teacher, Shard(1)), target)),
+    ]
+    return bool(same), faults
+
+
+def test_dtensors_sharded_by_class_and_no_others(pair):
+    for same, faults in pair("on_dtensors"):
+        assert same
+        by_batch, apart, one, given, unsharded = faults
+        assert by_batch[0] == "ValueError" and "must be Shard(1)" in by_batch[1]
+        assert apart[0] == "ValueError" and "must be placed alike" in apart[1]
+        assert one[0] == "TypeError" and "must both be DTensors" in one[1]
+        assert given[0] == "ValueError" and "are the DTensor's own" in given[1]
+        assert unsharded is not None  # never unwrapped silently
+
+
+def with_local_targets(rank, world_size):
+    student, teacher, target = batch(507, torch.float64, True)
+    start, end = slices(507, world_size, "uneven")[rank]
+    mine = (target >= start) & (target < end)
+    local = torch.where(mine, target - start, -1)
+
+    def call(own):
+        return gkd.distributed.loss(
+            student[:, start:end], teacher[:, start:end], own, class_start=start, num_classes=507,
+            local_target=True, reduction="none",
+        )  # fmt: skip
+
+    expected = gkd.loss(student, teacher, target, reduction="none")  # row 2 is ignored
+    same = error(call(local), expected) <= 1e-13
+    if rank == 1:
+        local[3] = 507  # no class of the slice
+    bad = call(local).isnan().nonzero().flatten().tolist()
+    return bool(same), bad
+
+
+def test_partial_fc_targets(pair):
+    assert pair("with_local_targets") == [(True, [3]), (True, [3])]
+
+
+def beside_ddp(rank, world_size):
+    """Own rows on every rank, a DDP backbone, features gathered, a head split by class."""
+    torch.manual_seed(0)
+    backbone = torch.nn.Linear(5, 8).double()
+    head = torch.randn(507, 8, dtype=torch.float64)
+    rows = torch.randn(2 * world_size, 5, dtype=torch.float64)
+    teacher, _ = logits((2 * world_size, 507), torch.float64)
+    target = targets((2 * world_size, 507))
+    gkd.loss(backbone(rows) @ head.T, teacher, target).backward()
+    expected = [p.grad.clone() for p in backbone.parameters()]
+    backbone.zero_grad()
+    wrapped = torch.nn.parallel.DistributedDataParallel(backbone)
+    features = torch.cat(all_gather(wrapped(rows[2 * rank : 2 * rank + 2])))
+    start, end = slices(507, world_size, "uneven")[rank]
+    gkd.distributed.loss(
+        features @ head[start:end].T, teacher[:, start:end], target, class_start=start,
+        num_classes=507,
+    ).backward()  # fmt: skip
+    # DDP averages over ranks what the gathering has summed over them.
+    return all(
+        error(p.grad * world_size, e) <= 1e-12
+        for p, e in zip(backbone.parameters(), expected, strict=True)
+    )
+
+
+def test_beside_ddp(pair):
+    assert pair("beside_ddp") == [True, True]
+
+
+def everything(rank, world_size):
+    works = (compiled, on_dtensors, with_local_targets, beside_ddp)
+    return {work.__name__: work(rank, world_size) for work in works}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """What two ranks made of one work, by name; the processes start once for all."""
+    results = ranks.run(2, everything)
+    return lambda name: [one[name] for one in results]
+
+
+def in_a_subgroup(rank, world_size):
+    """Two pairs of ranks with a head each, and ranks in another order than their classes."""
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    group = pairs[rank // 2]
+    student, teacher, target = batch(507 + rank // 2, torch.float64, True)
+    classes = student.shape[1]
+    start, end = slices(classes, 2, "uneven")[1 - rank % 2]
+    loss = gkd.distributed.loss(
+        student[:, start:end], teacher[:, start:end], target, group=group, class_start=start,
+        num_classes=classes,
+    )  # fmt: skip
+    return error(loss, gkd.loss(student, teacher, target)) <= 1e-13
+
+
+def test_subgroups_and_any_order_of_slices():
+    assert ranks.run(4, in_a_subgroup) == [True] * 4
