@@ -8,20 +8,12 @@
 #include "cpu/row.h"
 
 #include "cpu/bracket.h"
+#include "cpu/extremes.h"
 #include "cpu/references.h"
 #include "cpu/scale.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
-
-/// The cut, and the sums when the search for it has made them already.
-template <class T>
-struct Cut {
-  T value;
-  bool summed = false;
-  Sums sums;
-  Reference<T> ref[2];
-};
 
 template <class T>
 struct RowKernel {
@@ -57,10 +49,9 @@ struct RowKernel {
     each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
       Summer<T, kMass> summer{window, {ref[0], ref[1]}, inv_t, rule, task.how.by_student};
       segment.window.clear();
-      row.each_block(
-          begin, end, [&](std::int64_t j, std::int64_t count, const T* s, const T* u, const T* r) {
-            summer.add(s, u, r, count, static_cast<std::uint32_t>(j - begin), &segment.window);
-          });
+      row.each_block(begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
+        summer.add(s, u, r, count, static_cast<std::uint32_t>(j - begin), &segment.window);
+      });
       segment.sums = summer.result();
     });
     Sums total;
@@ -75,7 +66,7 @@ struct RowKernel {
     std::int64_t held = 0;
     auto flush = [&] {
       for (T* block : {s, u, r}) std::fill(block + held, block + padded<T>(held), -kInfinity<T>);
-      summer.add(s, u, r, held, 0, nullptr);
+      summer.add(Block<T>{s}, Block<T>{u}, Block<T>{r}, held, 0, nullptr);
       held = 0;
     };
     for (std::int64_t k = 0; k < row.segments(); ++k) {
@@ -108,13 +99,13 @@ struct RowKernel {
     std::vector<T> keys;
     if (row.target >= 0) {
       const T rank = read_one<T>(row.rank, row.target);
-      if (rank < w.high) above -= goal.by_mass ? weigh(rule, rank) : 1;
+      if (rank < w.high) above -= goal.by_mass ? mass_of(rule, rank) : 1;
       if (rank < w.high && rank >= w.low) keys.push_back(rank);
     }
     const std::uint64_t total = sums.mass_total;
     if (w.low == w.high) {
       cut->value = w.low;
-      const std::uint64_t tie = goal.by_mass ? weigh(rule, w.low) : 1;
+      const std::uint64_t tie = goal.by_mass ? mass_of(rule, w.low) : 1;
       if (!goal.reached(above, total)) return false;
       if (goal.reached(above - tie * static_cast<std::uint64_t>(found.ties), total) &&
           found.ties > 0)
@@ -131,15 +122,6 @@ struct RowKernel {
     cut->sums = sums;
     cut->summed = true;
     return true;
-  }
-
-  /// One mass, by the packs' arithmetic.
-  static std::uint64_t weigh(const MassRule<T>& rule, T r) {
-    T block[kWidth<T>];
-    std::fill(block, block + kWidth<T>, r);
-    std::uint64_t mass;
-    masses_of(rule, block, 1, &mass);
-    return mass;
   }
 
   Cut<T> find_cut(T high, T low, const MassRule<T>& rule) {

@@ -16,6 +16,15 @@
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
+/// The cut, and the sums when the search for it has made them already.
+template <class T>
+struct Cut {
+  T value;
+  bool summed = false;
+  Sums sums;
+  Reference<T> ref[2];
+};
+
 /// What is to be reached: a share of the mass, or a count of classes.
 struct Goal {
   bool by_mass;
