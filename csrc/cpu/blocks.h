@@ -45,25 +45,28 @@ T read_one(const Source& from, std::int64_t j) {
   }
 }
 
+/// Whether 16-bit logits lie side by side.
+inline bool is_half_row(const Source& from) {
+  return from.stride == 1 && (from.dtype == Dtype::kHalf || from.dtype == Dtype::kBFloat16);
+}
+
 /// Logits [begin, begin + count), count <= kBlock, followed by -inf up to a whole pack: classes of
 /// probability 0, which add nothing to any sum. Points into the tensor where it can.
 template <class T>
 const T* read(const Source& from, std::int64_t begin, std::int64_t count, T* buffer) {
   const std::int64_t whole = padded<T>(count);
-  if (from.stride == 1) {
-    if (from.dtype == kDtype<T>) {
-      const T* direct = static_cast<const T*>(from.data) + begin;
-      if (whole == count) return direct;
-      std::copy(direct, direct + count, buffer);
+  if (from.stride == 1 && from.dtype == kDtype<T>) {
+    const T* direct = static_cast<const T*>(from.data) + begin;
+    if (whole == count) return direct;
+    std::copy(direct, direct + count, buffer);
+    std::fill(buffer + count, buffer + whole, -kInfinity<T>);
+    return buffer;
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_half_row(from)) {
+      widen_row(static_cast<const std::uint16_t*>(from.data) + begin, from.dtype, count, buffer);
       std::fill(buffer + count, buffer + whole, -kInfinity<T>);
       return buffer;
-    }
-    if constexpr (std::is_same_v<T, float>) {
-      if (from.dtype == Dtype::kHalf || from.dtype == Dtype::kBFloat16) {
-        widen_row(static_cast<const std::uint16_t*>(from.data) + begin, from.dtype, count, buffer);
-        std::fill(buffer + count, buffer + whole, -kInfinity<T>);
-        return buffer;
-      }
     }
   }
   for (std::int64_t k = 0; k < count; ++k) buffer[k] = read_one<T>(from, begin + k);
@@ -99,6 +102,35 @@ void write(const Sink& to, std::int64_t begin, std::int64_t count, const T* from
   }
 }
 
+/// A block of logits: [k] is the pack that starts at its class k.
+template <class T>
+struct Block {
+  const T* at;
+  PackOf<T> operator[](std::int64_t k) const { return load<PackOf<T>>(at + k); }
+};
+
+/// The same of 16-bit logits, widened where they lie: a buffer in between costs more than the
+/// widening.
+template <Dtype kHere>
+struct HalfBlock {
+  const std::uint16_t* at;
+  FloatPack operator[](std::int64_t k) const { return widen(load_half(at + k), kHere); }
+};
+
+/// Calls visit with one HalfBlock per source, from class `begin` on. All are half rows of one
+/// dtype.
+template <class Visit, class... Sources>
+void visit_halves(std::int64_t begin, Visit visit, const Source& first, const Sources&... others) {
+  const auto at = [begin](const Source& from) {
+    return static_cast<const std::uint16_t*>(from.data) + begin;
+  };
+  if (first.dtype == Dtype::kHalf) {
+    visit(HalfBlock<Dtype::kHalf>{at(first)}, HalfBlock<Dtype::kHalf>{at(others)}...);
+  } else {
+    visit(HalfBlock<Dtype::kBFloat16>{at(first)}, HalfBlock<Dtype::kBFloat16>{at(others)}...);
+  }
+}
+
 /// Calls visit(begin, count, values) on each block of [from, to).
 template <class T, class Visit>
 void each_of(const Source& source, std::int64_t from, std::int64_t to, Visit visit) {
@@ -115,7 +147,15 @@ struct Row {
   Source s, u, rank;
   std::int64_t classes, target;
 
+  struct Buffers {
+    alignas(64) T s[kBlock], u[kBlock], r[kBlock];
+  };
+
   std::int64_t segments() const { return (classes + kSegment - 1) / kSegment; }
+  bool by_student() const { return rank.data == s.data; }
+  bool has_target(std::int64_t begin, std::int64_t count) const {
+    return target >= begin && target < begin + count;
+  }
 
   /// Calls visit(begin, count, ranking logits) on each block of [from, to).
   template <class Visit>
@@ -123,22 +163,57 @@ struct Row {
     each_of<T>(rank, from, to, visit);
   }
 
-  /// Calls visit(begin, count, s, u, r); r ranks the target at +inf, so that it joins every group.
+  /// Calls visit(count, r) on each block of [from, to), r a Block or a HalfBlock.
   template <class Visit>
-  void each_block(std::int64_t from, std::int64_t to, Visit visit) const {
-    alignas(64) T s_buffer[kBlock], u_buffer[kBlock], r_buffer[kBlock];
-    const bool by_student = rank.data == s.data;
+  void each_rank_block(std::int64_t from, std::int64_t to, Visit visit) const {
+    alignas(64) T buffer[kBlock];
     for (std::int64_t j = from; j < to; j += kBlock) {
       const std::int64_t count = std::min(kBlock, to - j);
-      const T* student = read(s, j, count, s_buffer);
-      const T* teacher = read(u, j, count, u_buffer);
-      const T* r = by_student ? student : teacher;
-      if (target >= j && target < j + count) {
-        std::copy(r, r + padded<T>(count), r_buffer);
-        r_buffer[target - j] = kInfinity<T>;
-        r = r_buffer;
+      if constexpr (std::is_same_v<T, float>) {
+        if (is_half_row(rank) && padded<T>(count) == count) {
+          visit_halves(
+              j, [&](auto r) { visit(count, r); }, rank);
+          continue;
+        }
       }
-      visit(j, count, student, teacher, r);
+      visit(count, Block<T>{read(rank, j, count, buffer)});
+    }
+  }
+
+  /// Calls visit(s, u, r) with Blocks; r ranks the target at +inf, so that it joins every group.
+  template <class Visit>
+  void visit_block(std::int64_t begin, std::int64_t count, Buffers* to, Visit visit) const {
+    const T* student = read(s, begin, count, to->s);
+    const T* teacher = read(u, begin, count, to->u);
+    const T* r = by_student() ? student : teacher;
+    if (has_target(begin, count)) {
+      std::copy(r, r + padded<T>(count), to->r);
+      to->r[target - begin] = kInfinity<T>;
+      r = to->r;
+    }
+    visit(Block<T>{student}, Block<T>{teacher}, Block<T>{r});
+  }
+
+  /// Calls visit(begin, count, s, u, r) on each block of [from, to), with Blocks as visit_block()
+  /// has them or with HalfBlocks.
+  template <class Visit>
+  void each_block(std::int64_t from, std::int64_t to, Visit visit) const {
+    Buffers buffers;
+    // Only where r is u, and plainly so: the compiler then widens it once.
+    const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student();
+    for (std::int64_t j = from; j < to; j += kBlock) {
+      const std::int64_t count = std::min(kBlock, to - j);
+      if constexpr (std::is_same_v<T, float>) {
+        if (halves && padded<T>(count) == count && !has_target(j, count)) {
+          visit_halves(
+              j, [&](auto student, auto teacher) { visit(j, count, student, teacher, teacher); }, s,
+              u);
+          continue;
+        }
+      }
+      visit_block(j, count, &buffers, [&](auto student, auto teacher, auto r) {
+        visit(j, count, student, teacher, r);
+      });
     }
   }
 };

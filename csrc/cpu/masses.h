@@ -27,9 +27,6 @@ struct MassRule {
     mid_bits = std::min(below, kHighBits);
     low_bits = below - mid_bits;
   }
-  std::uint64_t operator()(T r) const {
-    return fixed_mass(exp_of(T((r - high) * inv_temperature)), scale);
-  }
   template <class V>
   V weight(V r) const {
     return exp_of(V((r - high) * inv_temperature));
@@ -105,6 +102,16 @@ void masses_of(const MassRule<T>& rule, const T* keys, std::int64_t count, std::
     const std::int64_t lanes = std::min<std::int64_t>(kWidth<T>, count - k);
     for (std::int64_t l = 0; l < lanes; ++l) masses[k + l] = fixed_mass(weights[l], rule.scale);
   }
+}
+
+/// One mass, by the packs' arithmetic.
+template <class T>
+std::uint64_t mass_of(const MassRule<T>& rule, T key) {
+  T block[kWidth<T>];
+  std::fill(block, block + kWidth<T>, key);
+  std::uint64_t mass;
+  masses_of(rule, block, 1, &mass);
+  return mass;
 }
 
 }  // namespace

@@ -40,6 +40,12 @@ void store(V v, ScalarOf<V>* to) {
   std::memcpy(to, &v, sizeof(V));
 }
 
+inline HalfPack load_half(const std::uint16_t* from) {
+  HalfPack v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
 template <class V>
 ScalarOf<V> max_lane(V v) {
   ScalarOf<V> lanes[Traits<V>::kWidth];
@@ -68,16 +74,24 @@ struct Lanes {
 inline WordPack bits_of(FloatPack v) { return reinterpret_cast<WordPack>(v); }
 inline FloatPack from_bits(WordPack v) { return reinterpret_cast<FloatPack>(v); }
 
-inline FloatPack widen_bfloat16(HalfPack v) {
-  return from_bits(__builtin_convertvector(v, WordPack) << 16);
+/// Each in a word of its own.
+inline WordPack words(HalfPack v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<WordPack>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(v)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<WordPack>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(v)));
+#else
+  return __builtin_convertvector(v, WordPack);
+#endif
 }
+inline FloatPack widen_bfloat16(HalfPack v) { return from_bits(words(v) << 16); }
 
 /// Round to nearest even; a NaN stays one.
 inline HalfPack narrow_bfloat16(FloatPack v) {
   const WordPack bits = bits_of(v);
-  const WordPack rounded = (bits + (((bits >> 16) & 1u) + 0x7fffu)) >> 16;
-  const WordPack kept = v == v ? rounded : (bits >> 16) | 0x40u;
-  return __builtin_convertvector(kept, HalfPack);
+  const WordPack even = reinterpret_cast<WordPack>((bits & 0x10000u) == 0u);  // -1 where it is
+  const WordPack kept = v == v ? bits + 0x8000u + even : bits | 0x400000u;
+  return __builtin_convertvector(kept >> 16, HalfPack);
 }
 
 inline FloatPack widen_half(HalfPack v) {
@@ -86,7 +100,7 @@ inline FloatPack widen_half(HalfPack v) {
 #elif defined(__F16C__)
   return reinterpret_cast<FloatPack>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(v)));
 #else
-  const WordPack bits = __builtin_convertvector(v, WordPack), shifted = (bits & 0x7fffu) << 13;
+  const WordPack bits = words(v), shifted = (bits & 0x7fffu) << 13;
   const WordPack finite = bits_of(from_bits(shifted) * 0x1p112f);  // moves the exponent's bias
   const WordPack magnitude = (bits & 0x7c00u) == 0x7c00u ? shifted | 0x7f800000u : finite;
   return from_bits(magnitude | ((bits & 0x8000u) << 16));
@@ -120,12 +134,11 @@ inline HalfPack narrow(FloatPack v, Dtype dtype) {
 /// A 16-bit row into floats; `to` has room for a whole number of packs.
 inline void widen_row(const std::uint16_t* from, Dtype dtype, std::int64_t count, float* to) {
   std::int64_t k = 0;
-  HalfPack v{};
   for (; k + kFloats <= count; k += kFloats) {
-    std::memcpy(&v, from + k, sizeof(v));
-    store(widen(v, dtype), to + k);
+    store(widen(load_half(from + k), dtype), to + k);
   }
   if (k == count) return;
+  HalfPack v{};
   std::memcpy(&v, from + k, 2 * (count - k));
   store(widen(v, dtype), to + k);
 }

@@ -1,4 +1,4 @@
-// A row's extremes and the references of its groups' exponentials.
+// The references of a row's groups' exponentials.
 //
 // References are guessed first: the teacher's largest logit serves both groups unless one lies so
 // far under it that its terms lose digits, which usable() sees in the sums. Then they are sought.
@@ -11,37 +11,6 @@
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
-
-/// Every segment's largest ranking logit, smallest finite one and largest teacher logit; NaN is
-/// passed over.
-template <class T>
-void find_extremes(const Row<T>& row, bool by_student, const Executor& each,
-                   std::vector<Segment>& segments) {
-  using V = PackOf<T>;
-  each(row.segments(), [&](std::int64_t k) {
-    const std::int64_t begin = k * kSegment, end = std::min(row.classes, begin + kSegment);
-    const V none = splat<V>(-kInfinity<T>);
-    V high = none, low = none, teacher = none;  // low: the largest of -r
-    row.each_rank(begin, end, [&](std::int64_t, std::int64_t count, const T* r) {
-      for (std::int64_t j = 0; j < count; j += kWidth<T>) {
-        const V v = load<V>(r + j), down = v > none ? V(-v) : none;
-        high = v > high ? v : high;
-        low = down > low ? down : low;
-      }
-    });
-    if (by_student) {
-      each_of<T>(row.u, begin, end, [&](std::int64_t, std::int64_t count, const T* u) {
-        for (std::int64_t i = 0; i < count; i += kWidth<T>) {
-          const V v = load<V>(u + i);
-          teacher = v > teacher ? v : teacher;
-        }
-      });
-    }
-    segments[k].high = max_lane(high);
-    segments[k].low = -static_cast<double>(max_lane(low));
-    segments[k].teacher_high = by_student ? max_lane(teacher) : max_lane(high);
-  });
-}
 
 /// The first class of [begin, end) whose teacher logit lies in [low, high]; -1: none.
 template <class T>
@@ -96,7 +65,8 @@ constexpr long long kFewClasses = 64;
 /// carries no KL only its mass counts, which may be small: 1e-12 is 28 nats, 1.6e-6.
 inline bool usable(const Sums& sums, bool rest_has_kl) {
   for (int g = 0; g < 2; ++g) {
-    if (sums.count[g] == 0) continue;
+    // Where everything is in the group, a class that ranks NaN shows in the sums of the rest only.
+    if (sums.count[g] == 0 && sums.a[g] == 0 && sums.b[g] == 0) continue;
     const double least = g == 0 || rest_has_kl ? 1e-4 : 1e-12;
     const double most = 1e4 + static_cast<double>(sums.count[g]);
     for (double sum : {sums.a[g], sums.b[g]}) {
@@ -128,16 +98,19 @@ template <class T>
 void find_references(const Row<T>& row, T cut, T temperature, Reference<T> (&ref)[2]) {
   T high_s[2] = {-kInfinity<T>, -kInfinity<T>}, at_high[2] = {T(0), T(0)};
   ref[0] = ref[1] = {-kInfinity<T>, -kInfinity<T>};
-  row.each_block(0, row.classes,
-                 [&](std::int64_t, std::int64_t count, const T* s, const T* u, const T* r) {
-                   for (std::int64_t k = 0; k < count; ++k) {
-                     const int g = r[k] >= cut ? 0 : 1;
-                     high_s[g] = std::max(high_s[g], s[k]);
-                     if (!(u[k] > ref[g].teacher)) continue;
-                     ref[g].teacher = u[k];
-                     at_high[g] = s[k];
-                   }
-                 });
+  typename Row<T>::Buffers buffers;
+  for (std::int64_t j = 0; j < row.classes; j += kBlock) {
+    const std::int64_t count = std::min(kBlock, row.classes - j);
+    row.visit_block(j, count, &buffers, [&](Block<T> s, Block<T> u, Block<T> r) {
+      for (std::int64_t k = 0; k < count; ++k) {
+        const int g = r.at[k] >= cut ? 0 : 1;
+        high_s[g] = std::max(high_s[g], s.at[k]);
+        if (!(u.at[k] > ref[g].teacher)) continue;
+        ref[g].teacher = u.at[k];
+        at_high[g] = s.at[k];
+      }
+    });
+  }
   for (int g = 0; g < 2; ++g) {
     const bool near = (high_s[g] - at_high[g]) / temperature <= T(40);
     ref[g].student = finite_or_zero(near ? at_high[g] : high_s[g]);

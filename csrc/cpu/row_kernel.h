@@ -1,12 +1,12 @@
-// A row: extremes, the cut, sums of each group, loss and gradient. Three reading sweeps and a count
-// where the cut is bracketed at first try, which is nearly always; every shortcut is checked
-// against exact sums, and the slow way round gives the same cut.
+// The sweeps over a row whose cut is known, or over one shard's part of it: extremes, sums of each
+// group, loss and gradient.
+//
 // A template header, because row.cpp and shard.cpp compile it once per instruction set.
 #pragma once
 
 #include <array>
 
-#include "cpu/bracket.h"
+#include "cpu/extremes.h"
 #include "cpu/references.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
@@ -21,6 +21,7 @@ struct Cut {
   Reference<T> ref[2];
 };
 
+/// One row, or a part, under its sweeps.
 template <class T>
 struct RowKernel {
   const RowTask& task;
@@ -55,115 +56,14 @@ struct RowKernel {
     each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
       Summer<T, kMass> summer{window, {ref[0], ref[1]}, inv_t, rule, task.how.by_student};
       segment.window.clear();
-      row.each_block(
-          begin, end, [&](std::int64_t j, std::int64_t count, const T* s, const T* u, const T* r) {
-            summer.add(s, u, r, count, static_cast<std::uint32_t>(j - begin), &segment.window);
-          });
+      row.each_block(begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
+        summer.add(s, u, r, count, static_cast<std::uint32_t>(j - begin), &segment.window);
+      });
       segment.sums = summer.result();
     });
     Sums total;
     for (std::int64_t k = 0; k < row.segments(); ++k) total.merge(scratch->segments[k].sums);
     return total;
-  }
-
-  /// The open classes' sums, once the cut is known; in the order of the classes.
-  Sums sum_open(T cut, const Reference<T> (&ref)[2], const MassRule<T>& rule) {
-    Summer<T, MassFrom::kNothing> summer{{cut, cut}, {ref[0], ref[1]}, inv_t, rule, false};
-    alignas(64) T s[kBlock], u[kBlock], r[kBlock];
-    std::int64_t held = 0;
-    auto flush = [&] {
-      for (T* block : {s, u, r}) std::fill(block + held, block + padded<T>(held), -kInfinity<T>);
-      summer.add(s, u, r, held, 0, nullptr);
-      held = 0;
-    };
-    for (std::int64_t k = 0; k < row.segments(); ++k) {
-      for (std::uint32_t offset : scratch->segments[k].window) {
-        const std::int64_t j = k * kSegment + offset;
-        s[held] = read_one<T>(row.s, j);
-        u[held] = read_one<T>(row.u, j);
-        r[held] = task.how.by_student ? s[held] : u[held];
-        if (++held == kBlock) flush();
-      }
-    }
-    flush();
-    return summer.result();
-  }
-
-  /// The cut by window and sums; false where the window missed it.
-  bool try_window(const Goal& goal, const Bracket<T>& found, const MassRule<T>& rule, Cut<T>* cut) {
-    const Window<T>& w = found.window;
-    guess_references(row, w, task.how.by_student, temperature, scratch->segments, cut->ref);
-    Sums sums;
-    if (!goal.by_mass) {
-      sums = sum<MassFrom::kNothing>(w, cut->ref, rule);
-    } else if (task.how.by_student) {
-      sums = sum<MassFrom::kRank>(w, cut->ref, rule);
-    } else {
-      sums = sum<MassFrom::kTeacherTerm>(w, cut->ref, rule);
-    }
-    // The target was counted in wherever it stands; the search ignores it.
-    std::uint64_t above = goal.by_mass ? sums.mass_in : static_cast<std::uint64_t>(sums.count[0]);
-    std::vector<T> keys;
-    if (row.target >= 0) {
-      const T rank = read_one<T>(row.rank, row.target);
-      if (rank < w.high) above -= goal.by_mass ? weigh(rule, rank) : 1;
-      if (rank < w.high && rank >= w.low) keys.push_back(rank);
-    }
-    const std::uint64_t total = sums.mass_total;
-    if (w.low == w.high) {
-      cut->value = w.low;
-      const std::uint64_t tie = goal.by_mass ? weigh(rule, w.low) : 1;
-      if (!goal.reached(above, total)) return false;
-      if (goal.reached(above - tie * static_cast<std::uint64_t>(found.ties), total) &&
-          found.ties > 0)
-        return false;
-    } else {
-      for (std::int64_t k = 0; k < row.segments(); ++k) {
-        for (std::uint32_t offset : scratch->segments[k].window)
-          keys.push_back(read_one<T>(row.rank, k * kSegment + offset));
-      }
-      if (keys.empty() || goal.reached(above, total)) return false;
-      if (!resolve(goal, rule, keys, above, total, &cut->value)) return false;
-      sums.merge(sum_open(cut->value, cut->ref, rule));
-    }
-    cut->sums = sums;
-    cut->summed = true;
-    return true;
-  }
-
-  /// One mass, by the packs' arithmetic.
-  static std::uint64_t weigh(const MassRule<T>& rule, T r) {
-    T block[kWidth<T>];
-    std::fill(block, block + kWidth<T>, r);
-    std::uint64_t mass;
-    masses_of(rule, block, 1, &mass);
-    return mass;
-  }
-
-  Cut<T> find_cut(T high, T low, const MassRule<T>& rule) {
-    const Selection& how = task.how;
-    Cut<T> cut;
-    const bool by_mass = how.group_size < 0;
-    if (how.group_size == 0) {
-      cut.value = kInfinity<T>;
-    } else if (how.group_size >= row.classes) {
-      cut.value = -kInfinity<T>;
-    } else if (by_mass && how.threshold == 1.0) {
-      cut.value = std::numeric_limits<T>::lowest();
-    } else {
-      const Goal goal{by_mass, how.threshold,
-                      static_cast<std::uint64_t>(std::max<std::int64_t>(how.group_size, 0))};
-      if (how.sort) {
-        cut.value = sorted_cut(row, goal, rule);
-      } else {
-        const Bracket<T> found =
-            bracket(row, goal, high, low, task.weights.temperature, each, scratch);
-        if (!found.found || !try_window(goal, found, rule, &cut)) {
-          cut.value = exact_cut(row, goal, rule, scratch);
-        }
-      }
-    }
-    return cut;
   }
 
   /// Each segment's extremes, and the whole row's.
@@ -204,26 +104,6 @@ struct RowKernel {
     return true;
   }
 
-  RowResult run() {
-    const Segment ends = extremes();
-    const T high = static_cast<T>(ends.high);
-    // NaN passes for now: the sums show it.
-    if (!std::isfinite(high) || !std::isfinite(ends.teacher_high)) return not_a_number();
-    const MassRule<T> rule(row.classes, high, inv_t);
-    Cut<T> cut = find_cut(high, static_cast<T>(ends.low), rule);
-    if (!summarise(&cut, rule, /*whole=*/true)) return not_a_number();
-    RowResult result;
-    result.cut = cut.value;
-    result.size = cut.sums.count[0];
-    const auto moments = moments_of(cut);
-    double kl[2];
-    result.summary = emit(cut.value, moments.data(), kl);
-    result.primary = kl[0];
-    result.secondary = kl[1];
-    result.loss = row_loss(result.summary, task.weights, kl[0], kl[1]);
-    return result;
-  }
-
   static std::array<GroupMoments<double>, 2> moments_of(const Cut<T>& cut) {
     std::array<GroupMoments<double>, 2> moments;
     for (int g = 0; g < 2; ++g) {
@@ -261,15 +141,6 @@ struct RowKernel {
       emit_classes<kRest, kGradient>(row, begin, end, cut, inv_t, coef, scale, task.gradient,
                                      segment.kl);
     });
-  }
-
-  RowResult not_a_number() {
-    const double nan = std::numeric_limits<double>::quiet_NaN();
-    RowResult result;
-    result.loss = result.primary = result.secondary = result.cut = nan;
-    result.summary.p = result.summary.q = result.summary.binary = nan;
-    fill_gradient(static_cast<T>(nan));
-    return result;
   }
 
   void fill_gradient(T value) {

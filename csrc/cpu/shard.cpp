@@ -3,6 +3,7 @@
 #include "cpu/shard.h"
 
 #include "cpu/row_kernel.h"
+#include "cpu/select.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {

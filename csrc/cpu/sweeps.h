@@ -33,8 +33,8 @@ struct Summer {
   Sums sums;
 
   /// Classes [0, count) of a block; `open` receives at + k for each class k in the window.
-  void add(const T* s, const T* u, const T* r, std::int64_t count, std::uint32_t at,
-           std::vector<std::uint32_t>* open) {
+  template <class B>
+  void add(B s, B u, B r, std::int64_t count, std::uint32_t at, std::vector<std::uint32_t>* open) {
     const V high = splat<V>(window.high), low = splat<V>(window.low), zero{};
     const V in_u = splat<V>(ref[0].teacher), in_s = splat<V>(ref[0].student);
     const V out_u = splat<V>(ref[1].teacher), out_s = splat<V>(ref[1].student);
@@ -42,7 +42,7 @@ struct Summer {
     MassSum<V> mass;
     std::int64_t inside = 0, between = 0;
     for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-      const V student = load<V>(s + k), teacher = load<V>(u + k), rank = load<V>(r + k);
+      const V student = s[k], teacher = u[k], rank = r[k];
       const MaskOf<V> in = rank >= high;
       const Reference<V> at_ref{kMass == MassFrom::kTeacherTerm ? in_u : (in ? in_u : out_u),
                                 in ? in_s : out_s};
@@ -117,39 +117,38 @@ void emit_classes(const Row<T>& row, std::int64_t begin, std::int64_t end, T cut
   const V at_cut = splat<V>(cut), zero{};
   const V rest_scale = splat<V>(coef[1].on_q * coef[1].inv_b * scale);
   Lanes<V> sum[2];
-  row.each_block(
-      begin, end, [&](std::int64_t j, std::int64_t count, const T* s, const T* u, const T* r) {
-        alignas(64) T buffer[kBlock];
-        T* out = kGradient ? writable(gradient, j, count, buffer) : nullptr;
-        V block[2] = {};
-        for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-          const V student = load<V>(s + k);
-          const MaskOf<V> in = load<V>(r + k) >= at_cut;
-          const unsigned bits = mask_bits(in);
-          if (!kRest && bits == 0) {
-            if (!kGradient) continue;
-            store(V(exp_of(V((student - far.ref.student) * inv_t)) * rest_scale), out + k);
-            continue;
-          }
-          GroupCoef<V> c = near;
-          if (bits != kAllLanes<V>) {
-            c.ref.teacher = in ? near.ref.teacher : far.ref.teacher;
-            c.ref.student = in ? near.ref.student : far.ref.student;
-            c.inv_a = in ? near.inv_a : far.inv_a;
-            c.inv_b = in ? near.inv_b : far.inv_b;
-            c.shift = in ? near.shift : far.shift;
-            c.on_q = in ? near.on_q : far.on_q;
-            c.on_gap = in ? near.on_gap : far.on_gap;
-          }
-          const ClassTerms<V> t = class_kl(student, load<V>(u + k), c, inv_t);
-          block[0] += in ? t.kl : zero;
-          if (kRest) block[1] += in ? zero : t.kl;
-          if (kGradient) store(V(class_grad(t, c) * scale), out + k);
-        }
-        sum[0].add(block[0]);
-        if (kRest) sum[1].add(block[1]);
-        if (kGradient) write(gradient, j, count, out);
-      });
+  row.each_block(begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
+    alignas(64) T buffer[kBlock];
+    T* out = kGradient ? writable(gradient, j, count, buffer) : nullptr;
+    V block[2] = {};
+    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+      const V student = s[k];
+      const MaskOf<V> in = r[k] >= at_cut;
+      const unsigned bits = mask_bits(in);
+      if (!kRest && bits == 0) {
+        if (!kGradient) continue;
+        store(V(exp_of(V((student - far.ref.student) * inv_t)) * rest_scale), out + k);
+        continue;
+      }
+      GroupCoef<V> c = near;
+      if (bits != kAllLanes<V>) {
+        c.ref.teacher = in ? near.ref.teacher : far.ref.teacher;
+        c.ref.student = in ? near.ref.student : far.ref.student;
+        c.inv_a = in ? near.inv_a : far.inv_a;
+        c.inv_b = in ? near.inv_b : far.inv_b;
+        c.shift = in ? near.shift : far.shift;
+        c.on_q = in ? near.on_q : far.on_q;
+        c.on_gap = in ? near.on_gap : far.on_gap;
+      }
+      const ClassTerms<V> t = class_kl(student, u[k], c, inv_t);
+      block[0] += in ? t.kl : zero;
+      if (kRest) block[1] += in ? zero : t.kl;
+      if (kGradient) store(V(class_grad(t, c) * scale), out + k);
+    }
+    sum[0].add(block[0]);
+    if (kRest) sum[1].add(block[1]);
+    if (kGradient) write(gradient, j, count, out);
+  });
   kl[0] = sum[0].sum();
   kl[1] = sum[1].sum();
 }

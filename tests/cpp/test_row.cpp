@@ -11,6 +11,7 @@
 
 namespace {
 
+using gkd::cpu::Dtype;
 using gkd::cpu::Kernels;
 using gkd::cpu::RowResult;
 
@@ -49,6 +50,16 @@ Case make(int kind, int classes) {
   return c;
 }
 
+RowResult run(const Kernels& kernels, const gkd::cpu::RowTask& task) {
+  gkd::cpu::Scratch scratch;
+  return kernels.single(
+      task,
+      [](std::int64_t n, const std::function<void(std::int64_t)>& body) {
+        for (std::int64_t k = n; k-- > 0;) body(k);  // any order serves
+      },
+      &scratch);
+}
+
 RowResult run(const Kernels& kernels, const Case& c, const gkd::cpu::Selection& how,
               std::vector<float>* gradient = nullptr) {
   gkd::cpu::RowTask task;
@@ -60,13 +71,7 @@ RowResult run(const Kernels& kernels, const Case& c, const gkd::cpu::Selection& 
     gradient->resize(c.student.size());
     task.gradient.data = gradient->data();
   }
-  gkd::cpu::Scratch scratch;
-  return kernels.single(
-      task,
-      [](std::int64_t n, const std::function<void(std::int64_t)>& body) {
-        for (std::int64_t k = n; k-- > 0;) body(k);  // any order serves
-      },
-      &scratch);
+  return run(kernels, task);
 }
 
 TEST(Row, InstructionSetsAgree) {
@@ -118,15 +123,97 @@ TEST(Row, SelectEqualsSort) {
   }
 }
 
+float widen(std::uint16_t bits, Dtype dtype) {
+  const float sign = bits & 0x8000 ? -1.0f : 1.0f;
+  const int mantissa_bits = dtype == Dtype::kHalf ? 10 : 7, top = dtype == Dtype::kHalf ? 31 : 255;
+  const int exponent = (bits & 0x7fff) >> mantissa_bits;
+  const int mantissa = bits & ((1 << mantissa_bits) - 1);
+  if (exponent == top) {
+    return mantissa ? std::numeric_limits<float>::quiet_NaN()
+                    : sign * std::numeric_limits<float>::infinity();
+  }
+  const int whole = exponent ? mantissa | 1 << mantissa_bits : mantissa;
+  return sign *
+         std::ldexp(static_cast<float>(whole), std::max(exponent, 1) - (top / 2) - mantissa_bits);
+}
+
+/// Finite logits of up to 4 in magnitude, or what `special` says, at one class.
+std::vector<std::uint16_t> half_row(int classes, Dtype dtype, unsigned seed, int special) {
+  std::mt19937 random(seed);
+  const std::uint16_t four = dtype == Dtype::kHalf ? 0x4400 : 0x4080;
+  std::vector<std::uint16_t> row(classes);
+  for (auto& x : row) x = static_cast<std::uint16_t>(random() % four | (random() & 1) << 15);
+  if (special) row[random() % classes] = static_cast<std::uint16_t>(special);
+  return row;
+}
+
+TEST(Row, SixteenBitsEqualTheirFloats) {
+  for (Dtype dtype : {Dtype::kHalf, Dtype::kBFloat16}) {
+    const int infinity = dtype == Dtype::kHalf ? 0x7c00 : 0x7f80;
+    // One class is -inf, a NaN of either sign, +inf; as large a NaN as there is.
+    for (int special : {0, infinity | 0x8000, infinity + 1, infinity + 0x8001, infinity, 0xffff}) {
+      for (int classes : {1, 31, 33, 512, 1000, 40000}) {
+        for (bool by_student : {false, true}) {
+          for (const Set& set : sets()) {
+            SCOPED_TRACE(set.name + " dtype " + std::to_string(static_cast<int>(dtype)) +
+                         " special " + std::to_string(special) + " C " + std::to_string(classes));
+            const auto s = half_row(classes, dtype, 1, by_student ? special : 0);
+            const auto u = half_row(classes, dtype, 2, by_student ? 0 : special);
+            Case c;
+            for (int j = 0; j < classes; ++j) {
+              c.student.push_back(widen(s[j], dtype));
+              c.teacher.push_back(widen(u[j], dtype));
+            }
+            std::vector<float> gradient;
+            gkd::cpu::Selection how;
+            how.by_student = by_student;
+            const RowResult expected = run(set.kernels, c, how, &gradient);
+            std::vector<std::uint16_t> half_gradient(classes);
+            gkd::cpu::RowTask task;
+            task.student = {s.data(), 1, dtype};
+            task.teacher = {u.data(), 1, dtype};
+            task.gradient = {half_gradient.data(), dtype};
+            task.classes = classes;
+            task.how = how;
+            const RowResult got = run(set.kernels, task);
+            const bool bad = special != 0 && (classes == 1 || special != (infinity | 0x8000));
+            ASSERT_EQ(std::isnan(got.loss), bad);
+            ASSERT_EQ(std::isnan(expected.loss), bad);
+            for (int j = 0; j < classes; ++j) {
+              const float g = widen(half_gradient[j], dtype);
+              ASSERT_EQ(std::isnan(g), bad);
+              if (!bad) ASSERT_NEAR(g, gradient[j], std::abs(gradient[j]) / 256 + 1e-7f);
+            }
+            if (bad) continue;
+            EXPECT_EQ(got.loss, expected.loss);
+            EXPECT_EQ(got.cut, expected.cut);
+            EXPECT_EQ(got.size, expected.size);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Row, ShowsANaNInAWholeGroup) {
+  for (const Set& set : sets()) {
+    Case c = make(0, 100);
+    c.teacher[50] = std::numeric_limits<float>::quiet_NaN();
+    gkd::cpu::Selection how;
+    how.group_size = 100;
+    EXPECT_TRUE(std::isnan(run(set.kernels, c, how).loss)) << set.name;
+  }
+}
+
 TEST(Scale, RoundsSixteenBitsOnceAndAlike) {
   std::vector<std::uint16_t> all(65536), first(65536), other(65536);
   for (int k = 0; k < 65536; ++k) all[k] = static_cast<std::uint16_t>(k);
-  for (auto dtype : {gkd::cpu::Dtype::kHalf, gkd::cpu::Dtype::kBFloat16}) {
+  for (Dtype dtype : {Dtype::kHalf, Dtype::kBFloat16}) {
     for (double by : {1.0, 0.37, 1e-4, 3e4}) {
       sets()[0].kernels.scale(all.data(), first.data(), dtype, 65536, by);
       for (const Set& set : sets()) {
         set.kernels.scale(all.data(), other.data(), dtype, 65536, by);
-        const int exponent = dtype == gkd::cpu::Dtype::kHalf ? 0x7c00 : 0x7f80;
+        const int exponent = dtype == Dtype::kHalf ? 0x7c00 : 0x7f80;
         for (int k = 0; k < 65536; ++k) {
           if ((k & 0x7fff) > exponent) continue;  // a NaN's payload is nobody's business
           ASSERT_EQ(first[k], other[k]) << set.name << " " << k << " by " << by;
