@@ -27,12 +27,12 @@ c10::TypedOperatorHandle<Signature> handle(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+}  // namespace
+
 Settings settings_of(const LossOptions& o) {
   return {o.threshold,        o.group_size, o.temperature, o.primary_weight, o.binary_weight,
           o.secondary_weight, o.coupled,    o.rank_by,     o.ignore_index,   o.method};
 }
-
-}  // namespace
 
 at::Tensor loss_op(const at::Tensor& student, const at::Tensor& teacher,
                    const OptionalTensor& target, const Settings& s, std::string_view reduction) {

@@ -10,6 +10,8 @@
 
 namespace gkd {
 
+struct LossOptions;
+
 using OptionalTensor = std::optional<at::Tensor>;
 using OptionalSize = std::optional<std::int64_t>;
 
@@ -20,6 +22,9 @@ using ForwardTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 /// size, mass_teacher, mass_student, cut, primary, binary, secondary, mask.
 using GroupTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                                 at::Tensor, at::Tensor, at::Tensor>;
+
+/// The public options as they cross the dispatcher; views of `options`.
+Settings settings_of(const LossOptions& options);
 
 at::Tensor loss_op(const at::Tensor& student, const at::Tensor& teacher,
                    const OptionalTensor& target, const Settings& settings,

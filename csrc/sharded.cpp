@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "cpu/rows.h"
+#include "gkd/gkd.h"
 #include "math/search.h"
 #include "saved_gradient.h"
 #include "shard_call.h"
@@ -140,5 +141,13 @@ TORCH_LIBRARY_IMPL(gkd, CompositeImplicitAutograd, m) {
   m.impl("_sharded_forward", &ShardOp<sharded_forward>::call);
 }
 TORCH_LIBRARY_IMPL(gkd, Autograd, m) { m.impl("sharded_loss", &ShardOp<autograd>::call); }
+
+at::Tensor sharded_loss(const at::Tensor& student, const at::Tensor& teacher,
+                        const OptionalTensor& target, const Shard& shard, const LossOptions& o) {
+  const ShardCall c{student,     teacher,           target,           settings_of(o),
+                    o.reduction, shard.class_start, shard.num_classes};
+  return call_stage<at::Tensor, std::int64_t, c10::string_view>("gkd::sharded_loss", c,
+                                                                shard.world_size, shard.group_name);
+}
 
 }  // namespace gkd

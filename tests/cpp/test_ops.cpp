@@ -61,4 +61,39 @@ TEST(Errors, NameTheArgument) {
   }
 }
 
+template <class Error, class Call>
+void expect_error(Call call, const std::string& text) {
+  try {
+    call();
+    FAIL() << "accepted; expected: " << text;
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+  }
+}
+
+TEST(Errors, CheckTargetNamesValueAndRow) {
+  const auto x = torch::randn({2, 3});
+  gkd::LossOptions options;
+  options.check_target = true;
+  const auto target = torch::tensor({1, 3});
+  expect_error<c10::IndexError>([&] { gkd::loss(x, x, target, options); },
+                                "gkd::loss: target 3 is out of bounds for 3 classes (row 1)");
+  options.ignore_index = 3;
+  EXPECT_TRUE(gkd::loss(x, x, target, options).isfinite().item<bool>());
+}
+
+TEST(ShardedLoss, ChecksItsSliceBeforeAnyRankIsAsked) {
+  const auto x = torch::randn({2, 3});
+  gkd::Shard shard;
+  shard.class_start = 5;
+  shard.num_classes = 7;
+  shard.group_name = "nobody";
+  expect_error<c10::ValueError>(
+      [&] { gkd::sharded_loss(x, x, std::nullopt, shard); },
+      "gkd::sharded_loss: class_start must leave the shard's 3 classes within the 7 of "
+      "num_classes, got 5");
+  shard.class_start = 4;
+  expect_error<c10::Error>([&] { gkd::sharded_loss(x, x, std::nullopt, shard); }, "nobody");
+}
+
 }  // namespace

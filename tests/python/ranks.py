@@ -21,6 +21,8 @@ def _enter(rank, world_size, work, folder, timeout):
     )
     torch.save(work(rank, world_size), f"{folder}/{rank}")
     dist.destroy_process_group()
+    # On the interpreter's own way out, torch's threads of closed connections sometimes abort.
+    os._exit(0)
 
 
 def run(world_size, work, timeout=TIMEOUT, lost=()):

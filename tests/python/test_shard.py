@@ -8,9 +8,9 @@ from cases import MODES, logits, settings_of, targets
 from oracle import BOUND, DTYPES, error, expected_rows, gradient_bound
 from virtual_ranks import sharded
 
-#: 507 classes: no world size divides it, and it is no multiple of a vector or a warp. One rank with
-#: all, uneven ones, an empty one at either end, one of a single class.
-LAYOUTS = {
+#: 507 classes: no world size divides it, and it is no multiple of a vector or a warp. Two uneven
+#: slices; four, with an empty one at either end and one of a single class.
+LAYOUTS = {"uneven": (300, 207), "empty": (0, 1, 506, 0)}
     "whole": (507,),
     "uneven": (300, 207),
     "empty": (0, 1, 506, 0),

@@ -38,6 +38,23 @@ GKD_API at::Tensor loss(const at::Tensor& student_logits, const at::Tensor& teac
                         const std::optional<at::Tensor>& target = std::nullopt,
                         const LossOptions& options = {});
 
+/// One rank's slice of a row's classes, and the ranks that hold the others.
+struct Shard {
+  std::int64_t class_start = 0;  ///< the slice's first class
+  std::int64_t num_classes = 0;  ///< of the whole row, at most 2^31 - 1
+  std::string group_name{};      ///< of a c10d::ProcessGroup, as registered with torch
+  std::int64_t world_size = 1;   ///< ranks in it
+};
+
+/// `loss` of [B, num_classes] logits, of which this rank holds [B, C_r]; C_r may be 0. Every rank
+/// of the group calls it with the same rows, settings and targets, which count from class 0 of the
+/// whole row, and gets the same loss and its own slice's gradient. `method` and `check_target` are
+/// not used: a target out of bounds makes its row NaN. Nothing is compared between ranks; see
+/// gkd.distributed.loss in Python for that and for the collectives.
+GKD_API at::Tensor sharded_loss(const at::Tensor& student_shard, const at::Tensor& teacher_shard,
+                                const std::optional<at::Tensor>& target, const Shard& shard,
+                                const LossOptions& options = {});
+
 /// Per-row diagnostics, each [B]; NaN in a row that holds NaN or +inf, or that is ignored.
 struct Group {
   at::Tensor size;          ///< int64, classes in the primary group
