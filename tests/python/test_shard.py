@@ -11,11 +11,6 @@ from virtual_ranks import sharded
 #: 507 classes: no world size divides it, and it is no multiple of a vector or a warp. Two uneven
 #: slices; four, with an empty one at either end and one of a single class.
 LAYOUTS = {"uneven": (300, 207), "empty": (0, 1, 506, 0)}
-    "whole": (507,),
-    "uneven": (300, 207),
-    "empty": (0, 1, 506, 0),
-    "many": (100, 7, 200, 200),
-}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
