@@ -7,6 +7,16 @@ _load()
 from . import reference
 from ._C import version as __version__
 from .functional import Group, adaptive_group_size, group, loss
+from .linear import linear_loss
 from .module import GKDLoss
 
-__all__ = ["GKDLoss", "Group", "__version__", "adaptive_group_size", "group", "loss", "reference"]
+__all__ = [
+    "GKDLoss",
+    "Group",
+    "__version__",
+    "adaptive_group_size",
+    "group",
+    "linear_loss",
+    "loss",
+    "reference",
+]
