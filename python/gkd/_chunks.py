@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ RowLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor]]
 #: Bytes that a chunk's three [rows, C] matrices may take, and the rows that it has at least, by
 #: whether the device is a CPU. Every chunk reads both weights and reads and writes the weight's
 #: gradient once: fewer rows mean more traffic per product.
-CHUNK_BYTES = {True: 2**28, False: 2**31}
+CHUNK_BYTES = {True: 192 * 2**20, False: 2**31}
 LEAST_ROWS = {True: 32, False: 256}
 
 
@@ -111,6 +112,14 @@ def run(
     return sums, student.norms
 
 
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """The dtypes of a plan are final; a device may not know of autocast at all."""
+    device = tensor.device.type
+    if not torch.amp.autocast_mode.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def _divisor(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
     """[] float64: 1 / counted rows of the whole batch for "mean", else 1."""
     one = torch.ones((), dtype=torch.float64, device=rows.device)
@@ -155,7 +164,7 @@ class LinearLoss(torch.autograd.Function):
     def forward(ctx: Any, plan: Plan, target: Tensor | None, *tensors: Tensor) -> Tensor:
         again = plan.reduction == "none"
         wanted = (False, False) if again else ctx.needs_input_grad[2:4]
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        with without_autocast(tensors[0]):
             sums, norms = run(plan, tensors, target, wanted)
             ctx.plan = plan
             ctx.save_for_backward(
@@ -172,7 +181,7 @@ class LinearLoss(torch.autograd.Function):
         plan: Plan = ctx.plan
         target, *tensors, features, weight, of_features, of_weight = ctx.saved_tensors
         in_place = not _keeps_graph()
-        with torch.no_grad(), torch.autocast(grad_output.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(grad_output):
             factor = grad_output.to(wide(plan.dtypes[0])) / plan.headroom
             if plan.reduction == "none":
                 # Divided by the largest: a float16 product takes row weights of at most 1.

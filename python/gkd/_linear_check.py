@@ -11,7 +11,8 @@ from torch import Tensor
 def logits_dtype(features: Tensor) -> torch.dtype:
     """What F.linear would make of them: autocast's dtype, but for float64."""
     device = features.device.type
-    if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
+    known = torch.amp.autocast_mode.is_autocast_available(device)
+    if known and torch.is_autocast_enabled(device) and features.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return features.dtype
 

@@ -10,7 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._chunks import LinearLoss, Plan, RowLoss, Shard, default_rows, headroom, reduce, run
+from ._chunks import (
+    LinearLoss,
+    Plan,
+    RowLoss,
+    Shard,
+    default_rows,
+    headroom,
+    reduce,
+    run,
+    without_autocast,
+)
 from ._linear_check import check_call, check_network, logits_dtype
 from .functional import default_threshold
 
@@ -84,7 +94,7 @@ def _linear_loss(
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         value: Tensor = LinearLoss.apply(plan, target, *tensors)  # type: ignore[no-untyped-call]
         return value
-    with torch.autocast(student_features.device.type, enabled=False):
+    with without_autocast(student_features):
         return reduce(plan, target, run(plan, tensors, target, (False, False))[0].rows)
 
 
