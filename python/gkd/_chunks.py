@@ -26,7 +26,7 @@ RowLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor]]
 #: Bytes that a chunk's three [rows, C] matrices may take, and the rows that it has at least, by
 #: whether the device is a CPU. Every chunk reads both weights and reads and writes the weight's
 #: gradient once: fewer rows mean more traffic per product.
-CHUNK_BYTES = {True: 192 * 2**20, False: 2**31}
+CHUNK_BYTES = {True: 160 * 2**20, False: 2**31}
 LEAST_ROWS = {True: 32, False: 256}
 
 
