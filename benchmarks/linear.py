@@ -1,8 +1,8 @@
 """gkd.linear_loss beside the same in steps: ``python -m benchmarks.linear``.
 
-Each contender runs in a fresh process, forward and backward of the mean loss with cosine logits.
+Each contender has a fresh process, for forward and backward of the mean loss with cosine logits.
 Memory is the process's peak resident set less the peak once the inputs were made; time the median
-of a few steps after one that warms up. Prints the ratios and writes a CSV.
+of a few steps after one that warms up, the contenders in turn. Prints the ratios, writes a CSV.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-def measure(options: argparse.Namespace) -> None:
-    """One contender in this process: prints bytes, seconds and the loss."""
+def serve(options: argparse.Namespace) -> None:
+    """One contender in this process: prints extra bytes and the loss, then seconds a line read."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     shapes = (options.rows, options.dim), (options.classes, options.dim)
@@ -62,25 +62,43 @@ def measure(options: argparse.Namespace) -> None:
     step(*small)
     before = peak_bytes()
     loss = step(f, w, g, v)
-    extra = peak_bytes() - before
-    seconds = []
-    for _ in range(options.repeats):
+    print(peak_bytes() - before, loss, flush=True)
+    for _ in sys.stdin:
         start = time.perf_counter()
         step(f, w, g, v)
-        seconds.append(time.perf_counter() - start)
-    print(extra, statistics.median(seconds), loss)
+        print(time.perf_counter() - start, flush=True)
 
 
-def apart(contender: str, options: argparse.Namespace) -> tuple[int, float, float]:
-    """`measure` in a fresh process."""
-    words = [sys.executable, "-m", "benchmarks.linear", "--contender", contender]
-    for name in ("rows", "classes", "dim", "threads", "repeats", "chunk_rows"):
-        value = getattr(options, name)
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    extra, seconds, loss = done.stdout.split()[-3:]
-    return int(extra), float(seconds), float(loss)
+class Contender:
+    """`serve` in a fresh process, which sleeps but while it is asked."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        words = [sys.executable, "-m", "benchmarks.linear", "--contender", name]
+        for option in ("rows", "classes", "dim", "threads", "chunk_rows"):
+            value = getattr(options, option)
+            if value is not None:
+                words += [f"--{option.replace('_', '-')}", str(value)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
+        self.name, self.seconds = name, list[float]()
+        extra, loss = self._line()
+        self.extra_bytes, self.loss = int(extra), float(loss)
+
+    def _line(self) -> list[str]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().split()
+        if not line:
+            raise RuntimeError(f"{self.name} ended early")
+        return line
+
+    def step(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.seconds.append(float(self._line()[0]))
+
+    def end(self) -> None:
+        self.process.communicate("")
 
 
 def main() -> None:
@@ -95,13 +113,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/linear.csv"))
     options = parser.parse_args()
     if options.contender:
-        measure(options)
+        serve(options)
         return
     torch.set_num_threads(options.threads)
+    contenders = [Contender(name, options) for name in ("stepwise", "linear_loss")]
+    load_before = round(load(), 2)
+    for _ in range(options.repeats):  # in turn: whatever else runs here slows both
+        for contender in contenders:
+            contender.step()
     lines = []
-    for contender in ("stepwise", "linear_loss"):
-        load_before = round(load(), 2)
-        extra, seconds, loss = apart(contender, options)
+    for contender in contenders:
+        contender.end()
+        seconds = statistics.median(contender.seconds)
         lines.append(
             {
                 **describe("cpu"),
@@ -111,13 +134,16 @@ def main() -> None:
                 "dim": options.dim,
                 "dtype": "float32",
                 "chunk_rows": options.chunk_rows or "default",
-                "contender": contender,
-                "extra_bytes": extra,
+                "contender": contender.name,
+                "extra_bytes": contender.extra_bytes,
                 "seconds": f"{seconds:.4f}",
-                "loss": f"{loss:.7g}",
+                "loss": f"{contender.loss:.7g}",
             }
         )
-        print(f"{contender}: {extra / 2**20:.0f} MiB, {seconds:.3f} s, loss {loss:.7g}", flush=True)
+        every = " ".join(f"{x:.3f}" for x in contender.seconds)
+        print(
+            f"{contender.name}: {contender.extra_bytes / 2**20:.0f} MiB, {seconds:.3f} s ({every})"
+        )
     memory, taken = (
         float(lines[1][key]) / float(lines[0][key]) for key in ("extra_bytes", "seconds")
     )

@@ -26,7 +26,7 @@ RowLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor]]
 #: Bytes that a chunk's three [rows, C] matrices may take, and the rows that it has at least, by
 #: whether the device is a CPU. Every chunk reads both weights and reads and writes the weight's
 #: gradient once: fewer rows mean more traffic per product.
-CHUNK_BYTES = {True: 160 * 2**20, False: 2**31}
+CHUNK_BYTES = {True: 2**27, False: 2**31}
 LEAST_ROWS = {True: 32, False: 256}
 
 
@@ -113,11 +113,9 @@ def run(
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """The dtypes of a plan are final; a device may not know of autocast at all."""
+    """A plan's dtypes are final. (Meta tensors have no autocast.)"""
     device = tensor.device.type
-    if not torch.amp.autocast_mode.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def _divisor(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
@@ -131,6 +129,8 @@ def _divisor(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
 
 def _keeps_graph() -> bool:
     """Whether the running backward may come again; true where torch does not say."""
+    if torch.compiler.is_compiling():  # which cannot trace the question
+        return True
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return ask is None or bool(ask())
 
@@ -150,7 +150,9 @@ class _Once(torch.autograd.Function):
 def reduce(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
     if plan.reduction == "none":
         return rows
-    return (rows.double().sum() * _divisor(plan, target, rows)).to(rows.dtype)
+    total = rows.double().sum() * _divisor(plan, target, rows)
+    # A to() that does nothing to an output makes torch.compile lose the gradients, silently.
+    return total if total.dtype == rows.dtype else total.to(rows.dtype)
 
 
 class LinearLoss(torch.autograd.Function):

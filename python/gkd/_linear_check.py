@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 def logits_dtype(features: Tensor) -> torch.dtype:
-    """What F.linear would make of them: autocast's dtype, but for float64."""
+    """What F.linear would make of them: autocast's dtype, but for float64 and meta tensors."""
     device = features.device.type
-    known = torch.amp.autocast_mode.is_autocast_available(device)
-    if known and torch.is_autocast_enabled(device) and features.dtype != torch.float64:
+    if device == "meta" or features.dtype == torch.float64:
+        return features.dtype
+    if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return features.dtype
 

@@ -142,7 +142,7 @@ def linear_loss(
             1e-12 where those are less.
         chunk_rows: rows at a time, >= 1. More rows are faster, since every chunk reads the weights
             and reads and writes the gradient of [C, D]. Unless given: as many as keep the three
-            matrices within 160 MiB (2 GiB on CUDA), but at least 32 (256).
+            matrices within 128 MiB (2 GiB on CUDA), but at least 32 (256).
 
     Returns:
         A scalar, or [B] with reduction "none"; float32, float64 where either network is. Logits

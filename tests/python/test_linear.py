@@ -419,3 +419,20 @@ def test_meta_tensors():
     net = [x.to("meta").detach().requires_grad_(x.requires_grad) for x in shapes()]
     value = gkd.linear_loss(*net, chunk_rows=3)
     assert value.shape == () and gradients(value, net[:2], value)[1].shape == (C, D_S)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiles_without_a_break(device, reduction, dtype):
+    net, target = networks(device, dtype), targets((B, C), device)
+
+    def function(f, w):
+        return gkd.linear_loss(f, w, *net[2:], target, chunk_rows=3, reduction=reduction)
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    results = [
+        (loss, *gradients(loss, net[:2], torch.ones(loss.shape)))
+        for loss in (compiled(*net[:2]), function(*net[:2]))
+    ]
+    for a, b in zip(*results, strict=True):
+        assert error(a, b) <= 10 * BOUND[dtype]
