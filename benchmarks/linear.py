@@ -2,7 +2,8 @@
 
 Each contender has a fresh process, for forward and backward of the mean loss with cosine logits.
 Memory is the process's peak resident set less the peak once the inputs were made; time the median
-of a few steps after one that warms up, the contenders in turn. Prints the ratios, writes a CSV.
+of a few steps after one that warms up, the contenders in turn. CPU time, of all threads, is the
+figure to trust where other programs run. Prints the ratios, writes a CSV.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ def serve(options: argparse.Namespace) -> None:
     loss = step(f, w, g, v)
     print(peak_bytes() - before, loss, flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         step(f, w, g, v)
-        print(time.perf_counter() - start, flush=True)
+        print(time.perf_counter() - start, time.process_time() - cpu_start, flush=True)
 
 
 class Contender:
@@ -80,7 +81,7 @@ class Contender:
                 words += [f"--{option.replace('_', '-')}", str(value)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
-        self.name, self.seconds = name, list[float]()
+        self.name, self.seconds, self.cpu_seconds = name, list[float](), list[float]()
         extra, loss = self._line()
         self.extra_bytes, self.loss = int(extra), float(loss)
 
@@ -95,7 +96,8 @@ class Contender:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        self.seconds.append(float(self._line()[0]))
+        for times, value in zip((self.seconds, self.cpu_seconds), self._line(), strict=True):
+            times.append(float(value))
 
     def end(self) -> None:
         self.process.communicate("")
@@ -137,6 +139,7 @@ def main() -> None:
                 "contender": contender.name,
                 "extra_bytes": contender.extra_bytes,
                 "seconds": f"{seconds:.4f}",
+                "cpu_seconds": f"{statistics.median(contender.cpu_seconds):.4f}",
                 "loss": f"{contender.loss:.7g}",
             }
         )
@@ -144,10 +147,11 @@ def main() -> None:
         print(
             f"{contender.name}: {contender.extra_bytes / 2**20:.0f} MiB, {seconds:.3f} s ({every})"
         )
-    memory, taken = (
-        float(lines[1][key]) / float(lines[0][key]) for key in ("extra_bytes", "seconds")
+    memory, taken, cpu = (
+        float(lines[1][key]) / float(lines[0][key])
+        for key in ("extra_bytes", "seconds", "cpu_seconds")
     )
-    print(f"linear_loss / stepwise: memory {memory:.3f}, time {taken:.3f}")
+    print(f"linear_loss / stepwise: memory {memory:.3f}, time {taken:.3f}, CPU time {cpu:.3f}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(lines[0]))
