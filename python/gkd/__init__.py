@@ -7,6 +7,7 @@ _load()
 from . import distributed, reference
 from ._C import version as __version__
 from .functional import Group, adaptive_group_size, group, loss
+from .linear import linear_loss
 from .module import GKDLoss
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "adaptive_group_size",
     "distributed",
     "group",
+    "linear_loss",
     "loss",
     "reference",
 ]

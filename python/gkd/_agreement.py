@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -50,8 +51,12 @@ class Agreement:
         teacher: Tensor,
         target: Tensor | None,
         settings: dict[str, Any],
+        more: dict[str, Any] | None = None,
+        own_check: Callable[[], None] = lambda: None,
     ) -> None:
+        """settings: of the operator; more: what else must be equal; own_check: raises or not."""
         self.name, self.group = name, group
+        self.more, self.own_check = more or {}, own_check
         self.student, self.teacher, self.target = student, teacher, target
         self.settings = settings
 
@@ -69,6 +74,7 @@ class Agreement:
             "the teacher's dtype": self.teacher.dtype,
             "whether there is a target": self.target is not None,
             "local_target": local_target,
+            **self.more,
             **{k: v for k, v in self.settings.items() if k not in _OWN},
         }
         own = {
@@ -89,6 +95,7 @@ class Agreement:
 
     def _own_fault(self, local_target: bool) -> _Fault | None:
         try:
+            self.own_check()
             torch.ops.gkd._check_shard(self.student, self.teacher, self.target, **self.settings)
             if self.target is not None and not local_target:
                 torch.ops.gkd._check_target(

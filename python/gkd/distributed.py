@@ -14,6 +14,9 @@ from torch import Tensor
 
 from ._agreement import Agreement
 from .functional import default_threshold
+from .linear import sharded_linear_loss as linear_loss
+
+__all__ = ["linear_loss", "loss"]
 
 _NAME = "gkd::sharded_loss"
 

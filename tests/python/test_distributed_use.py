@@ -132,8 +132,45 @@ def test_beside_ddp(pair):
     assert pair("beside_ddp") == [True, True]
 
 
+def linear(rank, world_size):
+    """gkd.distributed.linear_loss against gkd.linear_loss, with a slice that has no class."""
+    wrong = []
+    torch.manual_seed(0)
+    features, weight = (torch.randn(n, 8, dtype=torch.float64) for n in (6, 507))
+    teacher, teacher_weight = (torch.randn(n, 5, dtype=torch.float64) for n in (6, 507))
+    target = targets((6, 507))
+    target[2] = -100
+    for reduction in ("mean", "sum", "none"):
+        for layout in ("uneven", "empty"):
+            start, end = slices(507, world_size, layout)[rank]
+            grad_output = torch.randn((6,) if reduction == "none" else ()).double()
+
+            def leaves(a, b):
+                return features.clone().requires_grad_(), weight[a:b].clone().requires_grad_()
+
+            settings = {"reduction": reduction, "chunk_rows": 4, "scale": 16.0}
+            whole = leaves(0, 507)
+            loss = gkd.linear_loss(*whole, teacher, teacher_weight, target, **settings)
+            expected = torch.autograd.grad(loss, whole, grad_output)
+            mine = leaves(start, end)
+            shard = gkd.distributed.linear_loss(
+                *mine, teacher, teacher_weight[start:end], target, class_start=start,
+                num_classes=507, **settings,
+            )  # fmt: skip
+            got = torch.autograd.grad(shard, mine, grad_output)
+            off = [error(shard, loss), error(got[0], expected[0])]
+            off.append(error(got[1], expected[1][start:end]))
+            if not max(off) <= 1e-12:
+                wrong.append((reduction, layout, off))
+    return wrong
+
+
+def test_heads_split_by_class(pair):
+    assert pair("linear") == [[], []]
+
+
 def everything(rank, world_size):
-    works = (compiled, on_dtensors, with_local_targets, beside_ddp)
+    works = (compiled, on_dtensors, with_local_targets, beside_ddp, linear)
     return {work.__name__: work(rank, world_size) for work in works}
 
 

@@ -1,0 +1,87 @@
+"""Checks of linear_loss's arguments: messages name argument, expectation and what came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def logits_dtype(features: Tensor) -> torch.dtype:
+    """What F.linear would make of them: autocast's dtype, but for float64 and meta tensors."""
+    device = features.device.type
+    if device == "meta" or features.dtype == torch.float64:
+        return features.dtype
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return features.dtype
+
+
+def check_network(which: str, features: Tensor, weight: Tensor) -> None:
+    name = "gkd::linear_loss: "
+    for kind, shape, x in (("features", "[B, D]", features), ("weight", "[C, D]", weight)):
+        if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise TypeError(
+                f"{name}{which}_{kind} must be float16, bfloat16, float32 or float64, got {x.dtype}"
+            )
+        if x.layout != torch.strided:
+            raise NotImplementedError(
+                f"{name}{which}_{kind} must be a dense (strided) tensor, got {x.layout}"
+            )
+        if x.dim() != 2:
+            raise ValueError(f"{name}expected 2-D {shape} {which}_{kind}, got {x.dim()}-D")
+    if weight.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"{name}{which}_weight must be [C, {features.shape[1]}], got {list(weight.shape)}"
+        )
+    if weight.dtype != features.dtype and logits_dtype(weight) != logits_dtype(features):
+        raise TypeError(
+            f"{name}{which}_weight must be {features.dtype} as {which}_features, got {weight.dtype}"
+        )
+
+
+def check_call(
+    tensors: tuple[Tensor, ...],
+    target: Tensor | None,
+    num_classes: int,
+    settings: dict[str, Any],
+    reduction: str,
+) -> None:
+    """What the operator cannot check on a chunk; settings by the operator, on meta tensors."""
+    name = "gkd::linear_loss: "
+    student_features, student_weight, teacher_features, teacher_weight = tensors
+    if teacher_features.shape[0] != student_features.shape[0]:
+        raise ValueError(
+            f"{name}teacher_features must have {student_features.shape[0]} rows as "
+            f"student_features, got {teacher_features.shape[0]}"
+        )
+    if teacher_weight.shape[0] != student_weight.shape[0]:
+        raise ValueError(
+            f"{name}teacher_weight must have {student_weight.shape[0]} classes as "
+            f"student_weight, got {teacher_weight.shape[0]}"
+        )
+    for x in (*tensors, *(() if target is None else (target,))):
+        if x.device != student_features.device:
+            raise RuntimeError(
+                f"{name}all tensors must be on one device, got {student_features.device} "
+                f"and {x.device}"
+            )
+    for which, x in (("features", teacher_features), ("weight", teacher_weight)):
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError(
+                f"{name}teacher_{which} needs no gradient; pass teacher_{which}.detach()"
+            )
+    shape = (student_features.shape[0], num_classes)
+    logits = torch.empty(shape, device="meta")
+    shadow = None if target is None else torch.empty_like(target, device="meta")
+    try:
+        torch.ops.gkd._forward(
+            logits, logits, shadow, reduction=reduction, need_grad=False, **settings
+        )
+        # On CUDA a row out of bounds becomes NaN, as in gkd.loss: no wait for the device.
+        if target is not None and target.device.type == "cpu":
+            torch.ops.gkd._check_target(target, num_classes, settings["ignore_index"])
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        text = str(error).replace("gkd::loss", "gkd::linear_loss", 1)
+        raise type(error)(text) from None
