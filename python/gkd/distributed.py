@@ -13,10 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ._agreement import Agreement
+from ._chunks import Shard
 from .functional import default_threshold
-from .linear import sharded_linear_loss as linear_loss
-
-__all__ = ["linear_loss", "loss"]
+from .linear import run_linear
 
 _NAME = "gkd::sharded_loss"
 
@@ -96,9 +95,7 @@ def loss(
         target = target.full_tensor() if is_dtensor(target) else target  # type: ignore[union-attr]
     if class_start is None or num_classes is None:
         raise ValueError(f"{_NAME}: class_start and num_classes are needed beside plain tensors")
-    group = group if group is not None else dist.group.WORLD
-    if group is None:
-        raise RuntimeError(f"{_NAME}: torch.distributed.init_process_group has not been called")
+    group = _members(group, _NAME)
     settings |= {"class_start": class_start, "num_classes": num_classes}
     try:
         if not torch.compiler.is_compiling():
@@ -119,6 +116,74 @@ def loss(
             raise
         raise RuntimeError(f"{_NAME}: the ranks lost one another: {error}") from error
     return value
+
+
+def linear_loss(
+    student_features: Tensor,
+    student_weight: Tensor,
+    teacher_features: Tensor,
+    teacher_weight: Tensor,
+    target: Tensor | None = None,
+    *,
+    class_start: int,
+    num_classes: int,
+    group: dist.ProcessGroup | None = None,
+    scale: float | None = None,
+    normalize: bool = True,
+    chunk_rows: int | None = None,
+    threshold: float | None = None,
+    group_size: int | None = None,
+    temperature: float = 4.0,
+    primary_weight: float = 8.0,
+    binary_weight: float = 1.0,
+    secondary_weight: float = 0.0,
+    coupled: bool = False,
+    rank_by: str = "teacher",
+    reduction: str = "mean",
+    ignore_index: int = -100,
+) -> Tensor:
+    """:func:`gkd.linear_loss` where every rank of a group holds the weights of some of the classes.
+
+    Arguments, result and errors are those of gkd.linear_loss, but for these. Features, target and
+    every setting are the same on all ranks, as is the loss; the gradient of the features, too, is
+    that of the whole, by one all-reduce of [B, D_s]; the weight's is this rank's own. The ranks
+    compare their calls as in a group's first call of :func:`loss`.
+
+    Args:
+        student_weight: [C_r, D_s], this rank's run of the classes; teacher_weight likewise.
+        target: [B], classes of the whole.
+        class_start: the first class that this rank holds.
+        num_classes: of all ranks together.
+        group: the process group, the default one unless given.
+    """
+    members = _members(group, "gkd::linear_loss")
+    return run_linear(
+        (student_features, student_weight, teacher_features, teacher_weight),
+        target,
+        scale,
+        normalize,
+        chunk_rows,
+        reduction,
+        {
+            "threshold": default_threshold("linear_loss", threshold, group_size),
+            "group_size": group_size,
+            "temperature": temperature,
+            "primary_weight": primary_weight,
+            "binary_weight": binary_weight,
+            "secondary_weight": secondary_weight,
+            "coupled": coupled,
+            "rank_by": rank_by,
+            "ignore_index": ignore_index,
+        },
+        Shard(members, class_start, num_classes),
+    )
+
+
+def _members(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
+    group = group if group is not None else dist.group.WORLD
+    if group is None:
+        raise RuntimeError(f"{name}: torch.distributed.init_process_group has not been called")
+    return group
 
 
 def _global_target(

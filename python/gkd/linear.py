@@ -73,7 +73,7 @@ def _agree(
     agreement.check(validate=None, local_target=False)
 
 
-def _linear_loss(
+def run_linear(
     tensors: tuple[Tensor, Tensor, Tensor, Tensor],
     target: Tensor | None,
     scale: float | None,
@@ -183,7 +183,7 @@ def linear_loss(
     Raises:
         ValueError, TypeError, IndexError, RuntimeError: naming the argument.
     """
-    return _linear_loss(
+    return run_linear(
         (student_features, student_weight, teacher_features, teacher_weight),
         target,
         scale,
@@ -202,66 +202,4 @@ def linear_loss(
             "ignore_index": ignore_index,
             "method": method,
         },
-    )
-
-
-def sharded_linear_loss(
-    student_features: Tensor,
-    student_weight: Tensor,
-    teacher_features: Tensor,
-    teacher_weight: Tensor,
-    target: Tensor | None = None,
-    *,
-    class_start: int,
-    num_classes: int,
-    group: dist.ProcessGroup | None = None,
-    scale: float | None = None,
-    normalize: bool = True,
-    chunk_rows: int | None = None,
-    threshold: float | None = None,
-    group_size: int | None = None,
-    temperature: float = 4.0,
-    primary_weight: float = 8.0,
-    binary_weight: float = 1.0,
-    secondary_weight: float = 0.0,
-    coupled: bool = False,
-    rank_by: str = "teacher",
-    reduction: str = "mean",
-    ignore_index: int = -100,
-) -> Tensor:
-    """:func:`linear_loss` where every rank of a group holds the weights of some of the classes.
-
-    Arguments, result and errors are those of :func:`linear_loss`, but for these. Features, target
-    and every setting are the same on all ranks, as is the loss; the gradient of the features, too,
-    is that of the whole, by one all-reduce of [B, D_s]; the weight's is this rank's own.
-
-    Args:
-        student_weight: [C_r, D_s], this rank's run of the classes; teacher_weight likewise.
-        target: [B], classes of the whole.
-        class_start: the first class that this rank holds.
-        num_classes: of all ranks together.
-        group: the process group, the default one unless given.
-    """
-    members = dist.group.WORLD if group is None else group
-    if members is None:
-        raise RuntimeError("gkd::linear_loss: torch.distributed is not initialised")
-    return _linear_loss(
-        (student_features, student_weight, teacher_features, teacher_weight),
-        target,
-        scale,
-        normalize,
-        chunk_rows,
-        reduction,
-        {
-            "threshold": default_threshold("linear_loss", threshold, group_size),
-            "group_size": group_size,
-            "temperature": temperature,
-            "primary_weight": primary_weight,
-            "binary_weight": binary_weight,
-            "secondary_weight": secondary_weight,
-            "coupled": coupled,
-            "rank_by": rank_by,
-            "ignore_index": ignore_index,
-        },
-        Shard(members, class_start, num_classes),
     )
