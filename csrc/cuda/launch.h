@@ -16,8 +16,7 @@ enum class Method {
   /// threshold. At least 72 bytes of traffic per class, and up to 256 MiB of scratch.
   kSort,
   /// Counts by bin narrow the cut to a few classes, which are weighed exactly. No [B, C] scratch.
-  /// One
-  /// kernel where a row fits on chip, several elsewhere: see Regime.
+  /// One kernel where a row fits on chip, several elsewhere: see Regime.
   kSelect,
 };
 

@@ -5,8 +5,7 @@
 //   extremes  the largest and smallest ranking logit
 //   count     int32 counts by bin (math/bins.h), then the bins that must hold the cut: the window
 //   weigh     the exact amount of all classes and of those above the window; its keys' range
-//   spread    exact integer masses of the window's classes by key, 2,048 bins at a time, until a
-//   bin is
+//   spread    exact amounts of the window's classes by key, 2,048 bins at a time, until a bin is
 //             one key: the cut. A window of equal keys is one already.
 //
 // All sums are of integers, so nothing depends on the order of threads or blocks.

@@ -2,10 +2,10 @@
 // integer, and what is gathered is read in member order, so every member sees the same bits.
 //
 //   BlockTeam    one block. No communication.
-//   ClusterTeam  a cluster of sm_90 and later: peers' shared memory, hardware barriers (about 0.2
-//   us). GridTeam     blocks of a cooperative launch: global scratch and a counting barrier (1 to 2
-//   us).
-//                All blocks are resident, or its barrier would wait for ever.
+//   ClusterTeam  a cluster of sm_90 and later: peers' shared memory, hardware barriers (about
+//                0.2 us).
+//   GridTeam     blocks of a cooperative launch: global scratch and a counting barrier (1 to
+//                2 us). All blocks are resident, or its barrier would wait for ever.
 #pragma once
 
 #include <cooperative_groups.h>
