@@ -10,8 +10,11 @@ from torch import Tensor, nn
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, activation: type[nn.Module] = nn.ReLU
+    ) -> None:
         super().__init__()
+        self.activation = activation()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
@@ -23,8 +26,8 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        y = self.activation(self.norm1(self.conv1(x)))
+        return self.activation(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
 class Recogniser(nn.Module):
@@ -35,19 +38,26 @@ class Recogniser(nn.Module):
     """
 
     def __init__(
-        self, classes: int, *, width: int, depth: int, embedding: int, image_size: int = 32
+        self,
+        classes: int,
+        *,
+        width: int,
+        depth: int,
+        embedding: int,
+        image_size: int = 32,
+        activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
         widths = [width, width * 2, width * 4]
         self.stem = nn.Sequential(
-            nn.Conv2d(1, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+            nn.Conv2d(1, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), activation()
         )
         blocks: list[nn.Module] = []
         inputs = width
         for stage, outputs in enumerate(widths):
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(Block(inputs, outputs, stride))
+                blocks.append(Block(inputs, outputs, stride, activation))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         side = -(-image_size // 8)

@@ -1,0 +1,1 @@
+"""Distil with the classes of the head split over processes: `torchrun -m examples.distributed`."""
