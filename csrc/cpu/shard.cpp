@@ -3,92 +3,10 @@
 #include "cpu/shard.h"
 
 #include "cpu/row_kernel.h"
-#include "cpu/select.h"
+#include "cpu/shard_row.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
-
-/// The bins that must hold the cut.
-struct BinRange {
-  int first, last;
-  bool holds(int bin) const { return bin >= first && bin <= last; }
-};
-
-/// What every stage of selection needs to know about the whole row.
-template <class T>
-struct ShardRow {
-  const ShardTask& task;
-  Goal goal;
-  T high, inv_t;
-  Keys<T> keys;
-  gkd::Bins<T> bins;
-  MassRule<T> rule;
-
-  ShardRow(const ShardTask& task, const long long* extremes)
-      : task(task),
-        goal{task.row.how.group_size < 0, task.row.how.threshold,
-             static_cast<std::uint64_t>(task.row.how.group_size)},
-        high(high_from_wire<T>(extremes)),
-        inv_t(T(1) / static_cast<T>(task.row.weights.temperature)),
-        keys(ranking().dtype),
-        bins{high, inv_t,
-             bin_reach(goal, task.all_classes, high, low_from_wire<T>(extremes), inv_t)},
-        rule(task.all_classes, high, inv_t) {}
-
-  const Source& ranking() const {
-    return task.row.how.by_student ? task.row.student : task.row.teacher;
-  }
-  /// visit(count, ranking logits, their bins) on every block.
-  template <class Visit>
-  void each_binned(Visit visit) const {
-    each_of<T>(ranking(), 0, task.row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
-      int bin[kBlock];
-      for (std::int64_t k = 0; k < count; ++k) bin[k] = bins.of(r[k]);
-      visit(count, r, bin);
-    });
-  }
-  BinRange window(const std::int32_t* counts) const;
-  Search<T> search(const long long* wire) const {
-    return wire == nullptr ? first_search(keys, high) : search_from_wire<T>(wire);
-  }
-};
-
-/// The first bin at whose end the goal can be met, and the first at whose end it must be.
-template <class T>
-BinRange ShardRow<T>::window(const std::int32_t* counts) const {
-  // exp(-x) at the bins' edges; the product's rounding is far inside the bounds' slack.
-  const double step = bins.weight(1);
-  const auto each = [&](auto visit) {
-    double edge = 1, upper = 0, lower = 0;
-    std::int64_t count = 0;
-    for (int b = 0; b < kBins - 1; ++b) {
-      upper += counts[b] * edge * (1 + kBinSlack);
-      edge *= step;
-      lower += counts[b] * edge * (1 - kBinSlack);
-      count += counts[b];
-      visit(b, upper, lower, count);
-    }
-  };
-  double all_upper = 0, all_lower = 0;
-  std::int64_t all = 0;
-  each([&](int, double upper, double lower, std::int64_t count) {
-    all_upper = upper;
-    all_lower = lower;
-    all = count;
-  });
-  const double tail = static_cast<double>(task.all_classes - all) * bins.weight(kBins - 1);
-  const double least = goal.threshold * all_lower;
-  const double most = goal.threshold * (all_upper + tail * (1 + kBinSlack));
-  BinRange range{kBins - 1, kBins - 1};
-  each([&](int b, double upper, double lower, std::int64_t count) {
-    const bool enough = static_cast<std::uint64_t>(count) >= goal.wanted;
-    const bool may = goal.by_mass ? upper >= least : enough;
-    const bool must = goal.by_mass ? lower >= most : enough;
-    if (may) range.first = std::min(range.first, b);
-    if (must) range.last = std::min(range.last, b);
-  });
-  return range;
-}
 
 template <class T>
 void find_shard_extremes(const ShardTask& task, const Executor& each, Scratch* scratch,
@@ -111,39 +29,96 @@ void count_shard(const ShardTask& task, const long long* extremes, std::int32_t*
   counts[kBins - 1] = 0;  // the tail is what remains of all classes
 }
 
+/// Adds to the bins of a search those of n keys that it holds.
 template <class T>
-void spread_shard(const ShardTask& task, const long long* extremes, const std::int32_t* counts,
-                  const long long* wire, long long* amounts) {
-  const ShardRow<T> row(task, extremes);
-  const BinRange window = row.window(counts);
-  const Search<T> search = row.search(wire);
+struct Spreader {
+  const ShardRow<T>& row;
+  const Search<T> search;
+  long long* amounts;
   const int shift = search.shift();
-  std::fill(amounts, amounts + kWireAmounts, 0);
-  // A key that is no number's bounds nothing: only -inf lies beyond it.
-  const T lowest = row.keys.logit(search.low), highest = row.keys.logit(search.high);
-  const T from = lowest == lowest ? lowest : -kInfinity<T>;
-  row.each_binned([&](std::int64_t count, const T* r, const int* bin) {
-    alignas(64) T kept[kBlock];
+
+  /// `kept` has room for whole packs.
+  void add(T* kept, std::int64_t n) const {
     std::uint64_t part[kBlock];
-    std::int64_t n = 0;
-    if (wire == nullptr) {  // the total and what is above need every class
-      amounts_of(row.goal, row.rule, r, count, part);
-      for (std::int64_t k = 0; k < count; ++k) {
-        amounts[kWireTotal] += part[k];
-        amounts[kWireAbove] += bin[k] < window.first ? part[k] : 0;
-      }
-    }
-    for (std::int64_t k = 0; k < count; ++k) {
-      kept[n] = r[k];
-      n += window.holds(bin[k]) && r[k] >= from && r[k] <= highest;
-    }
     std::fill(kept + n, kept + padded<T>(n), -kInfinity<T>);
     amounts_of(row.goal, row.rule, kept, n, part);
     for (std::int64_t k = 0; k < n; ++k) {
       const KeyOf<T> key = row.keys.of(kept[k]);
       if (search.holds(key)) amounts[search.bin(key, shift)] += part[k];
     }
+  }
+};
+
+/// Whether each lane's bin lies before `first`.
+inline bool before(const int* bin, int first, double) { return *bin < first; }
+inline IntPack before(const int* bin, int first, FloatPack) {
+  IntPack bins;
+  std::memcpy(&bins, bin, sizeof(bins));
+  return bins < first;
+}
+
+/// The first spread, which also adds up every class and what lies above the window.
+template <class T>
+void spread_all(const Spreader<T>& to, const BinRange& window) {
+  using V = PackOf<T>;
+  const ShardRow<T>& row = to.row;
+  std::uint64_t above = 0, total = 0;
+  row.each_binned([&](std::int64_t count, const T* r, const int* bin) {
+    alignas(64) T kept[kBlock];
+    std::int64_t n = 0;
+    if (row.goal.by_mass) {
+      MassSum<V> mass;
+      for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+        mass.add(row.rule.weight(load<V>(r + k)), before(bin + k, window.first, V{}), row.rule);
+      }
+      mass.flush(row.rule, &above, &total);
+    } else {
+      for (std::int64_t k = 0; k < count; ++k) above += bin[k] < window.first;
+      total += static_cast<std::uint64_t>(count);
+    }
+    for (std::int64_t k = 0; k < count; ++k) {
+      kept[n] = r[k];
+      n += window.holds(bin[k]);
+    }
+    to.add(kept, n);
   });
+  to.amounts[kWireTotal] = static_cast<long long>(total);
+  to.amounts[kWireAbove] = static_cast<long long>(above);
+}
+
+/// A later one: only classes within the search have to be looked at, and those are few.
+template <class T>
+void spread_narrowed(const Spreader<T>& to, const BinRange& window) {
+  using V = PackOf<T>;
+  const ShardRow<T>& row = to.row;
+  // A key that is no number's bounds nothing: only -inf lies beyond it.
+  const T lowest = row.keys.logit(to.search.low), highest = row.keys.logit(to.search.high);
+  const V from = splat<V>(lowest == lowest ? lowest : -kInfinity<T>), last = splat<V>(highest);
+  each_of<T>(row.ranking(), 0, row.task.row.classes,
+             [&](std::int64_t, std::int64_t count, const T* r) {
+               alignas(64) T kept[kBlock];
+               std::int64_t n = 0;
+               for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+                 const V v = load<V>(r + k);
+                 unsigned bits = mask_bits((v >= from) & (v <= last));
+                 for (; bits != 0; bits &= bits - 1) {
+                   const std::int64_t j = k + __builtin_ctz(bits);
+                   kept[n] = r[j];
+                   n += j < count && window.holds(row.bins.of(r[j]));
+                 }
+               }
+               to.add(kept, n);
+             });
+}
+
+template <class T>
+void spread_shard(const ShardTask& task, const long long* extremes, const std::int32_t* counts,
+                  const long long* wire, long long* amounts) {
+  const ShardRow<T> row(task, extremes);
+  const BinRange window = row.window(counts);
+  std::fill(amounts, amounts + kWireAmounts, 0);
+  const Spreader<T> to{row, row.search(wire), amounts};
+  wire == nullptr ? spread_all(to, window) : spread_narrowed(to, window);
 }
 
 template <class T>
