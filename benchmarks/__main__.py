@@ -61,7 +61,8 @@ def arguments() -> argparse.Namespace:
         "--distributions",
         nargs="+",
         default=["flat", "peaked"],
-        help="flat, peaked, or a .pt file of a dict with student and teacher logits",
+        help="flat, peaked, or a .pt file of a dict with student and teacher logits, as make demo "
+        "writes one (examples/glyphs/out/logits.pt): it has its own shape, beside the grid's",
     )
     parser.add_argument("--classes", nargs="+", type=int, help="only these of the grid")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/latest.csv"))
@@ -83,15 +84,24 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("w", newline="") as file:
         writer = None
-        for shape in grid:
-            for dtype in options.dtypes:
-                for distribution in options.distributions:
-                    for line in lines(shape, dtype, distribution, found, options):
-                        line = {**machine, **line}
-                        writer = writer or start(file, line)
-                        writer.writerow(line)
-                    file.flush()
+        for shape, dtype, distribution in points(grid, options):
+            for line in lines(shape, dtype, distribution, found, options):
+                line = {**machine, **line}
+                writer = writer or start(file, line)
+                writer.writerow(line)
+            file.flush()
     print(options.output)
+
+
+def points(grid: list[Shape], options: argparse.Namespace) -> list[tuple[Shape, str, str]]:
+    """The grid, and saved logits in the shape they have."""
+    drawn = [x for x in options.distributions if not x.endswith(".pt")]
+    saved = [x for x in options.distributions if x.endswith(".pt")]
+    found = [(shape, dtype, x) for shape in grid for dtype in options.dtypes for x in drawn]
+    for path in saved:
+        shape = Shape(*torch.load(path, weights_only=True)["student"].shape)
+        found += [(shape, dtype, path) for dtype in options.dtypes]
+    return found
 
 
 def start(file, line) -> csv.DictWriter:  # type: ignore[no-untyped-def]

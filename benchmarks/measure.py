@@ -27,12 +27,12 @@ STAGES = ("forward", "forward_backward")
 def logits(
     rows: int, classes: int, dtype: torch.dtype, distribution: str, device: str
 ) -> tuple[Tensor, Tensor]:
-    """Student (which needs a gradient) and teacher; or saved logits, tiled, from a .pt file."""
+    """Student (which needs a gradient) and teacher; or saved logits from a .pt file."""
     generator = torch.Generator().manual_seed(rows * 7919 + classes)
     if distribution.endswith(".pt"):
         saved = torch.load(distribution, weights_only=True)
         pair = [saved["student"], saved["teacher"]]
-        pair = [x.repeat(-(-rows // len(x)), 1)[:rows, :classes].contiguous() for x in pair]
+        pair = [x[:rows, :classes].contiguous() for x in pair]
     else:
         scale = {"flat": 1.0, "peaked": 6.0}[distribution]
         teacher = torch.randn(rows, classes, generator=generator) * scale

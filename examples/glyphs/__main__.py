@@ -146,15 +146,16 @@ def main(arguments: list[str] | None = None) -> int:
         (options.out / "tune.json").write_text(json.dumps(found, indent=1) + "\n")
         print(f"\n{study.tune_table(found)}\n")
         return 0
-    report, views = study.run(split, students, settings)
+    report, views, logits = study.run(split, students, settings)
     paths = figures.save_all(report, split, views, options.out)
     report["seconds"] = time.perf_counter() - started
+    torch.save(logits, options.out / "logits.pt")
     results = options.out / "results.json"
     results.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{study.table(report)}\n")
     print("top-1: test faces of known characters. TAR: true accepts at a false accept rate of")
     print("1e-2 and 1e-3, on characters nobody trained on. All photographs distorted.")
-    print("\n".join(f"wrote {path}" for path in [results, *paths]))
+    print("\n".join(f"wrote {path}" for path in [results, options.out / "logits.pt", *paths]))
     print(f"{report['seconds']:.0f} s in all. One seed: differences of a few points are noise.")
     return 0
 

@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .augment import distorted
+from .augment import distorted, to_float
 from .data import Split
 from .evaluate import top1, verify
 from .losses import RECIPES
@@ -40,8 +41,28 @@ def describe(model: Recogniser, split: Split, settings: Settings) -> dict[str, A
     }
 
 
-def run(split: Split, students: list[str], settings: Settings) -> tuple[dict[str, Any], Views]:
-    """Trains the teacher and the named students; the report is plain JSON."""
+@torch.no_grad()
+def sample_logits(
+    model: Recogniser, views: Views, settings: Settings, rows: int = 256
+) -> dict[str, Tensor]:
+    """Both networks' distillation logits [rows, classes] of some photographs: what a loss meets."""
+    index = torch.randperm(len(views.labels), generator=torch.Generator().manual_seed(0))[:rows]
+    index = index.to(views.labels.device)
+    student = model.cosines(model(to_float(views.images[0, index])))
+    teacher = views.embeddings[0, index] @ views.prototypes.t()
+    return {
+        "student": (student * settings.distillation_scale).cpu(),
+        "teacher": (teacher * settings.distillation_scale).cpu(),
+    }
+
+
+def run(
+    split: Split, students: list[str], settings: Settings
+) -> tuple[dict[str, Any], Views, dict[str, Tensor]]:
+    """Trains the teacher and the named students; the report is plain JSON.
+
+    Third come the last student's and the teacher's logits of some photographs.
+    """
     teacher, views = head_start(split, settings)
     report: dict[str, Any] = {
         "settings": dataclasses.asdict(settings),
@@ -67,7 +88,7 @@ def run(split: Split, students: list[str], settings: Settings) -> tuple[dict[str
             **describe(model, split, settings),
             "history": dataclasses.asdict(history),
         }
-    return report, views
+    return report, views, sample_logits(model, views, settings)
 
 
 def tune(split: Split, students: list[str], settings: Settings) -> dict[str, Any]:

@@ -12,15 +12,18 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
+    config.addinivalue_line("markers", "products: needs matrix products on its device")
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
+    no_device = pytest.mark.skip(reason="needs a CUDA device")
+    no_products = pytest.mark.skip(reason="the emulated device has no cuBLAS")
     for item in items:
-        if item.get_closest_marker("cuda"):
-            item.add_marker(skip)
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(no_device)
+        on_cuda = hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda"
+        if item.get_closest_marker("products") and on_cuda and EMULATED:
+            item.add_marker(no_products)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ from gkd import _head
 from heads import D_S, B, C, compare, gradients, networks
 from oracle import BOUND, error, same_bits
 
+pytestmark = pytest.mark.products
+
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("normalize", [True, False], ids=["cosine", "plain"])

@@ -11,6 +11,8 @@ from cases import targets
 from heads import D_S, SCALE, B, C, gradients, networks, unfused
 from oracle import BOUND, error, same_bits
 
+pytestmark = pytest.mark.products
+
 
 class Shapes(TorchDispatchMode):
     """Which operator made which shapes in memory, and the elements of the largest."""

@@ -6,6 +6,8 @@ import torch
 import gkd
 from heads import D_S, D_T, B, C, networks
 
+pytestmark = pytest.mark.products
+
 
 def shapes(**changed):
     """Networks of which some tensors are replaced by fresh ones of another shape."""

@@ -8,6 +8,8 @@ from gkd import _head
 from heads import D_S, SCALE, B, C, gradients, networks, unfused
 from oracle import ULP, error, same_bits
 
+pytestmark = pytest.mark.products
+
 
 def exactly(net):
     return [x.detach().double().requires_grad_(x.requires_grad) for x in net]
