@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._agreement import Agreement
 from ._chunks import Shard
-from .functional import default_threshold
+from .functional import DEFAULT_THRESHOLD
 from .linear import run_linear
 
 _NAME = "gkd::sharded_loss"
@@ -75,8 +75,9 @@ def loss(
         ValueError, TypeError, IndexError, RuntimeError: naming the argument; RuntimeError also
         where a rank is lost.
     """
+    # Both of threshold and group_size are found out by all ranks together.
     settings: dict[str, Any] = {
-        "threshold": default_threshold("sharded_loss", threshold, group_size),
+        "threshold": DEFAULT_THRESHOLD if threshold is None else threshold,
         "group_size": group_size,
         "temperature": temperature,
         "primary_weight": primary_weight,
@@ -165,7 +166,7 @@ def linear_loss(
         chunk_rows,
         reduction,
         {
-            "threshold": default_threshold("linear_loss", threshold, group_size),
+            "threshold": DEFAULT_THRESHOLD if threshold is None else threshold,
             "group_size": group_size,
             "temperature": temperature,
             "primary_weight": primary_weight,

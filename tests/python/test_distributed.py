@@ -177,6 +177,7 @@ def disagreements(rank, world_size):
         "overlap": fault_of(lambda: call(class_start=start - 1 if last else start)),
         "too few": fault_of(lambda: call(num_classes=600)),
         "bad setting": fault_of(lambda: call(temperature=-1.0 if last else 4.0)),
+        "one too many": fault_of(lambda: call(threshold=0.5, group_size=7 if last else None)),
         "bad target": fault_of(lambda: call(target=bad)),
         "nothing": fault_of(call),
     }
@@ -211,6 +212,11 @@ def test_ranks_that_disagree_raise_the_same_error():
         "bad setting": (
             "ValueError",
             name + "rank 2: temperature must be finite and > 0, got -1",
+        ),
+        "one too many": (
+            "ValueError",
+            name
+            + "rank 2: give one of threshold and group_size, got threshold 0.5 and group_size 7",
         ),
         "bad target": (
             "IndexError",
