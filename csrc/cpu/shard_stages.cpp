@@ -196,9 +196,9 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
     }
   }
   const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
-  const at::Tensor weight = at::full({}, rows.weight(), options);
-  const at::Tensor total = c.reduction == "none" ? each : each.sum() * rows.weight();
-  return {total.to(options.dtype()), weight};
+  const double weight = rows.weight();
+  const at::Tensor total = c.reduction == "none" ? each : each.sum() * weight;
+  return {total.to(options.dtype()), at::full({}, weight, options)};
 }
 
 }  // namespace

@@ -165,12 +165,30 @@ def linear(rank, world_size):
     return wrong
 
 
+def mixed_dtypes(rank, world_size):
+    """Double arithmetic over float32 ranks takes a spread more than float32 arithmetic."""
+    student, teacher, target = batch(507, torch.float64, True)
+    teacher = teacher.float()
+
+    def call(shard, start, end):
+        return gkd.distributed.loss(
+            shard, teacher[:, start:end], target, class_start=start, num_classes=507
+        )
+
+    loss, _ = run(student, rank, world_size, call)
+    return error(loss, gkd.loss(student, teacher, target)) <= 1e-13
+
+
+def test_student_and_teacher_of_different_dtypes(pair):
+    assert pair("mixed_dtypes") == [True, True]
+
+
 def test_heads_split_by_class(pair):
     assert pair("linear") == [[], []]
 
 
 def everything(rank, world_size):
-    works = (compiled, on_dtensors, with_local_targets, beside_ddp, linear)
+    works = (compiled, on_dtensors, with_local_targets, beside_ddp, linear, mixed_dtypes)
     return {work.__name__: work(rank, world_size) for work in works}
 
 

@@ -5,8 +5,9 @@ import torch
 
 import gkd
 from cases import MODES, logits, settings_of, targets
+from gkd._chunks import headroom
 from oracle import BOUND, DTYPES, error, expected_rows, gradient_bound
-from virtual_ranks import sharded
+from virtual_ranks import DEFAULTS, sharded
 
 #: 507 classes: no world size divides it, and it is no multiple of a vector or a warp. Two uneven
 #: slices; four, with an empty one at either end and one of a single class.
@@ -26,7 +27,7 @@ def test_equals_the_oracle_and_the_group_of_the_whole_row(mode, layout, dtype, d
     loss, stored, weight, cut = sharded(student, teacher, target, LAYOUTS[layout], **settings)
     assert error(loss, rows.sum() / len(rows)) <= BOUND[dtype]
     gradient = torch.ops.gkd._scale(
-        stored, torch.ones_like(weight), weight, 1.0 / headroom(stored, settings)
+        stored, torch.ones_like(weight), weight, 1.0 / headroom(dtype, {**DEFAULTS, **settings})
     )
     assert error(gradient, expected) <= gradient_bound(dtype, 0.51)
     grouping = ("threshold", "group_size", "temperature", "rank_by")
@@ -34,16 +35,6 @@ def test_equals_the_oracle_and_the_group_of_the_whole_row(mode, layout, dtype, d
         student, teacher, target, **{k: v for k, v in settings.items() if k in grouping}
     )
     assert cut.equal(whole.cut.double())
-
-
-def headroom(gradient, settings):
-    """What a stored float16 gradient is multiplied by (csrc/check.h, gradient_headroom)."""
-    if gradient.dtype != torch.float16:
-        return 1.0
-    weights = {"primary_weight": 8.0, "binary_weight": 1.0, "secondary_weight": 0.0, **settings}
-    most = max(abs(weights["primary_weight"]), abs(weights["secondary_weight"]))
-    bound = weights.get("temperature", 4.0) * (abs(weights["binary_weight"]) + most)
-    return 2.0 ** torch.tensor(32768.0 / bound).log2().floor().item()
 
 
 @pytest.mark.parametrize("reduction", ("none", "sum", "mean"))
@@ -110,3 +101,14 @@ def test_opcheck_of_the_stages(device):
     for need_grad in (False, True):
         _, kl = check(ops._shard_emit, cut, moments, need_grad)
     check(ops._shard_loss, moments, kl.unsqueeze(0))
+
+
+@pytest.mark.parametrize("rank_by", ("teacher", "student"))
+@pytest.mark.parametrize("other", (torch.float32, torch.bfloat16), ids=str)
+def test_double_arithmetic_for_narrower_ranks(rank_by, other, device):
+    """The ranking logits' own bits decide the spreads: 4 of float32 ones, 2 of bfloat16 ones."""
+    dtypes = (torch.float64, other) if rank_by == "teacher" else (other, torch.float64)
+    student, teacher = logits((3, 507), dtypes[0], device, dtypes[1])
+    loss, _, _, cut = sharded(student, teacher, None, (300, 207), rank_by=rank_by)
+    assert error(loss, gkd.loss(student, teacher, rank_by=rank_by)) <= 1e-13
+    assert cut.equal(gkd.group(student, teacher, rank_by=rank_by).cut.double())

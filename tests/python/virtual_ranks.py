@@ -19,8 +19,13 @@ DEFAULTS = {
     "reduction": "mean",
     "ignore_index": -100,
 }
-#: Spreads that a search needs: 11 bits of the ranking logits' key each.
-SPREADS = {torch.float16: 2, torch.bfloat16: 2, torch.float32: 3, torch.float64: 6}
+#: Significand bits, and bits of sign and exponent in float and in double arithmetic.
+FRACTION = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}
+
+
+def spreads(ranking, wide):
+    """Spreads that a search needs: 11 bits each of a ranking logit's key."""
+    return -(-(FRACTION[ranking] + (12 if wide else 9)) // 11)
 
 
 def bounds(sizes):
@@ -48,7 +53,7 @@ def sharded(student, teacher, target, sizes, need_grad=True, **settings):
         search = torch.empty(0, dtype=torch.int64, device=student.device)
         ranking = student if settings["rank_by"] == "student" else teacher
         wide = torch.float64 in (student.dtype, teacher.dtype)
-        for _ in range(6 if wide and ranking.dtype == torch.float64 else SPREADS[ranking.dtype]):
+        for _ in range(spreads(ranking.dtype, wide)):
             amounts = torch.stack(each(ops._shard_amounts, extremes, counts, search)).sum(0)
             search, cut = each(ops._shard_narrow, extremes, amounts, search)[0]
     moments = torch.stack(each(ops._shard_moments, cut))
