@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(CURDIR)/$(VENV)/bin/python
 BUILD := build/cpp
+CLANG_TIDY ?= clang-tidy
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test demo bench lint format gpu-check all-archs
+.PHONY: setup build test demo bench lint style tidy format gpu-check all-archs
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -17,15 +18,24 @@ build: setup
 	cmake -S . -B $(BUILD) $(GKD_CMAKE_ARGS) -DPython3_EXECUTABLE=$(PY) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/gkd
 	cmake --build $(BUILD) --parallel
 
-test: build lint
+test: build style
 	ctest --test-dir $(BUILD) --output-on-failure
 	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python
 
-lint: setup
+# What test asks for, and clang-tidy, which takes some minutes.
+lint: style tidy
+style: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES)
+
+# Every CPU source once: the flags of one instruction set stand for the others'.
+tidy: setup
+	@command -v $(CLANG_TIDY) >/dev/null || { echo "make tidy needs clang-tidy 14 or later on PATH, or CLANG_TIDY=..."; exit 1; }
+	cmake -S . -B build/tidy -DGKD_WITH_CUDA=OFF -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython3_EXECUTABLE=$(PY)
+	git ls-files 'csrc/*.cpp' 'tests/cpp/test_*.cpp' | grep -v csrc/cuda/ | \
+	  xargs -n 1 -P $$(nproc) $(PY) tests/tidy.py build/tidy $(CLANG_TIDY)
 
 # Distils a glyph recogniser; DEMO takes options, as in: make demo DEMO="--epochs 4 --seed 1"
 demo: build

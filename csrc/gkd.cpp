@@ -81,8 +81,7 @@ bool scale_in_place_op(const at::Tensor& gradient, const at::Tensor& grad_output
 
 at::Tensor loss(const at::Tensor& student, const at::Tensor& teacher,
                 const std::optional<at::Tensor>& target, const LossOptions& options) {
-  const at::Tensor value =
-      loss_op(student, teacher, target, settings_of(options), options.reduction);
+  at::Tensor value = loss_op(student, teacher, target, settings_of(options), options.reduction);
   // After the loss, whose checks of shape and dtype come first.
   if (options.check_target && target) {
     check_target_op(*target, student.sym_size(1), options.ignore_index);

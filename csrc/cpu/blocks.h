@@ -12,7 +12,7 @@ namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
 /// Float sums run over this many classes, then go to double.
-constexpr std::int64_t kBlock = 512;
+inline constexpr std::int64_t kBlock = 512;
 template <class T>
 constexpr int kWidth = Traits<PackOf<T>>::kWidth;
 template <class T>

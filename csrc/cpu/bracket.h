@@ -8,9 +8,9 @@
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
-constexpr int kMaxBins = 2048, kMinBins = 64;
+inline constexpr int kMaxBins = 2048, kMinBins = 64;
 /// Tables of counts that one row fills at once.
-constexpr std::int64_t kTables = 8;
+inline constexpr std::int64_t kTables = 8;
 
 /// Evenly spaced bins downwards from `high`, centred on it: bin b holds (high - r) in
 /// [b - 1/2, b + 1/2) widths.

@@ -1,6 +1,7 @@
 // Which instruction set's kernels run on this machine.
 #include <torch/library.h>
 
+#include "cpu/isa.h"
 #include "cpu/row.h"
 #include "cpu/shard.h"
 
@@ -20,11 +21,8 @@ struct Capability {
 const Capability& best() {
   static const Capability best = []() -> Capability {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-      return GKD_CAPABILITY(AVX512);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      return GKD_CAPABILITY(AVX2);
+    if (has_avx512()) return GKD_CAPABILITY(AVX512);
+    if (has_avx2()) return GKD_CAPABILITY(AVX2);
 #endif
     return GKD_CAPABILITY(DEFAULT);
   }();

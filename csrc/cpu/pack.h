@@ -20,7 +20,7 @@ constexpr T kInfinity = std::numeric_limits<T>::infinity();
 /// The pack a row of T is swept with.
 template <class T>
 using PackOf = std::conditional_t<std::is_same_v<T, float>, FloatPack, T>;
-constexpr int kFloats = Traits<FloatPack>::kWidth;
+inline constexpr int kFloats = Traits<FloatPack>::kWidth;
 typedef std::uint16_t HalfPack __attribute__((vector_size(2 * kFloats)));
 
 template <class V>
@@ -90,6 +90,7 @@ inline FloatPack widen_bfloat16(HalfPack v) { return from_bits(words(v) << 16); 
 inline HalfPack narrow_bfloat16(FloatPack v) {
   const WordPack bits = bits_of(v);
   const WordPack even = reinterpret_cast<WordPack>((bits & 0x10000u) == 0u);  // -1 where it is
+  // NOLINTNEXTLINE(misc-redundant-expression): false where v is a NaN
   const WordPack kept = v == v ? bits + 0x8000u + even : bits | 0x400000u;
   return __builtin_convertvector(kept >> 16, HalfPack);
 }

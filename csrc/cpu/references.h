@@ -58,7 +58,7 @@ void guess_references(const Row<T>& row, const Window<T>& window, bool by_studen
 }
 
 /// Groups up to this size get references of their own where they carry a KL.
-constexpr long long kFewClasses = 64;
+inline constexpr long long kFewClasses = 64;
 
 /// Whether no sum can have lost digits against the reference it was taken with: an exponent of x is
 /// rounded to x 2^-24, so sums far from 1 are off by more than the promised 2e-6. Where the rest

@@ -91,8 +91,10 @@ template <class T>
 void spread_narrowed(const Spreader<T>& to, const BinRange& window) {
   using V = PackOf<T>;
   const ShardRow<T>& row = to.row;
-  // A key that is no number's bounds nothing: only -inf lies beyond it.
+  // A key that is no number's bounds nothing: only -inf lies beyond it. No library function: a copy
+  // compiled for this instruction set could be the one that the program keeps.
   const T lowest = row.keys.logit(to.search.low), highest = row.keys.logit(to.search.high);
+  // NOLINTNEXTLINE(misc-redundant-expression): false for a NaN
   const V from = splat<V>(lowest == lowest ? lowest : -kInfinity<T>), last = splat<V>(highest);
   each_of<T>(row.ranking(), 0, row.task.row.classes,
              [&](std::int64_t, std::int64_t count, const T* r) {

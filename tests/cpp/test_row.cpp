@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "cpu/row.h"
 
 namespace {
@@ -23,12 +24,8 @@ struct Set {
 std::vector<Set> sets() {
   std::vector<Set> found = {{"DEFAULT", gkd::cpu::DEFAULT::kernels()}};
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c"))
-    found.push_back({"AVX2", gkd::cpu::AVX2::kernels()});
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    found.push_back({"AVX512", gkd::cpu::AVX512::kernels()});
+  if (gkd::cpu::has_avx2()) found.push_back({"AVX2", gkd::cpu::AVX2::kernels()});
+  if (gkd::cpu::has_avx512()) found.push_back({"AVX512", gkd::cpu::AVX512::kernels()});
 #endif
   return found;
 }
