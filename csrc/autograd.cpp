@@ -7,8 +7,8 @@
 #include "saved_gradient.h"
 
 namespace gkd {
-namespace {
 
+// Not in an anonymous namespace: profilers and grad_fn show the node's name as it stands.
 struct Loss : public torch::autograd::Function<Loss> {
   static Variable forward(AutogradContext* ctx, const Variable& student, const Variable& teacher,
                           const OptionalTensor& target, const Settings& settings,
@@ -22,6 +22,8 @@ struct Loss : public torch::autograd::Function<Loss> {
     return scaled_gradient(ctx, grad_outputs[0], /*inputs=*/5);
   }
 };
+
+namespace {
 
 /// Without a gradient: no [B, C] buffer.
 at::Tensor loss_no_grad(const at::Tensor& student, const at::Tensor& teacher,

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build information of gkd.";
   m.attr("version") = GKD_VERSION;
   m.attr("torch_version") = GKD_TORCH_VERSION;
+  m.attr("compiler") = __VERSION__;
   m.attr("cuda_version") = GKD_CUDA_VERSION;
   m.attr("cuda_architectures") = GKD_CUDA_ARCHITECTURES;
 }

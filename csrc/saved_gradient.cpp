@@ -4,7 +4,6 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 namespace gkd {
-namespace {
 
 /// gradient * grad_output, whose own derivative is an error rather than a silent zero.
 struct Scale : public torch::autograd::Function<Scale> {
@@ -18,6 +17,8 @@ struct Scale : public torch::autograd::Function<Scale> {
     TORCH_CHECK_NOT_IMPLEMENTED(false, "gkd::loss is not differentiable twice");
   }
 };
+
+namespace {
 
 /// Whether a tensor is plain memory: no tracing, functionalization or vmap around it.
 bool is_plain(const at::Tensor& t) {

@@ -103,6 +103,9 @@ at::Tensor no_grad(const ShardCall& c, std::int64_t world_size, c10::string_view
   return std::get<0>(forward(c, /*need_grad=*/false, {world_size, std::string(group_name)}));
 }
 
+}  // namespace
+
+// Not in an anonymous namespace: profilers and grad_fn show the node's name as it stands.
 struct ShardedLoss : public torch::autograd::Function<ShardedLoss> {
   static Variable forward(AutogradContext* ctx, const Variable& student, const ShardCall& c,
                           const Ranks& ranks) {
@@ -113,6 +116,8 @@ struct ShardedLoss : public torch::autograd::Function<ShardedLoss> {
     return scaled_gradient(ctx, grad_outputs[0], /*inputs=*/3);
   }
 };
+
+namespace {
 
 at::Tensor autograd(const ShardCall& c, std::int64_t world_size, c10::string_view group_name) {
   check_differentiable("gkd::sharded_loss", c.student, c.teacher);

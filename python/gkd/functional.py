@@ -32,6 +32,25 @@ def default_threshold(name: str, threshold: float | None, group_size: int | None
     return DEFAULT_THRESHOLD if threshold is None else threshold
 
 
+def check_tensors(
+    name: str, student_logits: object, teacher_logits: object, target: object = None
+) -> None:
+    """TypeError in one line: the dispatcher's own would print every value of a list or array."""
+    given = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    for argument, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"gkd::{name}: {argument} must be a Tensor, got {_kind(value)}")
+    if target is not None and not isinstance(target, Tensor):
+        raise TypeError(
+            f"gkd::{name}: target must be a Tensor or None, got {_kind(target)}; "
+            "settings are given by keyword, as in temperature=4.0"
+        )
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
+
+
 def loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -80,6 +99,7 @@ def loss(
     Raises:
         ValueError, TypeError, IndexError, RuntimeError: naming the argument.
     """
+    check_tensors("loss", student_logits, teacher_logits, target)
     value: Tensor = torch.ops.gkd.loss(
         student_logits,
         teacher_logits,
@@ -116,6 +136,7 @@ def group(
     method: str = "auto",
 ) -> Group:
     """The grouping that :func:`loss` would use: sizes, masses, cuts and the unweighted terms."""
+    check_tensors("group", student_logits, teacher_logits, target)
     with torch.no_grad():
         parts = torch.ops.gkd.group(
             student_logits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -21,12 +22,24 @@ def _devices() -> list[str]:
     return found
 
 
+def _processor() -> str:
+    """The CPU's own name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def info() -> dict[str, str]:
     """Versions, CUDA, architectures, the library's path and the devices, by name."""
     facts = {
         "gkd": __version__,
         "torch": f"{torch.__version__} (gkd built for {_C.torch_version})",
         "python": platform.python_version(),
+        "platform": f"{platform.platform()}, {_processor()}",
+        "compiler": _C.compiler,
         "CUDA toolkit": _C.cuda_version or "CPU only",
         "architectures": _C.cuda_architectures or "none",
         "library": str(library_path()),

@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pickle
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,38 @@ def test_info_names_everything():
     assert torch.__version__ in lines["torch"]
     assert "libgkd.so" in lines["library"]
     assert "CPU only" in text or "CUDA toolkit" in text
+    assert platform.system() in lines["platform"] and lines["compiler"]
     assert any(name in text for name in ("AVX512", "AVX2", "DEFAULT"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (([[1.0]], torch.ones(1, 1)), "student_logits must be a Tensor, got list"),
+        ((torch.ones(1, 1), None), "teacher_logits must be a Tensor, got None"),
+        (
+            (torch.ones(1, 1), torch.ones(1, 1), 0.9),
+            "target must be a Tensor or None, got float; "
+            "settings are given by keyword, as in temperature=4.0",
+        ),
+    ],
+)
+def test_what_is_no_tensor_is_named_in_one_line(arguments, text):
+    for name, function in (("loss", gkd.loss), ("group", gkd.group)):
+        with pytest.raises(TypeError) as caught:
+            function(*arguments)
+        assert str(caught.value) == f"gkd::{name}: {text}"
+
+
+def test_a_profile_shows_the_operators_by_name():
+    student = torch.randn(2, 50, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        # By 0.5: the backward has something to scale.
+        (0.5 * gkd.loss(student, torch.randn(2, 50))).backward()
+    seen = {event.key for event in profile.key_averages()}
+    assert {"gkd::loss", "gkd::_forward", "gkd::_scale_"} <= seen
+    assert any(name.endswith("<gkd::Loss>") for name in seen)
+    assert not any("anonymous" in name for name in seen if "gkd" in name)
 
 
 def test_group_reports_what_the_loss_uses(device):
