@@ -5,6 +5,7 @@ VENV := .venv
 PY := $(CURDIR)/$(VENV)/bin/python
 BUILD := build/cpp
 CLANG_TIDY ?= clang-tidy
+JOBS ?= $(shell nproc)
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .PHONY: setup build test demo bench lint style tidy format gpu-check all-archs
@@ -16,7 +17,7 @@ $(VENV)/.ready: requirements.txt
 
 build: setup
 	cmake -S . -B $(BUILD) $(GKD_CMAKE_ARGS) -DPython3_EXECUTABLE=$(PY) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/gkd
-	cmake --build $(BUILD) --parallel
+	cmake --build $(BUILD) --parallel $(JOBS)
 
 test: build style
 	ctest --test-dir $(BUILD) --output-on-failure
@@ -35,7 +36,7 @@ tidy: setup
 	@command -v $(CLANG_TIDY) >/dev/null || { echo "make tidy needs clang-tidy 14 or later on PATH, or CLANG_TIDY=..."; exit 1; }
 	cmake -S . -B build/tidy -DGKD_WITH_CUDA=OFF -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython3_EXECUTABLE=$(PY)
 	git ls-files 'csrc/*.cpp' 'tests/cpp/test_*.cpp' | grep -v csrc/cuda/ | \
-	  xargs -n 1 -P $$(nproc) $(PY) tests/tidy.py build/tidy $(CLANG_TIDY)
+	  xargs -n 1 -P $(JOBS) $(PY) tests/tidy.py build/tidy $(CLANG_TIDY)
 
 # Distils a glyph recogniser; DEMO takes options, as in: make demo DEMO="--epochs 4 --seed 1"
 demo: build
@@ -49,7 +50,7 @@ gpu-check:
 # Compiles the kernels for every architecture that is supported.
 all-archs: setup
 	cmake -S . -B build/all-archs -DPython3_EXECUTABLE=$(PY) -DGKD_BUILD_PYTHON=OFF -DGKD_BUILD_TESTS=OFF "-DTORCH_CUDA_ARCH_LIST=7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
-	cmake --build build/all-archs --parallel --target gkd_kernels
+	cmake --build build/all-archs --parallel $(JOBS) --target gkd_kernels
 
 # BENCH_ARGS: what python -m benchmarks takes, such as --device cuda or --quick.
 bench: build

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "check.h"
+#include "dtype.h"
 
 namespace gkd {
 
@@ -22,6 +23,20 @@ using ForwardTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 /// size, mass_teacher, mass_student, cut, primary, binary, secondary, mask.
 using GroupTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                                 at::Tensor, at::Tensor, at::Tensor>;
+
+/// Of logits that the checks have let through.
+inline Dtype dtype_of(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kHalf:
+      return Dtype::kHalf;
+    case at::kBFloat16:
+      return Dtype::kBFloat16;
+    case at::kFloat:
+      return Dtype::kFloat;
+    default:
+      return Dtype::kDouble;
+  }
+}
 
 /// The public options as they cross the dispatcher; views of `options`.
 Settings settings_of(const LossOptions& options);

@@ -6,7 +6,6 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "cpu/rows.h"
 #include "gkd/gkd.h"
 #include "math/search.h"
 #include "saved_gradient.h"
@@ -45,7 +44,7 @@ struct Ranks {
 
 /// Spreads that any search over this call's ranking logits needs.
 int spreads_of(const ShardCall& c) {
-  const auto dtype = cpu::dtype_of(c.settings.rank_by == "student" ? c.student : c.teacher);
+  const auto dtype = dtype_of(c.settings.rank_by == "student" ? c.student : c.teacher);
   const bool wide = compute_dtype(c.student, c.teacher) == at::kDouble;
   return wide ? Keys<double>(dtype).spreads() : Keys<float>(dtype).spreads();
 }

@@ -11,7 +11,7 @@
 
 namespace {
 
-using gkd::cpu::Dtype;
+using gkd::Dtype;
 using gkd::cpu::Kernels;
 
 void each_in_turn(std::int64_t n, const std::function<void(std::int64_t)>& body) {

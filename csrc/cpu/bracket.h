@@ -15,7 +15,7 @@ inline constexpr std::int64_t kTables = 8;
 /// Evenly spaced bins downwards from `high`, centred on it: bin b holds (high - r) in
 /// [b - 1/2, b + 1/2) widths.
 template <class T>
-struct Bins {
+struct BracketBins {
   T high, per_unit;
   int count;
   double width() const { return 1.0 / static_cast<double>(per_unit); }
@@ -24,7 +24,7 @@ struct Bins {
 /// Counts classes [begin, end) into counts[0, bins). What lies under the bins goes to one slot per
 /// lane behind them, what lies above to bin 0: it is known to the caller already.
 template <class T>
-void count_bins(const Row<T>& row, std::int64_t begin, std::int64_t end, const Bins<T>& bins,
+void count_bins(const Row<T>& row, std::int64_t begin, std::int64_t end, const BracketBins<T>& bins,
                 std::int32_t* counts) {
   using V = PackOf<T>;
   IntPack under;
@@ -123,7 +123,7 @@ Bracket<T> bracket(const Row<T>& row, const Goal& goal, T high, T low, double te
       result = {{high, high}, true, 0};  // every finite logit is the same
       return result;
     }
-    const Bins<T> bins{static_cast<T>(top), per_unit, bin_count};
+    const BracketBins<T> bins{static_cast<T>(top), per_unit, bin_count};
     std::vector<std::int32_t>& counts = scratch->counts;
     counts.assign(tables * slots, 0);
     each(tables, [&](std::int64_t k) {

@@ -139,7 +139,7 @@ void scale_rows(const at::Tensor& from, const at::Tensor& to_tensor, const at::T
       const std::int64_t row = k / pieces, first = k % pieces * cpu::kSegment;
       if (in == to && scale[row] == 1) continue;  // it is there already
       const std::int64_t at = (row * classes + first) * from.element_size();
-      run(in + at, to + at, cpu::dtype_of(from), std::min(cpu::kSegment, classes - first),
+      run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first),
           scale[row]);
     }
   });

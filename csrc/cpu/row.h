@@ -8,12 +8,11 @@
 #include <functional>
 #include <vector>
 
+#include "dtype.h"
 #include "math/cut.h"
 #include "math/loss.h"
 
 namespace gkd::cpu {
-
-enum class Dtype { kHalf, kBFloat16, kFloat, kDouble };
 
 /// One row of logits; `stride` in elements.
 struct Source {

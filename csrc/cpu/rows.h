@@ -10,19 +10,6 @@
 
 namespace gkd::cpu {
 
-inline Dtype dtype_of(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kHalf:
-      return Dtype::kHalf;
-    case at::kBFloat16:
-      return Dtype::kBFloat16;
-    case at::kFloat:
-      return Dtype::kFloat;
-    default:
-      return Dtype::kDouble;
-  }
-}
-
 inline Source source(const at::Tensor& t, std::int64_t row) {
   const char* data = static_cast<const char*>(t.const_data_ptr());
   return {data + row * t.stride(0) * t.element_size(), t.stride(1), dtype_of(t)};

@@ -5,11 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dtype.h"
 #include "math/loss.h"
 
 namespace gkd::cuda {
-
-enum class Dtype : std::int32_t { kHalf, kBFloat16, kFloat, kDouble };
 
 /// [rows, classes] logits in device memory; strides count elements and may be 0 or negative.
 struct Matrix {

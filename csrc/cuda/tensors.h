@@ -11,19 +11,6 @@
 
 namespace gkd::cuda {
 
-inline Dtype dtype_of(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kHalf:
-      return Dtype::kHalf;
-    case at::kBFloat16:
-      return Dtype::kBFloat16;
-    case at::kFloat:
-      return Dtype::kFloat;
-    default:
-      return Dtype::kDouble;
-  }
-}
-
 inline Matrix matrix_of(const at::Tensor& t) {
   return {t.const_data_ptr(), t.stride(0), t.stride(1), dtype_of(t)};
 }

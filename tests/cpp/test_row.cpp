@@ -12,7 +12,7 @@
 
 namespace {
 
-using gkd::cpu::Dtype;
+using gkd::Dtype;
 using gkd::cpu::Kernels;
 using gkd::cpu::RowResult;
 
