@@ -6,7 +6,7 @@ PY := $(CURDIR)/$(VENV)/bin/python
 BUILD := build/cpp
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test demo bench lint format gpu-check all-archs
+.PHONY: setup build test demo bench lint format gpu-check all-archs docs figures
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -17,7 +17,7 @@ build: setup
 	cmake -S . -B $(BUILD) $(GKD_CMAKE_ARGS) -DPython3_EXECUTABLE=$(PY) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/gkd
 	cmake --build $(BUILD) --parallel
 
-test: build lint
+test: build lint docs
 	ctest --test-dir $(BUILD) --output-on-failure
 	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python
 
@@ -26,6 +26,16 @@ lint: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES)
+
+# The documents as pages, build/docs/index.html; a warning is an error.
+docs: setup
+	$(PY) -m mkdocs build --quiet --strict
+
+# Every figure of README and docs from the committed CSVs, but for the demo's own.
+figures: build
+	$(PY) -m benchmarks.figures
+	PYTHONPATH=$(CURDIR)/python $(PY) docs/figures/concept.py
+	$(PY) docs/figures/regimes.py
 
 # Distils a glyph recogniser; DEMO takes options, as in: make demo DEMO="--epochs 4 --seed 1"
 demo: build
