@@ -18,7 +18,9 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 def outside() -> dict[str, str]:
     """Files outside docs/ that are pages, by path in the repository, and the pages' own paths."""
-    pages = {f"examples/{p.parent.name}/README.md": f"examples/{p.parent.name}.md" for p in EXAMPLES}
+    pages = {
+        f"examples/{p.parent.name}/README.md": f"examples/{p.parent.name}.md" for p in EXAMPLES
+    }
     return pages | {name: name.lower() for name in ("CONTRIBUTING.md", "CHANGELOG.md")}
 
 

@@ -14,8 +14,8 @@ struct Card {
   std::size_t shared_bytes;
   bool clusters;
 };
-constexpr Card kCards[] = {{"8.0", 163 << 10, false}, {"8.6 and 8.9", 99 << 10, false},
-                           {"9.0 and 10.0", 227 << 10, true}};
+constexpr Card kCards[] = {
+    {"8.0", 163 << 10, false}, {"8.6 and 8.9", 99 << 10, false}, {"9.0 and 10.0", 227 << 10, true}};
 
 template <class Elem>
 void print_lines(const char* dtype, const Card& card) {

@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 import gkd
@@ -53,10 +54,10 @@ def draw(output: Path) -> None:
     size, mask = int(found.size), found.mask[0]
     p, q = ((x / TEMPERATURE).softmax(1)[0] for x in (teacher, student))
     order = p.argsort(descending=True)
-    ranked_p, ranked_q = p[order], q[order]
+    ranked_p, ranked_q = p[order].numpy(), q[order].numpy()
     assert mask[order[:size]].all() and not mask[order[size:]].any()
     mass_p, mass_q = float(found.mass_teacher), float(found.mass_student)
-    rank = torch.arange(1, CLASSES + 1)
+    rank = np.arange(1, CLASSES + 1)
 
     figure = plt.figure(figsize=(WIDTH, 6.6), layout="constrained")
     grid = figure.add_gridspec(3, 6, height_ratios=[1.25, 1, 1])
@@ -73,7 +74,7 @@ def draw(output: Path) -> None:
 
     middle = figure.add_subplot(grid[1, :], sharex=top)
     panel(middle, "Running sum of p: the group closes where it reaches the threshold")
-    total = ranked_p.cumsum(0)
+    total = ranked_p.cumsum()
     middle.fill_between(rank[:size], 0, total[:size], color=INSIDE, alpha=0.25, linewidth=0)
     middle.plot(rank[:size], total[:size], "o-", color=INSIDE, markersize=3)
     middle.plot(rank[size - 1 :], total[size - 1 :], color=OUTSIDE, linewidth=2)
@@ -91,7 +92,9 @@ def draw(output: Path) -> None:
     )
     primary = figure.add_subplot(grid[2, 2:4])
     panel(primary, f"Primary-KD {float(found.primary):.3f}: p/P, q/Q")
-    inside = [(float(a) / mass_p, float(b) / mass_q) for a, b in zip(ranked_p, ranked_q, strict=True)]
+    inside = [
+        (float(a) / mass_p, float(b) / mass_q) for a, b in zip(ranked_p, ranked_q, strict=True)
+    ]
     ranks = [str(k + 1) if k == 0 or k % 5 == 4 else "" for k in range(size)]
     pairs(primary, ranks, inside[:size], [INSIDE] * size)
     primary.set_yscale("log")

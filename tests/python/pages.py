@@ -49,13 +49,19 @@ def pages_with(language):
     return [page for page in PAGES if blocks(page, language)]
 
 
+def inline_code(page):
+    """What stands as code in the text."""
+    rest = _FENCE.sub("", page.read_text())
+    return [match[1].replace("\n", " ") for match in _INLINE.finditer(rest)]
+
+
 def code_of(page):
     """All that stands as code, in blocks and in the text; a command's broken lines joined."""
     text = page.read_text()
     parts = [match[4] for match in _FENCE.finditer(text)]
     rest = _FENCE.sub("", text)
     parts += [match[0] for match in _INDENTED.finditer(rest)]
-    parts += [match[1].replace("\n", " ") for match in _INLINE.finditer(rest)]
+    parts += inline_code(page)
     return "\n".join(parts).replace("\\\n", " ")
 
 

@@ -1,7 +1,9 @@
 """What the documents name exists: files, figures, commands, options; and their YAML is YAML."""
 
 import contextlib
+import csv
 import importlib.util
+import inspect
 import io
 import re
 import runpy
@@ -12,10 +14,12 @@ import matplotlib.testing.compare as images
 import pytest
 import yaml
 
-import pages
-from pages import PAGES, ROOT, code_of, links, name_of
+import gkd
+from pages import PAGES, ROOT, code_of, inline_code, links, name_of
 
-WORKFLOWS = sorted(ROOT.glob(".github/**/*.yml"))
+WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
+#: Variables of make that hold a module's arguments.
+ARGUMENTS = {"DEMO": "examples.glyphs", "BENCH_ARGS": "benchmarks"}
 MAKE = re.compile(r"(?:^|\s)make ([a-z][a-z-]*)\b", re.MULTILINE)
 MODULE = re.compile(r"(?:python3?|torchrun)\b[^\n]*? -m ([\w.]+)([^\n#|&]*)")
 
@@ -28,16 +32,19 @@ def test_links_lead_to_files(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_tables_of_results_exist(page):
-    # Names alone are of the benchmark's own folder.
-    for name in re.findall(r"[\w/.-]*\w\.csv\b", code_of(page)):
+    # Names alone are of the benchmark's own folder. What a block of commands names it may write.
+    for name in re.findall(r"[\w/.-]*\w\.csv\b", "\n".join(inline_code(page))):
         places = [ROOT / name, ROOT / "benchmarks" / "results" / name]
         assert any(place.exists() for place in places), f"{name_of(page)} names {name}"
 
 
 def commands():
-    """(where, code) of every page and workflow."""
+    """(where, code) of every page, and of every step of a workflow."""
     found = [(name_of(page), code_of(page)) for page in PAGES]
-    return found + [(name_of(path), path.read_text()) for path in WORKFLOWS]
+    for path in WORKFLOWS:
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            found += [(name_of(path), step["run"]) for step in job["steps"] if "run" in step]
+    return found
 
 
 def test_make_targets_exist():
@@ -46,6 +53,10 @@ def test_make_targets_exist():
     for target, where in named.items():
         dry = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert dry.returncode == 0, f"{where}: make {target}: {dry.stderr}"
+
+
+def options_of(arguments):
+    return re.findall(r"(?:^|(?<=\s))--[a-z][\w-]*", arguments)
 
 
 def help_of(module, monkeypatch):
@@ -66,8 +77,10 @@ def test_modules_and_their_options_exist(monkeypatch):
     named = {}
     for where, code in commands():
         for module, rest in MODULE.findall(code):
-            options = set(re.findall(r"(?<=\s)--[a-z][\w-]*", rest))
-            named.setdefault(module, {}).update(dict.fromkeys(options, where))
+            named.setdefault(module, {}).update(dict.fromkeys(options_of(rest), where))
+        for variable, module in ARGUMENTS.items():
+            for rest in re.findall(rf'{variable}="([^"]*)"', code):
+                named.setdefault(module, {}).update(dict.fromkeys(options_of(rest), where))
     assert {"gkd.info", "benchmarks", "benchmarks.figures", "examples.distributed"} <= set(named)
     for module, options in named.items():
         assert importlib.util.find_spec(module), f"there is no module {module}"
@@ -79,7 +92,7 @@ def test_modules_and_their_options_exist(monkeypatch):
 
 
 def test_figures_are_those_of_the_tables(tmp_path, monkeypatch):
-    """make figures changes nothing: each figure is what its script draws from the committed CSVs."""
+    """make figures changes nothing: each is what its script draws from the committed CSVs."""
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["figures", "--output", str(tmp_path)])
@@ -103,12 +116,13 @@ def test_drawn_figures_are_shown():
 
 
 def test_yaml():
-    for path in [*WORKFLOWS, ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"]:
+    templates = ROOT.glob(".github/ISSUE_TEMPLATE/*.yml")
+    for path in [*templates, ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"]:
         assert yaml.safe_load(path.read_text()), name_of(path)
-    for path in ROOT.glob(".github/workflows/*.yml"):
-        jobs = yaml.safe_load(path.read_text())["jobs"]
-        for job in jobs.values():
-            assert job["runs-on"] and job["steps"]
+    assert {path.stem for path in WORKFLOWS} >= {"cpu", "lint", "cuda"}
+    for path in WORKFLOWS:
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            assert job["runs-on"] and job["timeout-minutes"] and job["steps"]
 
 
 def test_one_version():
@@ -118,11 +132,63 @@ def test_one_version():
 
 def test_every_option_is_documented():
     """Each keyword of gkd.loss has its place in the page about settings."""
-    import inspect
-
-    import gkd
-
-    page = pages.ROOT / "docs" / "settings.md"
+    page = ROOT / "docs" / "settings.md"
     for name, parameter in inspect.signature(gkd.loss).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             assert f"`{name}" in page.read_text(), name
+
+
+def lines_of(name, **wanted):
+    """Lines of a CSV of results that have the wanted values."""
+    with (ROOT / "benchmarks" / "results" / name).open() as file:
+        return [x for x in csv.DictReader(file) if all(x[k] == v for k, v in wanted.items())]
+
+
+def cells_of(page, start):
+    """The cells after the first of the table row that begins so."""
+    row = next(x for x in (ROOT / page).read_text().splitlines() if x.startswith(f"| {start} |"))
+    return [cell.strip() for cell in row.strip("|").split("|")[1:]]
+
+
+#: Rows of the README's table of speed: contender, column, format.
+SPEED = {
+    "GKD as usually written (sort, mask), eager": ("user_eager", "ratio_to_gkd_median", ".1f"),
+    "the same, torch.compile": ("user_compiled", "ratio_to_gkd_median", ".1f"),
+    "plain KD (`F.kl_div`), eager": ("kd_eager", "ratio_to_gkd_median", ".1f"),
+    "plain KD, torch.compile": ("kd_compiled", "ratio_to_gkd_median", ".1f"),
+    "a copy of the same bytes": ("copy", "ratio_to_gkd_median", ".2f"),
+    "gkd itself, ns per class": ("gkd", "ns_per_class_median", ".1f"),
+}
+
+
+@pytest.mark.parametrize("row", SPEED)
+def test_table_of_speed_is_the_csv(row):
+    contender, column, shape = SPEED[row]
+    wanted = {"dtype": "float32", "stage": "forward_backward", "contender": contender}
+    found = lines_of("cpu_amd_epyc_2_cores_compiled.csv", **wanted)
+    order = [("85742", "flat"), ("85742", "peaked"), ("360232", "flat"), ("360232", "peaked")]
+    by_place = {(x["classes"], x["distribution"]): float(x[column]) for x in found}
+    assert cells_of("README.md", row) == [f"{by_place[place]:{shape}}" for place in order]
+
+
+@pytest.mark.parametrize("kind", ["flat", "peaked"])
+def test_tables_of_growth_are_the_csv(kind):
+    text = (ROOT / "docs" / "performance.md").read_text()
+    table = text[text.index(f"| {kind} logits |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 5
+    for row in table:
+        name, *cells = (cell.strip(" `") for cell in row.strip("|").split("|"))
+        wanted = {"dtype": "float32", "stage": "forward_backward", "distribution": kind}
+        found = lines_of("cpu_amd_epyc_2_cores.csv", contender=name, **wanted)
+        found.sort(key=lambda x: int(x["classes"]))
+        assert cells == [f"{float(x['ns_per_class_median']):.1f}" for x in found], name
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_table_of_errors_is_the_csv(dtype):
+    found = lines_of("accuracy_cpu.csv", dtype=dtype)
+    assert len(found) == 120
+    text = (ROOT / "docs" / "numerics.md").read_text()
+    measured = text[text.index("## What was measured") :]
+    worst = [max(float(x[k]) for x in found) for k in ("loss", "row_loss", "gradient")]
+    assert f"| {dtype} | " + " | ".join(f"{x:.1e}" for x in worst) + " |" in measured
