@@ -29,7 +29,7 @@ lint: setup
 
 # The documents as pages, build/docs/index.html; a warning is an error.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # Every figure of README and docs from the committed CSVs, but for the demo's own.
 figures: build
