@@ -37,8 +37,17 @@ def one_rank(monkeypatch):
         dist.destroy_process_group()
 
 
+@pytest.fixture
+def own_threads():
+    """A page may change the number of threads; the tests after it do not notice."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("name", PYTHON)
-def test_python(name, one_rank, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("one_rank", "own_threads")
+def test_python(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": name}
     for block in pages.blocks(PYTHON[name], "python"):
