@@ -8,7 +8,7 @@ CLANG_TIDY ?= clang-tidy
 JOBS ?= $(shell nproc)
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test demo bench lint style tidy format gpu-check all-archs
+.PHONY: setup build test demo bench docs figures lint style tidy format gpu-check all-archs
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -19,7 +19,7 @@ build: setup
 	cmake -S . -B $(BUILD) $(GKD_CMAKE_ARGS) -DPython3_EXECUTABLE=$(PY) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/gkd
 	cmake --build $(BUILD) --parallel $(JOBS)
 
-test: build style
+test: build style docs
 	ctest --test-dir $(BUILD) --output-on-failure
 	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python
 
@@ -37,6 +37,16 @@ tidy: setup
 	cmake -S . -B build/tidy -DGKD_WITH_CUDA=OFF -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython3_EXECUTABLE=$(PY)
 	git ls-files 'csrc/*.cpp' 'tests/cpp/test_*.cpp' | grep -v csrc/cuda/ | \
 	  xargs -n 1 -P $(JOBS) $(PY) tests/tidy.py build/tidy $(CLANG_TIDY)
+
+# The documents as pages, build/docs/index.html; a warning is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+# Every figure of README and docs from the committed CSVs, but for the demo's own.
+figures: build
+	$(PY) -m benchmarks.figures
+	PYTHONPATH=$(CURDIR)/python $(PY) docs/figures/concept.py
+	$(PY) docs/figures/regimes.py
 
 # Distils a glyph recogniser; DEMO takes options, as in: make demo DEMO="--epochs 4 --seed 1"
 demo: build

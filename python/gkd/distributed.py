@@ -41,19 +41,19 @@ def loss(
     reduction: str = "mean",
     ignore_index: int = -100,
 ) -> Tensor:
-    """:func:`gkd.loss` of [B, num_classes] logits, of which this rank holds a slice of the classes.
+    """`gkd.loss` of [B, num_classes] logits, of which this rank holds a slice of the classes.
 
     Every rank of ``group`` calls it with the same rows and settings, and gets the same loss; the
-    gradient is that of the rank's own slice, complete and without a factor of the world size. The
-    group of each row is the one that the whole row has on one device.
+    gradient is that of the rank's own slice, complete and without a factor of the world size.
 
     7 collectives for float32 logits, 6 for 16-bit and 10 for float64 ones, whatever the data, and
-    none in the backward; 57 KiB a row (docs/scaling.md). An all-reduce more with ``local_target``,
+    none in the backward; 57 KB a row (docs/scaling.md). An all-reduce more with ``local_target``,
     an all-gather of 448 bytes more in a call that validates.
 
     Args:
         student_shard: [B, C_r], float16, bfloat16, float32 or float64; C_r may be 0, and differ
-            between ranks. Or a DTensor with Shard(1): group, class_start and num_classes are its.
+            between ranks. Or a DTensor with Shard(1), which has ``group``, ``class_start`` and
+            ``num_classes`` in it.
         teacher_shard: the same shape, device and classes; must not require grad.
         target: int64 or int32 [B], the same on every rank, counted from class 0 of the whole row.
         class_start: the slice's first class.
@@ -65,15 +65,37 @@ def loss(
             the device, and raise the same error on all of them. None: in a group's first call, and
             in all with TORCH_DISTRIBUTED_DEBUG. Without it, a row with a target out of bounds has
             loss and gradient NaN, and ranks that disagree are not found out.
-
-    The other arguments are those of :func:`gkd.loss`.
+        threshold: as in `gkd.loss`.
+        group_size: as in `gkd.loss`.
+        temperature: as in `gkd.loss`.
+        primary_weight: as in `gkd.loss`.
+        binary_weight: as in `gkd.loss`.
+        secondary_weight: as in `gkd.loss`.
+        coupled: as in `gkd.loss`.
+        rank_by: as in `gkd.loss`.
+        reduction: as in `gkd.loss`.
+        ignore_index: as in `gkd.loss`.
 
     Returns:
-        A scalar, or [B] with reduction "none"; float32, float64 for float64 logits.
+        A scalar, or [B] with reduction "none"; float32, or float64 where either input is.
 
     Raises:
-        ValueError, TypeError, IndexError, RuntimeError: naming the argument; RuntimeError also
-        where a rank is lost.
+        ValueError: as in `gkd.loss`; slices that do not make up the row, ranks that disagree.
+        TypeError: a dtype that is not supported, a DTensor beside a plain tensor.
+        IndexError: a target out of bounds, in a call that validates.
+        RuntimeError: no process group, or a rank that was lost.
+
+    Examples:
+        One process that holds all the classes; under torchrun, `init_process_group()` alone.
+
+        >>> store = dist.HashStore()
+        >>> dist.init_process_group("gloo", rank=0, world_size=1, store=store)
+        >>> student, teacher = torch.randn(4, 50), torch.randn(4, 50)
+        >>> whole = gkd.loss(student, teacher)
+        >>> value = gkd.distributed.loss(student, teacher, class_start=0, num_classes=50)
+        >>> torch.allclose(value, whole)
+        True
+        >>> dist.destroy_process_group()
     """
     # Both of threshold and group_size are found out by all ranks together.
     settings: dict[str, Any] = {
@@ -143,19 +165,40 @@ def linear_loss(
     reduction: str = "mean",
     ignore_index: int = -100,
 ) -> Tensor:
-    """:func:`gkd.linear_loss` where every rank of a group holds the weights of some of the classes.
+    """`gkd.linear_loss` where every rank of a group holds the weights of some of the classes.
 
-    Arguments, result and errors are those of gkd.linear_loss, but for these. Features, target and
-    every setting are the same on all ranks, as is the loss; the gradient of the features, too, is
-    that of the whole, by one all-reduce of [B, D_s]; the weight's is this rank's own. The ranks
-    compare their calls as in a group's first call of :func:`loss`.
+    Features, target and every setting are the same on all ranks, as is the loss. The gradient of
+    the features, too, is that of the whole, by one all-reduce of [B, D_s]; the weight's is this
+    rank's own. The ranks compare their calls in a group's first one.
 
     Args:
-        student_weight: [C_r, D_s], this rank's run of the classes; teacher_weight likewise.
-        target: [B], classes of the whole.
+        student_features: [B, D_s], the same on every rank.
+        student_weight: [C_r, D_s], this rank's run of the classes.
+        teacher_features: [B, D_t], the same on every rank.
+        teacher_weight: [C_r, D_t], of the same classes.
+        target: [B], counted from class 0 of the whole.
         class_start: the first class that this rank holds.
         num_classes: of all ranks together.
-        group: the process group, the default one unless given.
+        group: the process group; the default one unless given.
+        scale: as in `gkd.linear_loss`.
+        normalize: as in `gkd.linear_loss`.
+        chunk_rows: as in `gkd.linear_loss`, and the same on every rank.
+        threshold: as in `gkd.loss`.
+        group_size: as in `gkd.loss`.
+        temperature: as in `gkd.loss`.
+        primary_weight: as in `gkd.loss`.
+        binary_weight: as in `gkd.loss`.
+        secondary_weight: as in `gkd.loss`.
+        coupled: as in `gkd.loss`.
+        rank_by: as in `gkd.loss`.
+        reduction: as in `gkd.loss`.
+        ignore_index: as in `gkd.loss`.
+
+    Returns:
+        As `gkd.linear_loss`, the same on every rank.
+
+    Raises:
+        ValueError: as in `gkd.linear_loss` and `gkd.distributed.loss`, as are the other errors.
     """
     members = _members(group, "gkd::linear_loss")
     return run_linear(

@@ -11,16 +11,30 @@ DEFAULT_THRESHOLD = 0.93
 
 
 class Group(NamedTuple):
-    """Per-row diagnostics, each of shape [B] but for ``mask``."""
+    """What `gkd.group` finds out of each row.
 
-    size: Tensor  #: int64, classes in the primary group
-    mass_teacher: Tensor  #: P, the group's softened teacher probability
-    mass_student: Tensor  #: Q, the same for the student
-    cut: Tensor  #: smallest ranking logit in the group, +inf where it is empty
-    primary: Tensor  #: Primary-KD, unweighted and without T^2
-    binary: Tensor  #: Binary-KD
-    secondary: Tensor  #: Secondary-KD
-    mask: Tensor  #: bool [B, C] when asked for, else [0]
+    Floating-point fields have the dtype that the loss would have. A row that holds NaN or +inf, or
+    that is ignored, has NaN in all of them.
+
+    Attributes:
+        size: int64 [B], classes in the primary group.
+        mass_teacher: [B], P: the group's softened teacher probability.
+        mass_student: [B], Q: the same of the student.
+        cut: [B], smallest ranking logit in the group; +inf where no class has to reach it.
+        primary: [B], Primary-KD, without its weight and without T^2.
+        binary: [B], Binary-KD, likewise.
+        secondary: [B], Secondary-KD, likewise, whether or not the loss would use it.
+        mask: bool [B, C], True inside the group; [0] unless asked for.
+    """
+
+    size: Tensor
+    mass_teacher: Tensor
+    mass_student: Tensor
+    cut: Tensor
+    primary: Tensor
+    binary: Tensor
+    secondary: Tensor
+    mask: Tensor
 
 
 def default_threshold(name: str, threshold: float | None, group_size: int | None) -> float:
@@ -69,35 +83,51 @@ def loss(
     method: str = "auto",
     check_target: bool = False,
 ) -> Tensor:
-    """Grouped Knowledge Distillation loss (arXiv 2304.04462, equations of Section 3).
+    """Grouped Knowledge Distillation loss (arXiv 2304.04462, Section 3).
 
-    Per row, T^2 (w_b Binary-KD + w_p Primary-KD + w_s Secondary-KD), where the primary group is the
-    shortest run of the ranked classes whose softened mass reaches ``threshold`` (0.93 unless
-    ``group_size`` fixes its size), ties at the cut and the target included.
+    Per row, T^2 (w_b Binary-KD + w_p Primary-KD + w_s Secondary-KD). The primary group is the
+    shortest run of the classes in descending order of the ranking logits whose softened mass
+    reaches ``threshold``, or the ``group_size`` largest; ties at the cut and the target belong to
+    it. The forward makes the gradient too, and the backward scales it: differentiable once, with
+    respect to the student. `gkd.reference.loss` serves beyond that.
 
     Args:
-        student_logits: [B, C], float16, bfloat16, float32 or float64.
-        teacher_logits: the same shape and device; must not require grad.
-        target: int64 or int32 [B], joins its row's group; rows with ``ignore_index`` do not count.
-        threshold: mass of the primary group, in (0, 1]; 0.93 where group_size is not given either.
+        student_logits: [B, C], float16, bfloat16, float32 or float64; any strides.
+        teacher_logits: the same shape and device, any of those dtypes; must not require grad.
+        target: int64 or int32 [B], a class per row, which joins its row's group.
+        threshold: mass of the primary group, in (0, 1]; 0.93 where neither it nor ``group_size``
+            is given.
         group_size: the number of classes of the primary group, >= 0, instead of a threshold.
-        temperature: softens both networks, in [1e-6, 1e6]; the loss carries its square.
-        primary_weight: of Primary-KD; 0 switches a term off, whatever its value.
-        binary_weight: of Binary-KD.
-        secondary_weight: of Secondary-KD.
+        temperature: T, divides both networks' logits, in [1e-6, 1e6].
+        primary_weight: w_p; a weight of 0 switches its term off, whatever the term's value.
+        binary_weight: w_b.
+        secondary_weight: w_s.
         coupled: multiply each group's KL by the group's teacher mass, as plain KD has it.
         rank_by: "teacher" or "student": whose logits choose the group.
-        reduction: "mean" over counted rows (0 when there are none), "sum" or "none".
-        ignore_index: rows with this target have no loss and no gradient, even where they hold NaN.
+        reduction: "mean" over counted rows (0 where there are none), "sum" or "none".
+        ignore_index: a row with this target counts for nothing, even where it holds NaN: no loss,
+            a gradient of 0, not in the mean.
         method: how the group's cut is found: "auto", "sort" or "select"; the result is the same.
-        check_target: raise IndexError for a target out of bounds on CUDA too, which waits for the
-            device; without it such a row's loss and gradient are NaN. On the CPU it always raises.
+        check_target: raise for a target out of bounds on CUDA too, which waits for the device.
+            Without it such a row's loss and gradient are NaN. On the CPU it always raises.
 
     Returns:
-        A scalar, or [B] with reduction "none"; float32, float64 for float64 logits.
+        A scalar, or [B] with reduction "none"; float32, or float64 where either input is.
 
     Raises:
-        ValueError, TypeError, IndexError, RuntimeError: naming the argument.
+        ValueError: a shape or a setting that does not fit, or a teacher that requires grad.
+        TypeError: a dtype that is not supported.
+        IndexError: a target that is neither a class nor ``ignore_index``.
+        RuntimeError: tensors on several devices; NotImplementedError for a layout or a derivative
+            that does not exist.
+
+    Examples:
+        >>> teacher = torch.tensor([[8.0, 7.0, 0.0, -1.0]])
+        >>> student = torch.tensor([[6.0, 7.0, 1.0, 0.0]], requires_grad=True)
+        >>> value = gkd.loss(student, teacher, torch.tensor([0]), temperature=1.0)
+        >>> value.backward()
+        >>> round(value.item(), 3), student.grad.shape
+        (3.698, torch.Size([1, 4]))
     """
     check_tensors("loss", student_logits, teacher_logits, target)
     value: Tensor = torch.ops.gkd.loss(
@@ -135,7 +165,35 @@ def group(
     return_mask: bool = False,
     method: str = "auto",
 ) -> Group:
-    """The grouping that :func:`loss` would use: sizes, masses, cuts and the unweighted terms."""
+    """The grouping that `gkd.loss` would use: sizes, masses, cuts and the unweighted terms.
+
+    For a look at training, or to choose a threshold. It costs about a forward, and nothing of it is
+    differentiable.
+
+    Args:
+        student_logits: as in `gkd.loss`.
+        teacher_logits: as in `gkd.loss`.
+        target: as in `gkd.loss`.
+        threshold: as in `gkd.loss`.
+        group_size: as in `gkd.loss`.
+        temperature: as in `gkd.loss`.
+        rank_by: as in `gkd.loss`.
+        ignore_index: as in `gkd.loss`.
+        return_mask: also make the bool [B, C] mask of the groups.
+        method: as in `gkd.loss`.
+
+    Returns:
+        A `gkd.Group`, one entry per row in each field.
+
+    Raises:
+        ValueError: as in `gkd.loss`, as are the other errors.
+
+    Examples:
+        >>> teacher = torch.tensor([[8.0, 7.0, 0.0, -1.0]])
+        >>> found = gkd.group(torch.zeros(1, 4), teacher, temperature=1.0, return_mask=True)
+        >>> found.size.item(), found.cut.item(), found.mask.tolist()
+        (2, 7.0, [[True, True, False, False]])
+    """
     check_tensors("group", student_logits, teacher_logits, target)
     with torch.no_grad():
         parts = torch.ops.gkd.group(
@@ -161,14 +219,20 @@ def adaptive_group_size(student_logits: Tensor, rate: float = 0.93, step: int = 
 
     Args:
         student_logits: [B, C], float16, bfloat16, float32 or float64.
-        rate: in (0, 1]. step: >= 1.
+        rate: share of the batch's probability, in (0, 1].
+        step: what n is a multiple of, unless it is C; >= 1.
 
     Returns:
-        int64 [] on the logits' device. Nothing waits for the device until it is read, as in
-        ``gkd.loss(..., group_size=int(gkd.adaptive_group_size(student)), rank_by="student")``.
+        int64 [] on the logits' device. Nothing waits for the device until it is read.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError: a shape, ``rate`` or ``step`` that does not fit.
+        TypeError: a dtype that is not supported.
+
+    Examples:
+        >>> student, teacher = torch.randn(4, 500), torch.randn(4, 500)
+        >>> size = int(gkd.adaptive_group_size(student, rate=0.5, step=10))
+        >>> value = gkd.loss(student, teacher, group_size=size, rank_by="student")
     """
     with torch.no_grad():
         size: Tensor = torch.ops.gkd.adaptive_group_size(student_logits, rate, step)

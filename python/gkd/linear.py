@@ -150,38 +150,61 @@ def linear_loss(
     ignore_index: int = -100,
     method: str = "auto",
 ) -> Tensor:
-    """:func:`gkd.loss` of two heads' logits, of which no [B, C] tensor is ever made.
+    """`gkd.loss` of two heads' logits, of which no [B, C] tensor is ever made.
 
     The same, but for memory, as ``gkd.loss(head(student_features, student_weight),
-    head(teacher_features, teacher_weight), target, ...)`` with head(f, w) =
-    ``scale * F.linear(F.normalize(f), F.normalize(w))``, or ``scale * F.linear(f, w)`` with
-    ``normalize=False``. Rows go through in chunks; what it takes beside the inputs is three
-    [chunk_rows, C] matrices, a few of [B, D] and, where the student's weight needs a gradient, that
-    gradient, [C, D] in float32 (float64 for float64) until the backward rounds it to the weight's
-    dtype. "mean" and "sum" sum the gradients in the forward; "none" makes every chunk again in the
-    backward.
+    head(teacher_features, teacher_weight), target, ...)`` with ``head(f, w) = scale *
+    F.linear(F.normalize(f), F.normalize(w))``, or ``scale * F.linear(f, w)`` with
+    ``normalize=False``.
+
+    Rows go through in chunks. Beside the inputs that takes three [chunk_rows, C] matrices, a few of
+    [B, D], and where the student's weight needs a gradient, that gradient: [C, D] in float32
+    (float64 for float64) until the backward rounds it to the weight's dtype. With "mean" and "sum"
+    the forward sums the gradients; with "none" the backward makes every chunk again.
 
     Args:
         student_features: [B, D_s], float16, bfloat16, float32 or float64.
         student_weight: [C, D_s], of the features' dtype.
-        teacher_features: [B, D_t]; must not require grad, nor must teacher_weight.
+        teacher_features: [B, D_t]; must not require grad, nor must ``teacher_weight``.
         teacher_weight: [C, D_t], of the teacher's features' dtype. One device holds all.
-        target: as in :func:`gkd.loss`, as is every keyword that is not below.
+        target: as in `gkd.loss`.
         scale: > 0, multiplies the logits; 64 unless given, or 1 with ``normalize=False``.
         normalize: cosine logits: rows of features and weights are divided by their norms, or by
             1e-12 where those are less.
         chunk_rows: rows at a time, >= 1. More rows are faster, since every chunk reads the weights
             and reads and writes the gradient of [C, D]. Unless given: as many as keep the three
             matrices within 128 MiB (2 GiB on CUDA), but at least 32 (256).
+        threshold: as in `gkd.loss`.
+        group_size: as in `gkd.loss`.
+        temperature: as in `gkd.loss`.
+        primary_weight: as in `gkd.loss`.
+        binary_weight: as in `gkd.loss`.
+        secondary_weight: as in `gkd.loss`.
+        coupled: as in `gkd.loss`.
+        rank_by: as in `gkd.loss`.
+        reduction: as in `gkd.loss`.
+        ignore_index: as in `gkd.loss`.
+        method: as in `gkd.loss`.
 
     Returns:
-        A scalar, or [B] with reduction "none"; float32, float64 where either network is. Logits
+        A scalar, or [B] with reduction "none"; float32, or float64 where either network is. Logits
         have the features' dtype, as a head's would: half ones are rounded. Under autocast they have
         its dtype, while norms and the sums for the gradients are float32 and no weight is cast as a
         whole. Differentiable once, with respect to student features and weight.
 
     Raises:
-        ValueError, TypeError, IndexError, RuntimeError: naming the argument.
+        ValueError: a shape or a setting that does not fit, as in `gkd.loss`.
+        TypeError: a dtype that is not supported.
+        IndexError: a target out of bounds.
+        RuntimeError: tensors on several devices.
+
+    Examples:
+        >>> features = torch.randn(8, 16, requires_grad=True)
+        >>> weight = torch.randn(100, 16, requires_grad=True)
+        >>> value = gkd.linear_loss(features, weight, torch.randn(8, 32), torch.randn(100, 32))
+        >>> value.backward()
+        >>> weight.grad.shape
+        torch.Size([100, 16])
     """
     return run_linear(
         (student_features, student_weight, teacher_features, teacher_weight),

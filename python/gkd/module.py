@@ -16,9 +16,19 @@ SETTINGS = tuple(
 
 
 class GKDLoss(nn.Module):
-    """:func:`gkd.loss` with its settings fixed: ``GKDLoss(temperature=2.0)(student, teacher)``.
+    """`gkd.loss` as a module that keeps its settings.
 
-    The settings are checked here, not at the first batch. There are no parameters and no buffers.
+    The keywords are those of `gkd.loss`, with the same defaults, and each is an attribute of its
+    name that may be changed between batches. They are checked at construction, not at the first
+    batch. There are no parameters and no buffers.
+
+    Raises:
+        ValueError: a setting that does not fit.
+
+    Examples:
+        >>> criterion = gkd.GKDLoss(temperature=2.0)
+        >>> value = criterion(torch.randn(4, 50), torch.randn(4, 50), torch.tensor([3, 0, 9, 49]))
+        >>> criterion.primary_weight = 4.0
     """
 
     def __init__(
@@ -57,7 +67,16 @@ class GKDLoss(nn.Module):
     def forward(
         self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None
     ) -> Tensor:
-        """The loss of a batch of [B, C] logits."""
+        """The loss of a batch, as `gkd.loss` gives it.
+
+        Args:
+            student_logits: [B, C].
+            teacher_logits: [B, C]; must not require grad.
+            target: [B], a class per row.
+
+        Returns:
+            A scalar, or [B] with reduction "none".
+        """
         settings = {name: getattr(self, name) for name in SETTINGS}
         return loss(student_logits, teacher_logits, target, **settings)
 

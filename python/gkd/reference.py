@@ -2,7 +2,7 @@
 
 Use it where the operator does not reach: double backward (gradient penalties, meta-learning),
 ``torch.func`` transforms, forward-mode derivatives, devices other than CPU and CUDA; and as an
-oracle, with float64 logits. For training use :func:`gkd.loss`.
+oracle, with float64 logits. For training use `gkd.loss`.
 
 What it costs: a full sort of every row, about ten temporaries of [B, C] that autograd keeps until
 the backward, an order of magnitude in time. The KL terms are plain differences of logarithms, which
@@ -126,10 +126,34 @@ def loss(
     reduction: str = "mean",
     ignore_index: int = -100,
 ) -> Tensor:
-    """:func:`gkd.loss` in plain PyTorch, differentiable any number of times.
+    """`gkd.loss` in plain PyTorch, differentiable any number of times.
 
-    Arguments, result and errors are those of :func:`gkd.loss`. A target out of bounds gives its row
-    NaN on every device, as gkd.loss does on CUDA.
+    Arguments, result and errors are those of `gkd.loss`, but for ``method`` and ``check_target``: a
+    target out of bounds gives its row NaN on every device, as `gkd.loss` does on CUDA.
+
+    Args:
+        student_logits: as in `gkd.loss`.
+        teacher_logits: as in `gkd.loss`.
+        target: as in `gkd.loss`.
+        threshold: as in `gkd.loss`.
+        group_size: as in `gkd.loss`.
+        temperature: as in `gkd.loss`.
+        primary_weight: as in `gkd.loss`.
+        binary_weight: as in `gkd.loss`.
+        secondary_weight: as in `gkd.loss`.
+        coupled: as in `gkd.loss`.
+        rank_by: as in `gkd.loss`.
+        reduction: as in `gkd.loss`.
+        ignore_index: as in `gkd.loss`.
+
+    Returns:
+        A scalar, or [B] with reduction "none"; float32, or float64 where either input is.
+
+    Examples:
+        >>> student = torch.randn(2, 9, dtype=torch.float64, requires_grad=True)
+        >>> teacher = torch.randn(2, 9, dtype=torch.float64)
+        >>> torch.autograd.gradgradcheck(lambda s: gkd.reference.loss(s, teacher), student)
+        True
     """
     limit = default_threshold("loss", threshold, group_size)
     _check(

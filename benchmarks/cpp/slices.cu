@@ -1,0 +1,48 @@
+// The longest row that each fused kernel takes, by dtype and shared memory of a block, as CSV: what
+// docs/inside.md and its diagram say of the regimes. Needs no GPU.
+#include <cstdio>
+
+#include "cuda/fused_size.cuh"
+
+namespace gkd::cuda {
+namespace {
+
+/// Shared memory that a block may opt in to, from the CUDA C++ Programming Guide's table of
+/// compute capabilities.
+struct Card {
+  const char* capability;
+  std::size_t shared_bytes;
+  bool clusters;
+};
+constexpr Card kCards[] = {
+    {"8.0", 163 << 10, false}, {"8.6 and 8.9", 99 << 10, false}, {"9.0 and 10.0", 227 << 10, true}};
+
+template <class Elem>
+void print_lines(const char* dtype, const Card& card) {
+  using T = Arithmetic<Elem>;
+  auto line = [&](const char* regime, int members, std::int64_t slice) {
+    std::printf("%s,%zu,%s,%s,%d,%lld\n", card.capability, card.shared_bytes, dtype, regime,
+                members, static_cast<long long>(members * slice));
+  };
+  line("block", 1, Fused<T, Elem, BlockTeam>::slice_in(card.shared_bytes));
+  if (card.clusters) {
+    const std::int64_t slice = Fused<T, Elem, ClusterTeam>::slice_in(card.shared_bytes);
+    line("cluster", kPortableCluster, slice);
+    line("cluster", 2 * kPortableCluster, slice);
+  }
+  line("grid", kGridMembers, Fused<T, Elem, GridTeam>::slice_in(card.shared_bytes));
+}
+
+}  // namespace
+}  // namespace gkd::cuda
+
+int main() {
+  using namespace gkd::cuda;
+  std::printf("capability,shared_bytes,dtype,regime,blocks,classes\n");
+  for (const Card& card : kCards) {
+    print_lines<__half>("float16", card);
+    print_lines<__nv_bfloat16>("bfloat16", card);
+    print_lines<float>("float32", card);
+    print_lines<double>("float64", card);
+  }
+}

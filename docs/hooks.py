@@ -1,0 +1,65 @@
+"""Pages of the site that are files elsewhere in the repository, and links to files that are none.
+
+In the repository a link goes to the file, as readers of the sources expect; on the site it goes to
+that file's page, or stays as plain text where the file has none. A link to nothing stays as it is,
+and mkdocs refuses it.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def outside() -> dict[str, str]:
+    """Files outside docs/ that are pages, by path in the repository, and the pages' own paths."""
+    pages = {
+        f"examples/{p.parent.name}/README.md": f"examples/{p.parent.name}.md" for p in EXAMPLES
+    }
+    return pages | {name: name.lower() for name in ("CONTRIBUTING.md", "CHANGELOG.md")}
+
+
+EXAMPLES = sorted(ROOT.glob("examples/*/README.md"))
+PAGES = outside()
+
+
+def on_config(config: Any) -> Any:
+    """Adds the pages from elsewhere to the navigation: a new example needs no further line."""
+    titles = {path: path.read_text().split("\n", 1)[0].lstrip("# ") for path in EXAMPLES}
+    examples = [{titles[path]: PAGES[str(path.relative_to(ROOT))]} for path in EXAMPLES]
+    config.nav += [
+        {"Examples": examples},
+        {"Project": [{"Contributing": "contributing.md"}, {"Changelog": "changelog.md"}]},
+    ]
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    own = page.file.src_uri
+    source = next((s for s, p in PAGES.items() if p == own), f"docs/{own}")
+
+    def rewrite(match: re.Match[str]) -> str:
+        image, text, link, anchor = match.groups()
+        if "://" in link or link.startswith("mailto:"):
+            return match[0]
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+        to = PAGES.get(target)
+        if target.startswith("docs/"):
+            to = target.removeprefix("docs/")
+        if to is not None:
+            to = posixpath.relpath(to, posixpath.dirname(own) or ".")
+            return f"{image}[{text}]({to}{anchor or ''})"
+        return text if (ROOT / target).exists() else match[0]
+
+    return LINK.sub(rewrite, markdown)
