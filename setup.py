@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake and puts the libraries, the headers and the CMake files beside the Python files."""
+    """Runs CMake and puts libraries, headers and CMake files beside the Python files."""
 
     def run(self) -> None:
         try:

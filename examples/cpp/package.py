@@ -1,4 +1,4 @@
-"""Saves a model with torch.ops.gkd.loss inside for C++ programs, and prints what Python makes of it.
+"""Saves a model with torch.ops.gkd.loss inside for C++ programs, and prints its loss.
 
 ``python examples/cpp/package.py --out DIR`` writes inputs.pt, script.pt (TorchScript) and loss.pt2
 (AOTInductor, compiled for this machine's CPU), which ``dispatch`` and ``packaged`` run.

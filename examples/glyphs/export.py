@@ -1,4 +1,4 @@
-"""Trains a small teacher and writes what a student needs into one file, for programs without Python.
+"""Trains a small teacher and writes all that a student needs, for programs without Python.
 
 The file is a dictionary of tensors that torch::pickle_load and torch.load read:
 
@@ -55,9 +55,9 @@ def parser() -> argparse.ArgumentParser:
     add = build.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="where to write the tensors")
     add("--identities", type=int, default=200, metavar="N", help="characters; 71%% are classes")
-    add("--teacher-epochs", type=int, default=6, metavar="N", help="of the teacher")
+    add("--teacher-epochs", type=int, default=8, metavar="N", help="of the teacher")
     add("--views", type=int, default=4, metavar="N", help="distortions of each photograph")
-    add("--image-size", type=int, default=32, metavar="N", help="pixels of a side")
+    add("--image-size", type=int, default=24, metavar="N", help="pixels of a side")
     add("--batch", type=int, default=64, metavar="N", help="photographs a step")
     add("--seed", type=int, default=0, metavar="N", help="of the split, weights and distortions")
     add("--quiet", action="store_true", help="no progress bars")
