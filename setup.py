@@ -8,6 +8,7 @@ compiled a second time (default: build/python).
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -44,4 +45,17 @@ class CMakeBuild(build_ext):
         return []
 
 
-setup(ext_modules=[Extension("gkd._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+def requirements() -> list[str]:
+    """The very torch that libgkd.so is built against, where there is one."""
+    try:
+        built = version("torch").split("+")[0]
+    except PackageNotFoundError:
+        return ["torch"]
+    return [f"torch=={built}"]
+
+
+setup(
+    ext_modules=[Extension("gkd._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    install_requires=requirements(),
+)
