@@ -88,7 +88,9 @@ def test_exports_the_header_and_nothing_else_of_its_own(install):
         line.split() for line in run("nm", "-D", "--defined-only", install.library).splitlines()
     ]
     own = {name for _, _, name in symbols if "gkd" in name}
-    assert {re.match(r"_ZN3gkd\d+([a-z_]+?)E", name).group(1) for name in own} == public
+    mangled = [f"_ZN3gkd{len(name)}{name}E" for name in public]
+    assert not [name for name in own if not name.startswith(tuple(mangled))]
+    assert len(own) == len(public)
     # The rest is torch's and the standard library's inline code, which every user of it may export.
     assert {kind for _, kind, name in symbols if name not in own} <= {"W", "V", "u"}
     assert not [name for *_, name in symbols if re.search(r"\d(cub|thrust)", name)]

@@ -76,7 +76,8 @@ def test_what_is_imported_is_the_wheel(run, python):
 import gkd, json, torch, sys
 gkd.loss(torch.randn(64, 5000), torch.randn(64, 5000))
 maps = {line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}
-print(json.dumps({"gkd": gkd.__file__, "version": gkd.__version__, "maps": sorted(maps)}))
+files = {"gkd": gkd.__file__, "torch": torch.__file__, "maps": sorted(maps)}
+print(json.dumps(files | {"version": gkd.__version__}))
 """
     found = json.loads(run("-c", code))
     home = python.parents[1]
@@ -86,6 +87,10 @@ print(json.dumps({"gkd": gkd.__file__, "version": gkd.__version__, "maps": sorte
     assert Path(library).is_relative_to(home)
     for single in ("libgomp", "libcudart", "libtorch_cpu"):
         assert len([path for path in found["maps"] if single in path]) <= 1, single
+    # torch's own OpenMP runtime, where it carries one, and so its threads
+    (openmp,) = (path for path in found["maps"] if "libgomp" in path)
+    own = Path(found["torch"]).with_name("lib") / "libgomp.so.1"
+    assert not own.exists() or own.samefile(openmp)
 
 
 def test_nothing_else_is_needed(run):
