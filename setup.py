@@ -6,6 +6,7 @@ compiled a second time (default: build/python).
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -37,9 +38,14 @@ class CMakeBuild(build_ext):
         subprocess.check_call(
             ["cmake", "--build", build, "--parallel", jobs, "--target", "gkd", "_C"]
         )
+        # By way of a folder of its own: a build tree may keep its libraries in the package already,
+        # and CMake does not install a file onto itself.
+        stage = Path(self.build_temp, "install").resolve()
+        shutil.rmtree(stage, ignore_errors=True)
         subprocess.check_call(
-            ["cmake", "--install", build, "--strip", "--component", "python", "--prefix", package]
+            ["cmake", "--install", build, "--strip", "--component", "python", "--prefix", stage]
         )
+        shutil.copytree(stage, package, dirs_exist_ok=True)
 
     def get_outputs(self) -> list[str]:
         return []
