@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -62,6 +63,19 @@ def test_it_carries_the_package_and_no_stranger(wheel):
     sources = {f"gkd/{file.name}" for file in (ROOT / "python" / "gkd").glob("*.py*")}
     headers = {f"gkd/include/gkd/{f.name}" for f in (ROOT / "csrc/include/gkd").iterdir()}
     assert sources | headers | {"gkd/py.typed", "gkd/share/cmake/gkd/gkdConfig.cmake"} <= set(names)
+
+
+def test_the_source_distribution_is_complete(tmp_path):
+    """All that is tracked, but the files that serve git and its hosts."""
+    command = [sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True)
+    tracked = {name for name in listed.stdout.decode().splitlines() if not name.startswith(".")}
+    assert len(tracked) > 100
+    assert not tracked - names
 
 
 def test_it_is_not_inflated(wheel):
