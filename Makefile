@@ -8,7 +8,7 @@ CLANG_TIDY ?= clang-tidy
 JOBS ?= $(shell nproc)
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test demo bench docs figures lint style tidy format gpu-check all-archs
+.PHONY: setup build test demo bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -21,7 +21,7 @@ build: setup
 
 test: build style docs
 	ctest --test-dir $(BUILD) --output-on-failure
-	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python
+	GKD_BUILD_DIR=$(BUILD) PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python
 
 # What test asks for, and clang-tidy, which takes some minutes.
 lint: style tidy
@@ -65,6 +65,18 @@ all-archs: setup
 # BENCH_ARGS: what python -m benchmarks takes, such as --device cuda or --quick.
 bench: build
 	PYTHONPATH=$(CURDIR)/python $(PY) -m benchmarks $(BENCH_ARGS)
+
+# dist/gkd-*.whl, of the libraries that `build` made. Torch's libraries, CUDA's and libgomp stay
+# outside it: torch brings them, and a second copy in one process would be a second state.
+wheel: build
+	rm -rf build/lib.* build/wheel dist
+	GKD_BUILD_DIR=$(BUILD) $(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(PY) -m auditwheel repair -w dist --exclude 'libtorch*' \
+	  --exclude 'libc10*' --exclude 'libcudart*' --exclude 'libgomp*' build/wheel/*.whl
+
+# The wheel in an environment of its own beside torch, run outside this tree, and a C++ build with it.
+wheel-test: wheel
+	$(PY) -m pytest -q tests/wheel
 
 format:
 	$(VENV)/bin/clang-format -i $(CPP_FILES)

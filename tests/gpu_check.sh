@@ -36,7 +36,7 @@ build() {
     ${options[@]+"${options[@]}"} && cmake --build "$build" --parallel
 }
 
-export PYTHONPATH=$PWD/python
+export PYTHONPATH=$PWD/python GKD_BUILD_DIR=$build
 stage build build
 stage kernels "$build/gkd_kernel_test"
 stage python-all "$python" -m pytest -q tests/python

@@ -4,7 +4,7 @@ from ._load import load as _load
 
 _load()
 
-from . import distributed, reference
+from . import distributed, reference, utils
 from ._C import version as __version__
 from .functional import Group, adaptive_group_size, group, loss
 from .linear import linear_loss
@@ -20,4 +20,5 @@ __all__ = [
     "linear_loss",
     "loss",
     "reference",
+    "utils",
 ]
