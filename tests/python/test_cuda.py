@@ -25,6 +25,7 @@ def on_cuda(shape, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.input(26)
 def test_row_26_agrees_with_the_cpu(dtype):
     args = on_cuda((4, 300), dtype)
     got = step(*args)
@@ -35,6 +36,7 @@ def test_row_26_agrees_with_the_cpu(dtype):
     assert (got[1].cpu().double() - wanted[1].double()).abs().max() <= (4e-6 + rounding) * top
 
 
+@pytest.mark.input(59)
 def test_row_59_side_stream():
     args = on_cuda((4, 500))
     expected = step(*args)
@@ -62,6 +64,8 @@ def test_two_streams_at_once():
 
 @pytest.mark.parametrize("need_grad", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.input(58)
+@pytest.mark.regression("tritonbench#477")
 def test_row_58_graph_replays_on_new_data(settings, need_grad):
     # The inner operators: while an emulated graph is captured, PyTorch's own are not recorded.
     student, teacher, target = on_cuda((3, 200))
@@ -93,6 +97,7 @@ def test_row_58_graph_replays_on_new_data(settings, need_grad):
         assert all(same_bits(a, b) for a, b in zip(replayed, work(), strict=True))
 
 
+@pytest.mark.regression("tritonbench#477")
 def test_nothing_waits_for_the_device():
     args = on_cuda((3, 200))
     step(*args)
@@ -105,7 +110,8 @@ def test_nothing_waits_for_the_device():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_row_31_device_that_is_not_current():
+@pytest.mark.regression("FBGEMM#5113", "pytorch#54077")
+def test_device_that_is_not_current():
     args = [x.to("cuda:1") for x in on_cuda((3, 200))]
     with torch.cuda.device(0):
         value, gradient = step(*args)
@@ -121,6 +127,7 @@ def test_current_device_stays_as_it_was():
     assert torch.cuda.current_device() == before
 
 
+@pytest.mark.regression("pytorch#12372")
 def test_bad_target_leaves_the_device_usable():
     student, teacher, target = on_cuda((4, 50))
     target[1] = 2**40

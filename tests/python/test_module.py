@@ -27,6 +27,7 @@ def test_equals_the_function(device):
     )
 
 
+@pytest.mark.input(63)
 def test_row_63_copies_keep_the_settings():
     module = gkd.GKDLoss(**SETTINGS, ignore_index=7)
     student, teacher = logits((4, 20))
