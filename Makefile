@@ -6,7 +6,7 @@ PY := $(CURDIR)/$(VENV)/bin/python
 BUILD := build/cpp
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test demo bench lint format gpu-check all-archs
+.PHONY: setup build test inputs nightly demo bench lint format gpu-check all-archs
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -20,6 +20,16 @@ build: setup
 test: build lint
 	ctest --test-dir $(BUILD) --output-on-failure
 	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python
+
+# Counts the bad inputs and the regressions of other kernels that a test answers for.
+inputs: build
+	$(PY) tests/python/account.py --gtest $(BUILD)
+
+# 5,000 examples of every law, and the tests marked large: 5 GiB and half an hour.
+nightly: build
+	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python/test_laws.py tests/python/test_group_laws.py \
+	    --hypothesis-profile=nightly -o faulthandler_timeout=3600
+	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python -m large --large -o faulthandler_timeout=3600
 
 lint: setup
 	$(PY) -m ruff check .

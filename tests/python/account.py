@@ -2,9 +2,9 @@
 
     python tests/python/account.py [--list] [--gtest BUILD_FOLDER]
 
-Fails where a number has neither a test nor a reason, where it has both, and where a test names what
-rows.py does not know. With --gtest the GoogleTest programs of a build are read too: names there hold
-Row12 or Regression11.
+Fails where a number has neither a test nor a reason, where it has both, and where a test names
+what rows.py does not know. With --gtest the GoogleTest programs of a build are read too: names
+there hold Row12 or Regression11.
 """
 
 import argparse
@@ -33,9 +33,7 @@ class Collected:
 def python_tests():
     """Every test of this folder."""
     seen = Collected()
-    code = pytest.main(
-        ["--collect-only", "-q", "-p", "no:terminal", str(Path(__file__).parent)], [seen]
-    )
+    code = pytest.main(["--collect-only", "-p", "no:terminal", str(Path(__file__).parent)], [seen])
     if code != 0:
         sys.exit(f"the tests could not be collected: pytest ended with {code}")
     return seen.items

@@ -121,6 +121,7 @@ def test_row_21_22_23_53_equal_rows(device):
     flat = torch.full((2, 30), 2.5, device=device)
     group = gkd.group(flat, flat, threshold=0.1)
     assert group.size.tolist() == [30, 30]
+    assert not any(x.any() for x in value_and_gradient(flat - 1.5, flat, secondary_weight=1.0))
     zeros = torch.tensor([[0.0, -0.0, -3.0, 0.0]], device=device)
     for how in ({"threshold": 0.2}, {"group_size": 1}):
         assert gkd.group(zeros, zeros, **how).size.tolist() == [3]
@@ -218,7 +219,7 @@ def test_row_47_many_rows(device, sizes):
     expected, gradient = value_and_gradient(*last, threshold=0.5)
     assert same_bits(rows[-5:].cpu(), expected)
     weight = torch.linspace(0.5, 1.5, 5, dtype=torch.float64)[:, None]
-    torch.testing.assert_close(leaf.grad[-5:].cpu() * weight.float(), gradient)
+    assert error(leaf.grad[-5:].cpu() * weight.float(), gradient) <= 1e-6  # rounded once more
 
 
 @pytest.mark.parametrize("ignore_index", [-100, 3])

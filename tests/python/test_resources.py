@@ -41,7 +41,7 @@ def both(student, teacher, target=None):
     return rows, gradient_of(rows, leaf, weight)
 
 
-#: Past 2^31 the last row's offset is negative in an int; at 2^32 exactly every row's is 0 in 32 bits.
+#: Past 2^31 the last row's offset is negative in an int; at 2^32 every row's is 0 in 32 bits.
 FAR = {
     "rows past 2^31": (2**30 + 1, 1),
     "rows at 2^32": (2**32, 1),

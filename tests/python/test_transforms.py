@@ -1,4 +1,4 @@
-"""What autograd, torch.func, subclasses and layouts may do with the operator, and the errors of what
+"""What autograd, torch.func, subclasses and layouts may do with the operator, and the errors where
 they may not."""
 
 import pytest
