@@ -103,7 +103,7 @@ def googletests(build):
 def account_cpp(names):
     """The same for GoogleTest, whose share of the inputs is fixed in rows.py."""
     faults = []
-    have = {int(n) for name in names for n in re.findall(r"Row(\d+)", name)}
+    have = {int(n) for name in names for n in re.findall(r"(?:Row|And)(\d+)", name)}
     promised = {n for n, row in INPUTS.items() if row.cpp}
     faults += [f"GoogleTest has no test of input {n}" for n in sorted(promised - have)]
     faults += [f"rows.py knows of no GoogleTest of input {n}" for n in sorted(have - promised)]

@@ -76,7 +76,7 @@ INPUTS = {
     51: Input("backward twice with retain_graph", "both right, to the bit"),
     52: Input("student edited between the passes", "autograd's version error"),
     53: Input("one tensor as student and teacher", "loss and gradient are exactly 0"),
-    54: Input("no_grad, inference_mode", "the same bits without a gradient's memory"),
+    54: Input("no_grad, inference_mode", "the same bits without a gradient's memory", cpp=True),
     55: Input("autocast", "float32 loss, no 16-bit sums"),
     56: Input("torch.func transforms", "vmap works; gradients and jvp are N with the way out"),
     57: Input("torch.compile, dynamic shapes", "no break, the same bits"),

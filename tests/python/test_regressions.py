@@ -1,4 +1,4 @@
-"""What other kernels got wrong and no other test here looks at. Each names where it was reported."""
+"""What other kernels got wrong and no other test here looks at; each names where that was."""
 
 import pytest
 import torch
