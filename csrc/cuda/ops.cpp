@@ -13,8 +13,8 @@ namespace {
 /// The kernels count a row's classes by bin in int32.
 void check_row_length(const char* name, std::int64_t classes) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
-  TORCH_CHECK_VALUE(classes <= kMost, name, ": on CUDA a row has at most ", kMost,
-                    " classes, got ", classes);
+  TORCH_CHECK_VALUE(classes <= kMost, name, ": on CUDA a row has at most ", kMost, " classes, got ",
+                    classes);
 }
 
 cuda::Method method_of(const Settings& s) {
