@@ -108,6 +108,8 @@ TOO_LARGE = {
 @pytest.mark.input(61)
 @pytest.mark.parametrize("what", ["bytes", "memory"])
 def test_row_61_out_of_memory(device, what):
+    if EMULATED and device == "cuda" and what == "memory":
+        pytest.skip("the emulated device has no limit of its memory to run into")
     student, teacher = logits((3, 50), device=device)
     expected = both(student, teacher)
     wide = torch.zeros(1, 1, device=device).expand(TOO_LARGE[device][what])
