@@ -8,7 +8,7 @@ CLANG_TIDY ?= clang-tidy
 JOBS ?= $(shell nproc)
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test demo bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
+.PHONY: setup build test inputs nightly demo bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,16 @@ build: setup
 test: build style docs
 	ctest --test-dir $(BUILD) --output-on-failure
 	GKD_BUILD_DIR=$(BUILD) PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python
+
+# Counts the bad inputs and the regressions of other kernels that a test answers for.
+inputs: build
+	$(PY) tests/python/account.py --gtest $(BUILD)
+
+# 5,000 examples of every law, and the tests marked large: 5 GiB and half an hour.
+nightly: build
+	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python/test_laws.py tests/python/test_group_laws.py \
+	    --hypothesis-profile=nightly -o faulthandler_timeout=3600
+	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python -m large --large -o faulthandler_timeout=3600
 
 # What test asks for, and clang-tidy, which takes some minutes.
 lint: style tidy

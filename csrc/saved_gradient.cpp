@@ -37,6 +37,11 @@ void check_differentiable(const char* name, const Variable& student, const Varia
   // A tangent would be lost below autograd: an error rather than a silent zero.
   TORCH_CHECK_NOT_IMPLEMENTED(!student._fw_grad(0).defined() && !teacher._fw_grad(0).defined(),
                               name, " has no forward-mode derivative; gkd.reference.loss has");
+  // What torch would say of a C++ autograd function names neither the operator nor a way out.
+  const bool wanted = at::GradMode::is_enabled() && student.requires_grad();
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !(wanted && student.key_set().has(c10::DispatchKey::FuncTorchGradWrapper)), name,
+      " does not work under torch.func.grad, vjp and jacrev; gkd.reference.loss does");
 }
 
 Variable save_gradient(AutogradContext* ctx, const Variable& student, const Settings& settings,

@@ -3,10 +3,19 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <limits>
+
 #include "cuda/tensors.h"
 
 namespace gkd {
 namespace {
+
+/// The kernels count a row's classes by bin in int32.
+void check_row_length(const char* name, std::int64_t classes) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  TORCH_CHECK_VALUE(classes <= kMost, name, ": on CUDA a row has at most ", kMost, " classes, got ",
+                    classes);
+}
 
 cuda::Method method_of(const Settings& s) {
   return s.method == "sort" ? cuda::Method::kSort : cuda::Method::kSelect;
@@ -24,6 +33,7 @@ ForwardTensors forward_cuda(const at::Tensor& student, const at::Tensor& teacher
   const c10::cuda::CUDAGuard guard(student.device());
   const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const std::int64_t rows = student.size(0), classes = student.size(1);
+  check_row_length("gkd::loss", classes);
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   at::Tensor loss = reduction == "none" ? at::empty({rows}, options) : at::empty({}, options);
   at::Tensor weight = at::empty({}, options);
@@ -47,6 +57,7 @@ GroupTensors group_cuda(const at::Tensor& student, const at::Tensor& teacher,
   const c10::cuda::CUDAGuard guard(student.device());
   const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const std::int64_t rows = student.size(0), classes = student.size(1);
+  check_row_length("gkd::group", classes);
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   at::Tensor size = at::empty({rows}, options.dtype(at::kLong));
   at::Tensor columns[6];  // apart, since an operator's outputs must not alias

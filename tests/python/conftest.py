@@ -4,21 +4,43 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import settings as hypothesis_settings
 
 #: A CUDA device that is a program: right, and slow.
 EMULATED = torch.cuda.is_available() and torch.cuda.get_device_name() == "ptxemu"
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
+# Examples of a law; make nightly picks its profile by --hypothesis-profile. On every change the
+# same ones, so that a failure is the change's and not the day's; at night fresh ones, printed so
+# that a failure can be repeated.
+hypothesis_settings.register_profile("change", max_examples=200, deadline=None, derandomize=True)
+hypothesis_settings.register_profile("emulated", max_examples=5, deadline=None, derandomize=True)
+hypothesis_settings.register_profile(
+    "nightly", max_examples=5000, deadline=None, print_blob=True, database=None
+)
+hypothesis_settings.load_profile("emulated" if EMULATED else "change")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--large", action="store_true", help="run the tests marked large too")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "products: needs matrix products on its device")
+    config.addinivalue_line("markers", "large: gigabytes or minutes; runs with --large")
+    config.addinivalue_line("markers", "input(n): answers for an input of rows.py")
+    config.addinivalue_line("markers", "regression(source): answers for a regression of rows.py")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     no_device = pytest.mark.skip(reason="needs a CUDA device")
     no_products = pytest.mark.skip(reason="the emulated device has no cuBLAS")
+    too_large = pytest.mark.skip(reason="takes gigabytes or minutes: --large, make nightly")
     for item in items:
+        if item.get_closest_marker("large") and not config.getoption("--large"):
+            item.add_marker(too_large)
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(no_device)
         on_cuda = hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda"

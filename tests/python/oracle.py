@@ -1,7 +1,9 @@
 """The loss in float64, row by row with autograd; written apart from the library.
 
-`compare` is the one place where a result is judged.
+`error` and `same_bits` are the only judges of a result; test_compare.py judges them.
 """
+
+import math
 
 import torch
 
@@ -126,21 +128,23 @@ def reduce(rows, reduction):
 
 
 def error(actual, expected):
-    """Normwise: the largest difference over the largest expected entry. NaN anywhere: inf."""
-    actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
+    """Normwise: the largest difference over the largest expected entry; inf for NaN or inf in
+    either. `expected` has the dtype of `actual`, or is an oracle's, in float64."""
     assert actual.shape == expected.shape, f"{actual.shape} is not {expected.shape}"
+    assert expected.dtype in (actual.dtype, torch.float64), f"{actual.dtype}, {expected.dtype}"
+    actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
     if expected.numel() == 0:
         return 0.0
     gap = (actual - expected).abs().max().item()
     scale = expected.abs().max().item()
-    return float("inf") if gap != gap else gap / max(scale, 1e-30)
+    return gap / max(scale, 1e-30) if math.isfinite(gap) else math.inf
 
 
 def same_bits(a, b):
     """Equal to the bit, NaN payloads and the sign of zero included."""
     assert a.dtype == b.dtype and a.shape == b.shape
-    a, b = a.detach().cpu().contiguous(), b.detach().cpu().contiguous()
-    return a.view(torch.uint8).equal(b.view(torch.uint8)) if a.dim() else a.equal(b)
+    a, b = (x.detach().cpu().contiguous().flatten().view(torch.uint8) for x in (a, b))
+    return a.equal(b)
 
 
 def gradient_of(loss, student, weight):

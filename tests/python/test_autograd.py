@@ -13,6 +13,7 @@ from oracle import DTYPES, error, gradient_of, same_bits
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.input(10)
 def test_row_10_gradcheck(device, mode):
     settings, with_target = settings_of(mode)
     student, teacher = logits((3, 7), torch.float64, device)
@@ -25,6 +26,8 @@ def test_row_10_gradcheck(device, mode):
         assert torch.autograd.gradcheck(function, student.requires_grad_())
 
 
+@pytest.mark.input(51)
+@pytest.mark.regression("quack#209", "k2#1106")
 def test_row_51_retain_graph_accumulates_exactly(device):
     student, teacher = logits((3, 50), device=device)
     leaf = student.requires_grad_()
@@ -36,6 +39,7 @@ def test_row_51_retain_graph_accumulates_exactly(device):
     assert same_bits(one, again) and same_bits(one * -2, double)
 
 
+@pytest.mark.input(52)
 def test_row_52_student_edited_between_the_passes(device):
     # The student is saved for its graph alone, so an edit is reported, never ignored.
     student, teacher = logits((3, 50), device=device)
@@ -47,6 +51,7 @@ def test_row_52_student_edited_between_the_passes(device):
         value.backward()
 
 
+@pytest.mark.input(68)
 def test_row_68_grad_output_expanded_or_strided(device):
     student, teacher = logits((4, 20), device=device)
     leaf = student.requires_grad_()
@@ -57,6 +62,7 @@ def test_row_68_grad_output_expanded_or_strided(device):
         assert same_bits(torch.autograd.grad(rows, leaf, odd, retain_graph=True)[0], plain)
 
 
+@pytest.mark.regression("Liger#1251", "Liger#272")
 def test_softmax_then_gkd_chain(device):
     # An upstream backward reads what it saved: writing into the inputs would spoil it.
     raw, teacher = logits((3, 30), torch.float64, device)
@@ -68,6 +74,7 @@ def test_softmax_then_gkd_chain(device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.regression("Liger#1251", "Megatron#1594")
 def test_inputs_stay_as_they_are(device, dtype):
     student, teacher = logits((4, 300), dtype, device)
     target = targets((4, 300), device)
@@ -94,6 +101,7 @@ class Allocations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("way", ["no_grad", "inference_mode", "no_student_grad"])
+@pytest.mark.input(54)
 def test_row_54_no_gradient_buffer_without_a_gradient(device, way):
     student, teacher = logits((4, 1000), device=device)
     student.requires_grad_(way != "no_student_grad")
@@ -119,6 +127,8 @@ def test_no_buffer_of_the_logits_size_in_the_profile():
         assert (most >= buffer) if needs_grad else (most < buffer // 10)
 
 
+@pytest.mark.input(60)
+@pytest.mark.regression("flashinfer#4831")
 def test_row_60_same_bits_on_every_run(device, sizes):
     student, teacher = logits((3, sizes.long_row), device=device)
     first = None
@@ -142,8 +152,9 @@ def test_rows_do_not_depend_on_their_batch(device):
         assert same_bits(alone, together[row : row + 1])
 
 
-def test_row_59_threads_give_the_same_bits():
-    student, teacher = logits((8, 500))
+@pytest.mark.input(59)
+def test_row_59_threads_give_the_same_bits(device):
+    student, teacher = logits((8, 500), device=device)
     expected = gkd.loss(student, teacher)
     results = [None] * 8
 
@@ -158,17 +169,7 @@ def test_row_59_threads_give_the_same_bits():
     assert all(same_bits(result, expected) for result in results)
 
 
-class Tagged(torch.Tensor):
-    """A subclass without behaviour of its own."""
-
-
-def test_row_64_subclasses_dispatch(device):
-    student, teacher = logits((3, 40), device=device)
-    value = gkd.loss(student.as_subclass(Tagged), teacher)
-    assert isinstance(value, Tagged)
-    assert same_bits(value.as_subclass(torch.Tensor), gkd.loss(student, teacher))
-
-
+@pytest.mark.input(55)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_row_55_autocast_changes_nothing(device, dtype):
     student, teacher = logits((3, 40), dtype, device)
@@ -179,14 +180,15 @@ def test_row_55_autocast_changes_nothing(device, dtype):
     assert gradient_of(value, student, torch.tensor(1.0)).dtype == dtype
 
 
+@pytest.mark.regression("quack#209")
 def test_backward_twice_keeps_the_first_result():
     student, teacher = torch.randn(3, 500).requires_grad_(), torch.randn(3, 500)
     loss = gkd.loss(student, teacher)
     (first,) = torch.autograd.grad(loss, student, retain_graph=True)
     kept = first.clone()
     (last,) = torch.autograd.grad(3 * loss, student)  # nothing follows: scaled in place
-    assert torch.equal(first, kept)
-    torch.testing.assert_close(last, 3 * kept, rtol=1e-6, atol=0)
+    assert same_bits(first, kept)
+    assert error(last, 3 * kept) <= 1e-6
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         loss.backward()
 

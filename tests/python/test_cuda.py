@@ -5,7 +5,7 @@ import torch
 
 import gkd
 from cases import logits, targets
-from oracle import same_bits
+from oracle import error, same_bits
 
 pytestmark = pytest.mark.cuda
 
@@ -25,16 +25,32 @@ def on_cuda(shape, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
-def test_row_26_agrees_with_the_cpu(dtype):
-    args = on_cuda((4, 300), dtype)
-    got = step(*args)
-    wanted = step(*[x.cpu() for x in args])
-    torch.testing.assert_close(got[0].cpu(), wanted[0], rtol=4e-6, atol=0)
-    top = wanted[1].abs().max().item()
-    rounding = 2.0**-10 if dtype == torch.float16 else 0.0
-    assert (got[1].cpu().double() - wanted[1].double()).abs().max() <= (4e-6 + rounding) * top
+def agree(student, teacher, target):
+    got = step(*(x.to("cuda") for x in (student, teacher, target)))
+    wanted = step(student, teacher, target)
+    rounding = 2.0**-10 if student.dtype == torch.float16 else 0.0
+    assert error(got[0].cpu(), wanted[0]) <= 4e-6
+    assert error(got[1].cpu(), wanted[1]) <= 4e-6 + rounding
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_agrees_with_the_cpu(dtype):
+    agree(*logits((4, 300), dtype), targets((4, 300)))
+
+
+@pytest.mark.input(26)
+def test_row_26_subnormal_logits_as_on_the_cpu():
+    pair = [x * 1e-40 for x in logits((4, 300))]
+    on_gpu = [x.to("cuda") for x in pair]
+    for how in ({}, {"group_size": 7}, {"rank_by": "student", "threshold": 0.5}):
+        wanted = gkd.group(*pair, return_mask=True, **how)
+        got = gkd.group(*on_gpu, return_mask=True, **how)
+        assert same_bits(got.mask, wanted.mask) and same_bits(got.cut, wanted.cut)
+    value, gradient = step(*on_gpu, targets((4, 300), "cuda"))
+    assert value <= 1e-30 and gradient.isfinite().all()
+
+
+@pytest.mark.input(59)
 def test_row_59_side_stream():
     args = on_cuda((4, 500))
     expected = step(*args)
@@ -62,6 +78,8 @@ def test_two_streams_at_once():
 
 @pytest.mark.parametrize("need_grad", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.input(58)
+@pytest.mark.regression("tritonbench#477")
 def test_row_58_graph_replays_on_new_data(settings, need_grad):
     # The inner operators: while an emulated graph is captured, PyTorch's own are not recorded.
     student, teacher, target = on_cuda((3, 200))
@@ -93,6 +111,7 @@ def test_row_58_graph_replays_on_new_data(settings, need_grad):
         assert all(same_bits(a, b) for a, b in zip(replayed, work(), strict=True))
 
 
+@pytest.mark.regression("tritonbench#477")
 def test_nothing_waits_for_the_device():
     args = on_cuda((3, 200))
     step(*args)
@@ -105,7 +124,8 @@ def test_nothing_waits_for_the_device():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_row_31_device_that_is_not_current():
+@pytest.mark.regression("FBGEMM#5113", "pytorch#54077")
+def test_device_that_is_not_current():
     args = [x.to("cuda:1") for x in on_cuda((3, 200))]
     with torch.cuda.device(0):
         value, gradient = step(*args)
@@ -121,6 +141,7 @@ def test_current_device_stays_as_it_was():
     assert torch.cuda.current_device() == before
 
 
+@pytest.mark.regression("pytorch#12372")
 def test_bad_target_leaves_the_device_usable():
     student, teacher, target = on_cuda((4, 50))
     target[1] = 2**40

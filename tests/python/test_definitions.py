@@ -59,6 +59,7 @@ def test_coupled_unit_weights_are_kd_for_every_group(device, shape, temperature)
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+@pytest.mark.regression("mdistiller#60")
 def test_dkd(device, shape):
     """Zhao et al., CVPR 2022: target against the rest, and the rest among themselves."""
     student, teacher = logits(shape, torch.float64, device)

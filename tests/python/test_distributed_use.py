@@ -68,6 +68,7 @@ def on_dtensors(rank, world_size):
     return bool(same), faults
 
 
+@pytest.mark.input(64)
 def test_dtensors_sharded_by_class_and_no_others(pair):
     for same, faults in pair("on_dtensors"):
         assert same
@@ -76,7 +77,7 @@ def test_dtensors_sharded_by_class_and_no_others(pair):
         assert apart[0] == "ValueError" and "must be placed alike" in apart[1]
         assert one[0] == "TypeError" and "must both be DTensors" in one[1]
         assert given[0] == "ValueError" and "are the DTensor's own" in given[1]
-        assert unsharded is not None  # never unwrapped silently
+        assert unsharded[0] == "RuntimeError" and "mixed torch.Tensor and DTensor" in unsharded[1]
 
 
 def with_local_targets(rank, world_size):

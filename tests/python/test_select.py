@@ -145,6 +145,7 @@ def test_bits_do_not_depend_on_threads(rows, settings):
 
 
 @pytest.mark.parametrize("method", ["select", "sort"])
+@pytest.mark.regression("flashinfer#4831")
 def test_same_bits_every_time(method):
     student, teacher = torch.randn(1, 34_000), torch.randn(1, 34_000) * 5
     first = run(student, teacher, 2, method=method)

@@ -17,6 +17,7 @@ LAYOUTS = {"uneven": (300, 207), "empty": (0, 1, 506, 0)}
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.regression("flashinfer#4831", "sglang#22458")
 def test_equals_the_oracle_and_the_group_of_the_whole_row(mode, layout, dtype, device):
     settings, with_target = settings_of(mode)
     shape = (4, 507)

@@ -55,6 +55,8 @@ def run(student, teacher, target, leaf):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
+@pytest.mark.input(12, 14, 67)
+@pytest.mark.regression("TransformerEngine#2734", "pytorch#56325")
 def test_row_12_14_67_layouts(device, sizes, layout, dtype):
     student, teacher = logits(sizes.strides, dtype, device)
     target = targets(sizes.strides, device)
@@ -74,6 +76,7 @@ def test_row_12_14_67_layouts(device, sizes, layout, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("which", ["rows", "columns"])
+@pytest.mark.input(13)
 def test_row_13_expanded(device, sizes, which, dtype):
     rows, classes = sizes.strides
     student, teacher = logits(sizes.strides, dtype, device)
@@ -88,6 +91,7 @@ def test_row_13_expanded(device, sizes, which, dtype):
     assert same_bits(got, gkd.loss(student, narrow.expand(rows, classes).contiguous(), target))
 
 
+@pytest.mark.regression("pytorch#71550")
 def test_targets_of_any_stride(device, sizes):
     student, teacher = logits(sizes.strides, device=device)
     target = targets(sizes.strides, device)

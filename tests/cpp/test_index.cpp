@@ -1,0 +1,166 @@
+// What the launchers count on the host: rows of nearly 2^31 classes, and calls of more than 2^31
+// and 2^32 elements. No device: nothing is launched.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "cuda/fused.h"
+#include "math/bins.h"
+
+namespace gkd::cuda {
+namespace {
+
+constexpr std::int64_t kInt = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kTwo32 = std::int64_t(1) << 32;
+
+Device device_of(int multiprocessors) {
+  Device d;
+  d.multiprocessors = multiprocessors;
+  d.shared_bytes = 227 << 10;
+  d.cooperative = true;  // no clusters: a large one is asked for at the device
+  return d;
+}
+
+Problem problem_of(std::int64_t rows, std::int64_t classes, Dtype dtype = Dtype::kHalf) {
+  Problem p;
+  p.rows = rows;
+  p.classes = classes;
+  p.student.dtype = p.teacher.dtype = dtype;
+  p.student.row_stride = p.teacher.row_stride = classes;
+  return p;
+}
+
+/// Classes of a row around the ends of a tile, of int and of 32 bits.
+std::vector<std::int64_t> long_rows() {
+  return {kInt - kTile, kInt - 1, kInt, kInt + 1, kTwo32 - 1, kTwo32, kTwo32 + 1, 3 * kTwo32 + 7};
+}
+
+void expect_every_class_once(std::int64_t rows, std::int64_t classes, const Device& d) {
+  const Split s = split_rows(rows, classes, d);
+  SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(classes));
+  EXPECT_GE(s.parts, 1);
+  EXPECT_EQ(s.part_classes % kTile, 0);
+  EXPECT_GE(s.parts * s.part_classes, classes);        // the last class is somebody's
+  EXPECT_LT((s.parts - 1) * s.part_classes, classes);  // and nobody has none
+}
+
+TEST(Index, Regression11PartsCoverRowsOfAlmost31Bits) {
+  for (int m : {1, 4, 132, 1000}) {
+    for (std::int64_t classes : long_rows()) {
+      for (std::int64_t rows : {1, 3, 1000}) expect_every_class_once(rows, classes, device_of(m));
+    }
+  }
+}
+
+TEST(Index, Regression10PartsCoverManyShortRows) {
+  for (std::int64_t rows : {kInt / 7, kInt, kTwo32 + 1}) {
+    for (std::int64_t classes : {1, 2048, 2049}) {
+      expect_every_class_once(rows, classes, device_of(132));
+    }
+  }
+}
+
+TEST(Index, Regression11TilesOfLongRows) {
+  EXPECT_EQ(tiles_of(0), 1);
+  for (std::int64_t classes : long_rows()) {
+    EXPECT_GE(tiles_of(classes) * kTile, classes);
+    EXPECT_LT((tiles_of(classes) - 1) * kTile, classes);
+  }
+}
+
+TEST(Index, Regression12OffsetsDoNotWrap) {
+  // The last part of the last row: what a kernel computes from its block and the split.
+  for (std::int64_t classes : long_rows()) {
+    const Split s = split_rows(3, classes, device_of(132));
+    const std::int64_t block = 3 * s.parts - 1;
+    const std::int64_t row = block / s.parts, begin = block % s.parts * s.part_classes;
+    EXPECT_EQ(row, 2);
+    EXPECT_GT(row * classes + begin, row * classes - 1);
+    EXPECT_LT(row * classes + begin, 3 * classes);
+  }
+}
+
+TEST(Index, Regression13GridsOfManyRowsFit) {
+  // A chunk's blocks are an unsigned: none may be lost.
+  const Device d = device_of(132);
+  for (std::int64_t classes : {std::int64_t(1), std::int64_t(4096), kInt}) {
+    const Problem p = problem_of(kInt, classes);
+    const std::int64_t rows = select_chunk_rows(p);
+    const Chunk chunk{0, rows, split_rows(rows, classes, d)};
+    EXPECT_EQ(std::int64_t(chunk.blocks()), rows * chunk.split.parts);
+    EXPECT_LE(rows * chunk.split.parts, kGridLimit);
+  }
+}
+
+TEST(Index, Regression14ChunksBeginWhereTheLastEnded) {
+  const std::int64_t classes = 4096, rows = kTwo32 / classes + 5;
+  const std::int64_t chunk_rows = select_chunk_rows(problem_of(rows, classes));
+  std::int64_t next = 0, chunks = 0;
+  for (; next < rows; ++chunks) next += std::min(chunk_rows, rows - next);
+  EXPECT_EQ(next, rows);
+  EXPECT_EQ(chunks, (rows + chunk_rows - 1) / chunk_rows);
+  EXPECT_GT((rows - 1) * classes, kTwo32);
+}
+
+TEST(Index, Regression10PartsOfAnyChunkAreBounded) {
+  for (int m : {1, 132}) {
+    for (std::int64_t classes : {std::int64_t(1), std::int64_t(100000), kInt, kTwo32}) {
+      for (std::int64_t most : {std::int64_t(1), std::int64_t(500), kInt}) {
+        for (std::int64_t rows : {std::int64_t(1), most / 2 + 1, most}) {
+          const std::int64_t parts = rows * split_rows(rows, classes, device_of(m)).parts;
+          EXPECT_LE(parts, most_parts(most, classes, device_of(m))) << rows << " x " << classes;
+        }
+      }
+    }
+  }
+}
+
+TEST(Index, Regression10ArenaPast4GiB) {
+  Arena arena(nullptr);
+  EXPECT_EQ(arena.take<double>(static_cast<std::size_t>(kInt)), nullptr);
+  EXPECT_EQ(arena.used(), std::size_t(8) * kInt + 8);  // up to a multiple of 256
+  arena.take<char>(1);
+  EXPECT_EQ(arena.used(), std::size_t(1) * 8 * kInt + 8 + 256);
+}
+
+TEST(Index, Regression11ListOfALongRowKeepsItsPlacesInAnInt) {
+  const std::size_t before = select_scratch_bytes<float>(problem_of(1, 16 * kListLimit), 1);
+  EXPECT_EQ(select_scratch_bytes<float>(problem_of(1, 64 * kListLimit), 1), before);
+  EXPECT_GE(before, std::size_t(4) * kListLimit);
+  EXPECT_LT(kListLimit, kInt);
+}
+
+TEST(Index, Regression10WorkspaceGrowsWithRowsAlone) {
+  const Device d = device_of(132);
+  const std::size_t one = workspace_bytes(problem_of(1, kInt), d, Method::kSelect);
+  const std::size_t many = workspace_bytes(problem_of(1 << 20, kInt), d, Method::kSelect);
+  const std::size_t states = (1 << 20) * (sizeof(RowState<float>) + sizeof(RowReport));
+  EXPECT_GE(many, states);
+  EXPECT_LE(many - one, states + (std::size_t(1) << 20));  // no [B, C] scratch
+}
+
+TEST(Index, Regression11LongRowsAreNoFusedKernels) {
+  for (std::int64_t classes : long_rows()) {
+    const FusedPlan plan = plan_fused(problem_of(3, classes), device_of(132));
+    EXPECT_EQ(plan.regime, Regime::kSplit) << classes;
+  }
+  const FusedPlan plan = plan_fused(problem_of(kInt, 1000), device_of(132));
+  EXPECT_EQ(plan.regime, Regime::kBlock);
+  EXPECT_EQ(plan.teams, kInt);  // one block a row: the largest grid there is
+}
+
+TEST(Index, Regression11BinsOfLongRows) {
+  for (std::int64_t classes : long_rows()) {
+    const Goal goal{true, 0.93, 0};
+    const float reach = bin_reach(goal, classes, 0.f, -10.f, 1.f);
+    const Bins<float> bins{0.f, 1.f, reach};
+    EXPECT_EQ(bins.of(0.f), 0);
+    EXPECT_EQ(bins.of(-1e30f), kBins - 1);
+    EXPECT_LE(mass_scale(classes) * static_cast<double>(classes), std::exp2(62.0));
+  }
+}
+
+}  // namespace
+}  // namespace gkd::cuda
