@@ -6,7 +6,7 @@ PY := $(CURDIR)/$(VENV)/bin/python
 BUILD := build/cpp
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test demo bench lint format gpu-check all-archs
+.PHONY: setup build test demo bench lint format gpu-check all-archs mutate
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -44,6 +44,11 @@ all-archs: setup
 # BENCH_ARGS: what python -m benchmarks takes, such as --device cuda or --quick.
 bench: build
 	PYTHONPATH=$(CURDIR)/python $(PY) -m benchmarks $(BENCH_ARGS)
+
+# Puts seeded bugs into a copy of the sources and says which tests notice. MUTATE: options and names,
+# as in make mutate MUTATE=--help
+mutate: setup
+	$(PY) -m tests.mutate $(MUTATE)
 
 format:
 	$(VENV)/bin/clang-format -i $(CPP_FILES)

@@ -49,6 +49,11 @@ TEST(MassScale, NeverOverflowsSixtyThreeBits) {
   }
 }
 
+TEST(MassReached, AtTheThresholdExactly) {
+  EXPECT_TRUE(gkd::mass_reached(50, 100, 0.5));
+  EXPECT_FALSE(gkd::mass_reached(49, 100, 0.5));
+}
+
 TEST(Elementary, ExpIsWithinAFewUlp) {
   for (float x = -87.f; x < 88.f; x += 0.0137f) {
     const double truth = std::exp(static_cast<double>(x));
@@ -118,6 +123,28 @@ TEST(Phi, KeepsDigitsNearZero) {
     EXPECT_NEAR(gkd::expm1_and_phi(d).phi / static_cast<double>(truth), 1, 1e-14) << d;
     EXPECT_NEAR(gkd::expm1_and_phi(static_cast<float>(d)).phi / static_cast<double>(truth), 1, 4e-7)
         << d;
+  }
+}
+
+// u = logit(P) and v = u + w: a side may be as small as exp(-40), and the gap 1e-7.
+TEST(Binary, KeepsDigitsOfASmallSideAndOfASmallGap) {
+  for (double u : {-40.0, -3.0, 0.5, 40.0}) {
+    for (double w : {1e-7, -1e-3, 0.5, 3.0}) {
+      SCOPED_TRACE(testing::Message() << "u " << u << ", w " << w);
+      gkd::RowSummary row;
+      gkd::binary_term(u, u + w, w, &row);
+      // From the larger side, as log1p keeps what the smaller one adds.
+      const double sign = u < 0 ? -1 : 1;
+      const long double small = 1 / (1 + std::exp(std::fabs(static_cast<long double>(u))));
+      const long double large = 1 - small, gap = sign * w;
+      const long double log_large = std::log1p(small * std::expm1(-gap));
+      const long double binary = large * log_large + small * (gap + log_large);
+      const long double moved = sign * large * std::expm1(-log_large);
+      EXPECT_NEAR((u < 0 ? row.p : row.p_rest) / static_cast<double>(small), 1, 1e-14);
+      EXPECT_NEAR((u < 0 ? row.p_rest : row.p) / static_cast<double>(large), 1, 1e-14);
+      EXPECT_NEAR(row.binary / static_cast<double>(binary), 1, 1e-9);
+      EXPECT_NEAR(row.q_minus_p / static_cast<double>(moved), 1, 1e-12);
+    }
   }
 }
 

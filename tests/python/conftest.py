@@ -37,6 +37,14 @@ def device(request):
     return request.param
 
 
+@pytest.fixture
+def new_memory_is_nan():
+    """So that what is never written shows, whatever lay there before."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Shapes by what they are for: thousands of elements, since a device may be an emulated one."""

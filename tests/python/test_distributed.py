@@ -171,7 +171,7 @@ def disagreements(rank, world_size):
     bad = target.clone()
     bad[3] = 600 if last else bad[3]
     found = {
-        "temperature": fault_of(lambda: call(temperature=2.0 if last else 4.0)),
+        "temperature": fault_of(lambda: call(temperature=4.5 if last else 4.0)),
         "reduction": fault_of(lambda: call(reduction="sum" if last else "mean")),
         "rows": fault_of(lambda: call(rows=5 if last else 6)),
         "overlap": fault_of(lambda: call(class_start=start - 1 if last else start)),

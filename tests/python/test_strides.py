@@ -88,6 +88,32 @@ def test_row_13_expanded(device, sizes, which, dtype):
     assert same_bits(got, gkd.loss(student, narrow.expand(rows, classes).contiguous(), target))
 
 
+def far_apart(x, offset, folder):
+    """Rows more than 2^31 elements apart; on the CPU in a sparse file, which takes a few pages."""
+    rows, classes = x.shape
+    step = 2**31 + 100
+    count = offset + (rows - 1) * step + classes
+    if x.device.type == "cpu":
+        name = str(folder / f"sparse_{offset}")
+        flat = torch.from_file(name, shared=True, size=count, dtype=x.dtype)
+    else:
+        flat = torch.empty(count, dtype=x.dtype, device=x.device)
+    spread = flat.as_strided((rows, classes), (step, 1), offset)
+    spread.copy_(x)
+    return spread
+
+
+def test_rows_far_apart(device, tmp_path):
+    # The third row's offset passes 2^32 too: 32 bits would wrap it into the first one's memory.
+    if device == "cuda" and torch.cuda.get_device_properties(0).total_memory < 2**35:
+        pytest.skip("needs 32 GiB on the device")
+    student, teacher = logits((3, 77), torch.float16, device)
+    leaf, plain = far_apart(student, 0, tmp_path).requires_grad_(), student.requires_grad_()
+    got = run(leaf, far_apart(teacher, 500, tmp_path), None, leaf)
+    wanted = run(plain, teacher, None, plain)
+    assert same_bits(got[0], wanted[0]) and same_bits(got[1], wanted[1])
+
+
 def test_targets_of_any_stride(device, sizes):
     student, teacher = logits(sizes.strides, device=device)
     target = targets(sizes.strides, device)
