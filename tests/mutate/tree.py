@@ -27,10 +27,14 @@ class Outcome:
     error: str = ""  #: neither passed nor failed: nothing was tested
 
 
-def _first_failure(killer: Killer, output: str) -> str:
-    pattern = r"^(?:FAILED|ERROR) (\S+)" if killer.program is None else r"\[  FAILED  \] ([\w./]+)"
-    found = re.search(pattern, output, re.MULTILINE)
-    return found.group(1) if found else killer.text.split()[0]
+def _first_failure(killer: Killer, output: str, code: int) -> str:
+    """The test; with the signal's name where it died of one, not of a failed expectation."""
+    pattern = r"^(?:FAILED|ERROR) (\S+)" if killer.program is None else r"^\[ RUN      \] (\S+)"
+    found = re.findall(pattern, output, re.MULTILINE)
+    name = killer.text.split()[0] if not found else found[0 if killer.program is None else -1]
+    if code > 0 or re.search(r": Failure$", output, re.MULTILINE):
+        return name
+    return f"{name}: {signal.Signals(-code).name}"
 
 
 def _passed(killer: Killer, output: str) -> int:
@@ -104,7 +108,8 @@ class Tree:
             command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
             command += [f"--ignore={OWN_TEST}", *killer.arguments]
         else:
-            command = [*runner, f"build/cpp/{killer.program}", "--gtest_fail_fast"]
+            # Dies at the first failure, in the test that runs: the rest would say nothing new.
+            command = [*runner, f"build/cpp/{killer.program}", "--gtest_throw_on_failure"]
             command += killer.arguments
         environment = {
             **os.environ,
@@ -132,11 +137,8 @@ class Tree:
         if code == 0:
             passed = _passed(killer, output)
             return Outcome(False, error="" if passed else f"no test passed: {killer.text}")
-        if code < 0:
-            name = signal.Signals(-code).name
-            return Outcome(killed=True, test=f"{_first_failure(killer, output)}: {name}")
-        if code == 1:
-            return Outcome(killed=True, test=_first_failure(killer, output))
+        if killer.program or code < 0 or code == 1:
+            return Outcome(killed=True, test=_first_failure(killer, output, code))
         return Outcome(False, error=f"exit status {code} of {killer.text}:\n{output[-3000:]}")
 
     def timed(self, killer: Killer, limit: float) -> tuple[Outcome, float]:
