@@ -88,7 +88,9 @@ def judge(
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="make mutate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        usage='make mutate MUTATE="[options] [names ...]"',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("names", nargs="*", default=["*"], help="mutants, as shell patterns")
     p.add_argument("--list", action="store_true", help="list them and stop")
