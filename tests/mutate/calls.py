@@ -140,6 +140,14 @@ SHARDING = [
         by=("tests/python/test_distributed.py -k ranks_that_disagree",),
     ),
     Mutant(
+        name="agreement-forgets",
+        fault="ranks do not compare whether they have a target",
+        file="python/gkd/_agreement.py",
+        old='            "whether there is a target": self.target is not None,\n',
+        new="",
+        by=("tests/python/test_distributed.py -k ranks_that_disagree",),
+    ),
+    Mutant(
         name="local-target-shifted",
         fault="partial FC's targets are not moved by class_start",
         file="python/gkd/distributed.py",
