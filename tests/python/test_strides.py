@@ -94,8 +94,9 @@ def far_apart(x, offset, folder):
     step = 2**31 + 100
     count = offset + (rows - 1) * step + classes
     if x.device.type == "cpu":
-        name = str(folder / f"sparse_{offset}")
-        flat = torch.from_file(name, shared=True, size=count, dtype=x.dtype)
+        file = folder / f"sparse_{offset}"
+        flat = torch.from_file(str(file), shared=True, size=count, dtype=x.dtype)
+        file.unlink()  # lives on until it is unmapped
     else:
         flat = torch.empty(count, dtype=x.dtype, device=x.device)
     spread = flat.as_strided((rows, classes), (step, 1), offset)
