@@ -119,6 +119,22 @@ CPU = [
         by=("gkd_row_test Row.SixteenBits*",),
     ),
     Mutant(
+        name="ties-rounded-up",
+        fault="bfloat16 is rounded half up, not half to even",
+        file="csrc/cpu/pack.h",
+        old="bits + 0x8000u + even",
+        new="bits + 0x8000u + 0 * even",
+        by=("tests/python/test_loss.py -k ties_to_even",),
+    ),
+    Mutant(
+        name="upper-half-forgotten",
+        fault="halving the open classes forgets the upper half's mass when it goes to the lower one",
+        file="csrc/cpu/select.h",
+        old="      above += upper;\n",
+        new="",
+        by=("tests/python/test_select.py -k 'past_a_segment and clustered'",),
+    ),
+    Mutant(
         name="last-block-of-one",
         fault="a last block that is one class long is skipped",
         file="csrc/cpu/blocks.h",
