@@ -128,7 +128,7 @@ CPU = [
     ),
     Mutant(
         name="upper-half-forgotten",
-        fault="halving the open classes forgets the upper half's mass when it goes to the lower one",
+        fault="halving the open classes, the search forgets the mass of the upper half",
         file="csrc/cpu/select.h",
         old="      above += upper;\n",
         new="",
