@@ -8,7 +8,7 @@ CLANG_TIDY ?= clang-tidy
 JOBS ?= $(shell nproc)
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test inputs nightly demo bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
+.PHONY: setup build test inputs nightly mutate demo bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -87,6 +87,11 @@ wheel: build
 # The wheel in an environment of its own beside torch, run outside this tree, and a C++ build with it.
 wheel-test: wheel
 	$(PY) -m pytest -q tests/wheel
+
+# Puts seeded bugs into a copy of the sources and says which tests notice. MUTATE: options and names,
+# as in make mutate MUTATE=--help
+mutate: setup
+	$(PY) -m tests.mutate $(MUTATE)
 
 format:
 	$(VENV)/bin/clang-format -i $(CPP_FILES)

@@ -49,6 +49,11 @@ TEST(MassScale, NeverOverflowsSixtyThreeBits) {
   }
 }
 
+TEST(MassReached, AtTheThresholdExactly) {
+  EXPECT_TRUE(gkd::mass_reached(50, 100, 0.5));
+  EXPECT_FALSE(gkd::mass_reached(49, 100, 0.5));
+}
+
 TEST(Elementary, ExpIsWithinAFewUlp) {
   for (int step = 0; step < 12774; ++step) {
     const float x = -87.f + 0.0137f * static_cast<float>(step);
@@ -119,6 +124,86 @@ TEST(Phi, KeepsDigitsNearZero) {
     EXPECT_NEAR(gkd::expm1_and_phi(d).phi / static_cast<double>(truth), 1, 1e-14) << d;
     EXPECT_NEAR(gkd::expm1_and_phi(static_cast<float>(d)).phi / static_cast<double>(truth), 1, 4e-7)
         << d;
+  }
+}
+
+// A row of two groups with all three terms, against the formulas written out.
+TEST(RowMaths, LossAndGradientAreTheFormulas) {
+  using Real = long double;
+  constexpr int kClasses = 12, kInside = 5;
+  std::mt19937 random(9);
+  std::normal_distribution<double> normal;
+  double s[kClasses], u[kClasses];
+  for (int j = 0; j < kClasses; ++j) {
+    u[j] = 5 * normal(random);
+    s[j] = 3 * normal(random);
+  }
+  for (bool coupled : {false, true}) {
+    const gkd::Weights w{/*temperature=*/2.5, /*primary=*/3.0, /*binary=*/0.7, /*secondary=*/1.3,
+                         coupled};
+    gkd::GroupMoments<double> moments[2];
+    Real mass_p[2] = {0, 0}, mass_q[2] = {0, 0}, all_p = 0, all_q = 0;
+    for (int j = 0; j < kClasses; ++j) {
+      const int g = j < kInside ? 0 : 1, first = g == 0 ? 0 : kInside;
+      moments[g].ref = {u[first], s[first]};
+      moments[g].push(gkd::class_terms(s[j], u[j], moments[g].ref, 1 / w.temperature));
+      mass_p[g] += std::exp(Real(u[j]) / w.temperature);
+      mass_q[g] += std::exp(Real(s[j]) / w.temperature);
+    }
+    for (int g = 0; g < 2; ++g) {
+      all_p += mass_p[g];
+      all_q += mass_q[g];
+    }
+    gkd::GroupCoef<double> coef[2];
+    const gkd::RowSummary row = gkd::finish_row(moments, w, coef);
+    const double weight[2] = {w.primary, w.secondary};
+    double kl[2] = {0, 0};
+    Real loss = 0;
+    for (int g = 0; g < 2; ++g) {
+      const Real p = mass_p[g] / all_p, q = mass_q[g] / all_q;
+      loss += w.binary * p * std::log(p / q);
+    }
+    for (int j = 0; j < kClasses; ++j) {
+      const int g = j < kInside ? 0 : 1;
+      const Real p = std::exp(Real(u[j]) / w.temperature) / mass_p[g];
+      const Real q = std::exp(Real(s[j]) / w.temperature) / mass_q[g];
+      const Real factor = weight[g] * (coupled ? mass_p[g] / all_p : 1);
+      loss += factor * p * std::log(p / q);
+      const Real moved = mass_q[g] / all_q - mass_p[g] / all_p;
+      const Real gradient = w.temperature * (w.binary * moved * q + factor * (q - p));
+      const auto terms = gkd::class_kl(s[j], u[j], coef[g], 1 / w.temperature);
+      kl[g] += terms.kl;
+      EXPECT_NEAR(gkd::class_grad(terms, coef[g]), static_cast<double>(gradient), 1e-13) << j;
+    }
+    loss *= w.temperature * w.temperature;
+    EXPECT_NEAR(gkd::row_loss(row, w, kl[0], kl[1]) / static_cast<double>(loss), 1, 1e-13);
+  }
+}
+
+TEST(RowMaths, AWeightOfZeroMeetsNoInfinity) {
+  const double inf = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(gkd::row_loss(gkd::RowSummary{}, gkd::Weights{}, inf, inf), 0);
+}
+
+// u = logit(P) and v = u + w: a side may be as small as exp(-40), and the gap 1e-7.
+TEST(Binary, KeepsDigitsOfASmallSideAndOfASmallGap) {
+  for (double u : {-40.0, -3.0, 0.5, 40.0}) {
+    for (double w : {1e-7, -1e-3, 0.5, 3.0}) {
+      SCOPED_TRACE(testing::Message() << "u " << u << ", w " << w);
+      gkd::RowSummary row;
+      gkd::binary_term(u, u + w, w, &row);
+      // From the larger side, as log1p keeps what the smaller one adds.
+      const double sign = u < 0 ? -1 : 1;
+      const long double small = 1 / (1 + std::exp(std::fabs(static_cast<long double>(u))));
+      const long double large = 1 - small, gap = sign * w;
+      const long double log_large = std::log1p(small * std::expm1(-gap));
+      const long double binary = large * log_large + small * (gap + log_large);
+      const long double moved = sign * large * std::expm1(-log_large);
+      EXPECT_NEAR((u < 0 ? row.p : row.p_rest) / static_cast<double>(small), 1, 1e-14);
+      EXPECT_NEAR((u < 0 ? row.p_rest : row.p) / static_cast<double>(large), 1, 1e-14);
+      EXPECT_NEAR(row.binary / static_cast<double>(binary), 1, 1e-9);
+      EXPECT_NEAR(row.q_minus_p / static_cast<double>(moved), 1, 1e-12);
+    }
   }
 }
 

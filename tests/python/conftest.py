@@ -59,6 +59,17 @@ def device(request):
     return request.param
 
 
+@pytest.fixture
+def filled_with_nan():
+    """Memory that torch hands out holds NaN, or the largest integer, instead of what lay there."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Shapes by what they are for: thousands of elements, since a device may be an emulated one."""

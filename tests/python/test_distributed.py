@@ -156,24 +156,37 @@ def fault_of(make):
     return None
 
 
+#: Of a call, what must be the same on all ranks: one of each kind.
+DIFFER = ("temperature", "reduction", "rows", "the teacher's dtype")
+DIFFER += ("whether there is a target", "local_target")
+
+
 def disagreements(rank, world_size):
     student, teacher, target = batch(507, torch.float32, True)
     start, end = slices(507, world_size, "uneven")[rank]
 
-    def call(rows=6, **changes):
+    def call(rows=6, dtype=torch.float32, **changes):
         settings = {"class_start": start, "num_classes": 507, "validate": True, **changes}
         own = settings.pop("target", target)
         gkd.distributed.loss(
-            student[:rows, start:end], teacher[:rows, start:end], own[:rows], **settings
+            student[:rows, start:end],
+            teacher[:rows, start:end].to(dtype),
+            None if own is None else own[:rows],
+            **settings,
         )
 
     last = rank == world_size - 1
     bad = target.clone()
     bad[3] = 600 if last else bad[3]
     found = {
-        "temperature": fault_of(lambda: call(temperature=2.0 if last else 4.0)),
+        "temperature": fault_of(lambda: call(temperature=4.5 if last else 4.0)),
         "reduction": fault_of(lambda: call(reduction="sum" if last else "mean")),
         "rows": fault_of(lambda: call(rows=5 if last else 6)),
+        "the teacher's dtype": fault_of(
+            lambda: call(dtype=torch.bfloat16 if last else torch.float32)
+        ),
+        "whether there is a target": fault_of(lambda: call(target=None if last else target)),
+        "local_target": fault_of(lambda: call(local_target=last)),
         "overlap": fault_of(lambda: call(class_start=start - 1 if last else start)),
         "too few": fault_of(lambda: call(num_classes=600)),
         "bad setting": fault_of(lambda: call(temperature=-1.0 if last else 4.0)),
@@ -198,9 +211,7 @@ def test_ranks_that_disagree_raise_the_same_error():
         assert found == first
     name = "gkd::sharded_loss: "
     assert first == {
-        "temperature": ("ValueError", name + "ranks 0 and 2 disagree on temperature"),
-        "reduction": ("ValueError", name + "ranks 0 and 2 disagree on reduction"),
-        "rows": ("ValueError", name + "ranks 0 and 2 disagree on rows"),
+        **{what: ("ValueError", f"{name}ranks 0 and 2 disagree on {what}") for what in DIFFER},
         "overlap": (
             "ValueError",
             name + "class_start of rank 2 must be 500, where the classes before it end, got 499",

@@ -166,8 +166,10 @@ def test_row_26_subnormal_logits(device):
     student, teacher = logits((2, 50))
     rows = gkd.loss(student.to(device) * 1e-40, teacher.to(device) * 1e-40, reduction="none")
     assert (rows.cpu() <= 1e-30).all()
-    # All weigh alike, none ties: 47 is the least number that reaches 0.93 of 50.
-    assert gkd.group(student.to(device), teacher.to(device) * 1e-40).size.tolist() == [47, 47]
+    # All weigh alike, none ties: 47 is the least number that reaches 0.93 of 50, and 25 is half.
+    tiny = teacher.to(device) * 1e-40
+    for threshold, size in ((0.93, 47), (0.5, 25)):
+        assert gkd.group(student.to(device), tiny, threshold=threshold).size.tolist() == [size] * 2
 
 
 @pytest.mark.input(28)
@@ -225,7 +227,7 @@ def test_row_47_many_rows(device, sizes):
 @pytest.mark.parametrize("ignore_index", [-100, 3])
 @pytest.mark.input(38, 39, 40)
 @pytest.mark.regression("Liger#177")
-def test_row_38_39_40_ignored_rows(device, ignore_index):
+def test_row_38_39_40_ignored_rows(device, ignore_index, filled_with_nan):
     student, teacher = logits((4, 9), device=device)
     teacher[1] = NAN
     target = torch.tensor([5, ignore_index, 0, 8], device=device)

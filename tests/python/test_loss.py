@@ -110,6 +110,19 @@ def test_half_gradient_is_rounded_twice_at_most(device, dtype, rows):
         assert half_error(dtype, device, rows, scale) <= gradient_bound(dtype, 1.02)
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_gradient_rounds_ties_to_even(device, dtype):
+    # 1.5 times a number of few bits often lies half way between two others.
+    student, teacher = logits((3, 257), dtype, device)
+    student.requires_grad_()
+    one, more = (
+        gradient_of(gkd.loss(student, teacher, reduction="sum"), student, torch.tensor(by)).cpu()
+        for by in (1.0, 1.5)
+    )
+    normal = one.abs() >= torch.finfo(dtype).tiny
+    assert same_bits(more[normal], (one.float() * 1.5).to(dtype)[normal])
+
+
 def test_half_gradient_keeps_small_entries(device):
     # 1/B of a mean would push these below float16's smallest number before a scaler sees them.
     student, teacher = torch.zeros(128, 4096), torch.randn(128, 4096)

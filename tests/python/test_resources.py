@@ -167,17 +167,6 @@ def test_row_62_forked_process(device):
     assert process.returncode == 0, errors
 
 
-@pytest.fixture
-def filled_with_nan():
-    """Memory that torch hands out holds NaN, or the largest integer, instead of what lay there."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.regression("Liger#1338", "Liger#177")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ignored", [(), (1,), (0, 1, 2)], ids=["none", "one", "all"])

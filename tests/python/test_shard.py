@@ -39,7 +39,7 @@ def test_equals_the_oracle_and_the_group_of_the_whole_row(mode, layout, dtype, d
 
 
 @pytest.mark.parametrize("reduction", ("none", "sum", "mean"))
-def test_bad_and_ignored_rows_stay_apart(reduction, device):
+def test_bad_and_ignored_rows_stay_apart(reduction, device, filled_with_nan):
     shape = (6, 507)
     student, teacher = logits(shape, device=device)
     target = targets(shape, device)
