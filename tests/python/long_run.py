@@ -103,7 +103,7 @@ def run(count, warm_up, every, leak=0, seed=0, report=print):
         call(*arguments)
         if leak:
             kept.append(bytearray(b"x" * leak))
-        if done == warm_up or done % every == 0 or done == count:
+        if done in (warm_up, count) or done % every == 0:
             resident, anonymous = memory()
             report(f"{done:>8} calls: VmRSS {resident:,} KiB, RssAnon {anonymous:,} KiB")
             if done == warm_up:
