@@ -2,7 +2,7 @@
 
 The jobs differ in shape, dtype and settings, so that state of one call that leaked into another
 would show. 3 x 40,000 classes: rows that torch's own threads share among them; the rest: rows that
-they take apart.
+they take apart, long enough to be interrupted in the middle.
 """
 
 import os
@@ -20,7 +20,7 @@ from heads import networks
 from oracle import DTYPES, same_bits
 
 THREADS = 8
-REPEATS = 5
+REPEATS = 6
 
 
 def at_once(work):
@@ -52,7 +52,7 @@ def equal(got, wanted):
 
 def job(index):
     """Everything that one thread does, as a function of nothing: the tensors are made here."""
-    shape = (3, 40_000) if index == 3 else (2 + index, 50 + 131 * index)
+    shape = (3, 40_000) if index == 3 else (30 + index, 2000 + 131 * index)
     mode = list(MODES)[index]
     settings, with_target = settings_of(mode)
     student, teacher = logits(shape, DTYPES[index % 4], teacher_dtype=DTYPES[index // 2])
