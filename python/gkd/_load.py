@@ -1,5 +1,7 @@
 """Loads the operators from the library beside this file, and from nowhere else."""
 
+import ctypes
+import os
 from pathlib import Path
 
 import torch
@@ -8,6 +10,26 @@ import torch
 def library_path() -> Path:
     """Where libgkd.so has to be: beside this file."""
     return Path(__file__).resolve().parent / "libgkd.so"
+
+
+def _is_loaded(library: Path) -> bool:
+    """Whether this very file is in the process, whoever loaded it and by whatever path."""
+    try:
+        ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return True
+
+
+def _check_only_copy(library: Path) -> None:
+    """torch registers a namespace once, and ends the process where a second library tries."""
+    if not hasattr(torch.ops.gkd, "loss") or _is_loaded(library):
+        return
+    known = [path for path in torch.ops.loaded_libraries if Path(path).name == library.name]
+    raise ImportError(
+        f"gkd is loaded already, from {known[0] if known else 'another library'}, and a process "
+        f"holds one copy; the second is {library}: uninstall one, or take it off sys.path"
+    )
 
 
 def load() -> None:
@@ -27,6 +49,7 @@ def load() -> None:
     library = library_path()
     if not library.exists():
         raise ImportError(f"gkd is not built: {library.name} is missing beside the package")
+    _check_only_copy(library)
     torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     # It returns nothing, and torch.compile drops calls whose result nobody reads.
     for check in (torch.ops.gkd._check_target, torch.ops.gkd._check_target.default):

@@ -4,6 +4,8 @@
 #include <torch/torch.h>
 
 #include <string>
+#include <thread>
+#include <vector>
 
 namespace {
 
@@ -46,6 +48,50 @@ TEST(Group, SizeAndMaskAgree) {
   const auto g = gkd::group(student, teacher, std::nullopt, {}, /*return_mask=*/true);
   EXPECT_TRUE(torch::equal(g.size, g.mask.sum(1)));
   EXPECT_TRUE((g.mass_teacher >= 0.93f - 1e-6f).all().item<bool>());
+}
+
+// Rows that are taken apart by torch's threads, and (3 x 40,000) rows that its threads share.
+TEST(Loss, ThreadsGiveTheSerialBits) {
+  torch::manual_seed(6);
+  struct Work {
+    at::Tensor student, teacher, target;
+    gkd::LossOptions options;
+    // Value, gradient and group sizes.
+    std::vector<at::Tensor> operator()() const {
+      const auto leaf = student.detach().requires_grad_();
+      const auto value = gkd::loss(leaf, teacher, target, options);
+      value.backward(torch::full({}, 1.7, value.options()));
+      return {value.detach(), leaf.grad(), gkd::group(student, teacher, target, options).size};
+    }
+  };
+  const std::vector<at::ScalarType> dtypes = {torch::kFloat, torch::kDouble, torch::kHalf,
+                                              torch::kBFloat16};
+  std::vector<Work> works(8);
+  std::vector<std::vector<at::Tensor>> expected;
+  for (std::size_t k = 0; k < works.size(); ++k) {
+    Work& work = works[k];
+    const std::int64_t rows = k == 3 ? 3 : 5 + k, classes = k == 3 ? 40000 : 100 * k + 7;
+    work.student = torch::randn({rows, classes}).to(dtypes[k % 4]);
+    work.teacher = (torch::randn({rows, classes}) * 5).to(dtypes[k % 4]);
+    work.target = torch::randint(classes, {rows}, torch::kLong);
+    work.options.temperature = 1.0 + k;
+    work.options.secondary_weight = 0.5 * k;
+    work.options.rank_by = k % 2 ? "student" : "teacher";
+    expected.push_back(work());
+  }
+  std::vector<int> wrong(works.size());
+  std::vector<std::thread> threads;
+  for (std::size_t k = 0; k < works.size(); ++k) {
+    threads.emplace_back([&, k] {
+      for (int repeat = 0; repeat < 10; ++repeat) {
+        const auto got = works[k]();
+        for (std::size_t i = 0; i < got.size(); ++i)
+          wrong[k] += !torch::equal(got[i], expected[k][i]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (std::size_t k = 0; k < works.size(); ++k) EXPECT_EQ(wrong[k], 0) << "thread " << k;
 }
 
 TEST(Errors, NameTheArgument) {
