@@ -8,7 +8,7 @@ CLANG_TIDY ?= clang-tidy
 JOBS ?= $(shell nproc)
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test demo bench docs figures lint style tidy format gpu-check all-archs
+.PHONY: setup build test demo bench docs figures lint style tidy format gpu-check all-archs sanitize fuzz
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -56,6 +56,20 @@ demo: build
 # tests, sanitizers and benchmarks in the interpreter's own environment; results go to gpu-results/.
 gpu-check:
 	PYTHON=$(PYTHON) bash tests/gpu_check.sh gpu-results
+
+# ASAN, UBSAN, TSAN, valgrind and, where a GPU is, compute-sanitizer; about ten minutes.
+sanitize: build
+	PYTHON=$(PY) JOBS=$(JOBS) bash tests/sanitize/run.sh $(BUILD) build/sanitize
+
+# libFuzzer on the row kernels and on the C++ entry, FUZZ_SECONDS each; findings land in build/fuzz.
+FUZZ_SECONDS ?= 600
+fuzz: setup
+	cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DGKD_BUILD_FUZZERS=ON -DGKD_WITH_CUDA=OFF -DGKD_BUILD_PYTHON=OFF -DGKD_BUILD_TESTS=OFF -DPython3_EXECUTABLE=$(PY)
+	cmake --build build/fuzz --parallel $(JOBS)
+	for f in row loss; do mkdir -p build/fuzz/corpus-$$f && \
+	  OMP_NUM_THREADS=1 build/fuzz/gkd_$${f}_fuzzer -max_total_time=$(FUZZ_SECONDS) -max_len=512 -print_final_stats=1 \
+	  -artifact_prefix=build/fuzz/ build/fuzz/corpus-$$f tests/fuzz/corpus/$$f 2>&1 | grep -Ev 'NEW|REDUCE|RELOAD|pulse' ; \
+	  test $${PIPESTATUS[0]} -eq 0 || exit 1; done
 
 # Compiles the kernels for every architecture that is supported.
 all-archs: setup
