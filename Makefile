@@ -8,7 +8,7 @@ CLANG_TIDY ?= clang-tidy
 JOBS ?= $(shell nproc)
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test inputs nightly mutate demo bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
+.PHONY: setup build test inputs nightly mutate sanitize fuzz demo bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -68,6 +68,19 @@ demo: build
 # tests, sanitizers and benchmarks in the interpreter's own environment; results go to gpu-results/.
 gpu-check:
 	PYTHON=$(PYTHON) bash tests/gpu_check.sh gpu-results
+
+# ASAN, UBSAN, TSAN, valgrind and, where a GPU is, compute-sanitizer; about ten minutes.
+sanitize: build
+	PYTHON=$(PY) JOBS=$(JOBS) bash tests/sanitize/run.sh $(BUILD) build/sanitize
+
+# libFuzzer on the row kernels and on the C++ entry, FUZZ_SECONDS each; findings land in build/fuzz.
+FUZZ_SECONDS ?= 600
+fuzz: setup
+	cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DGKD_BUILD_FUZZERS=ON -DGKD_WITH_CUDA=OFF -DGKD_BUILD_PYTHON=OFF -DGKD_BUILD_TESTS=OFF -DPython3_EXECUTABLE=$(PY)
+	cmake --build build/fuzz --parallel $(JOBS)
+	for f in row loss; do mkdir -p build/fuzz/$$f; OMP_NUM_THREADS=1 build/fuzz/gkd_$${f}_fuzzer build/fuzz/$$f tests/fuzz/corpus/$$f \
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=512 -print_final_stats=1 -artifact_prefix=build/fuzz/ >build/fuzz/$$f.log 2>&1 || \
+	  { tail -40 build/fuzz/$$f.log; exit 1; }; grep -E 'DONE|stat::' build/fuzz/$$f.log; done
 
 # Compiles the kernels for every architecture that is supported.
 all-archs: setup

@@ -9,6 +9,7 @@ python=$(command -v "${PYTHON:-python3}")
 stages=${STAGES:-build kernels python sanitize bench}
 build=build/gpu
 failed=0
+source tests/sanitize/caught.sh
 
 # The card's own architecture: nothing else has to be compiled for.
 arch=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || exit 1
@@ -42,7 +43,11 @@ stage kernels "$build/gkd_kernel_test"
 stage python-all "$python" -m pytest -q tests/python
 # Sanitizers miss what lies inside a caching allocator's blocks.
 small="--gtest_filter=Kernels.EveryPairOfDtypes:Kernels.SettingsOfTheFamily:Kernels.TiesStayTogether"
+declare -A words=([memcheck]="Invalid __global__ write" [racecheck]="Race reported"
+  [initcheck]="Uninitialized __global__ memory read" [synccheck]="Barrier error")
 for tool in memcheck racecheck initcheck synccheck; do
+  stage "sanitize-planted-$tool" caught "${words[$tool]}" compute-sanitizer --tool "$tool" \
+    --error-exitcode 9 "$build/gkd_planted" "$tool"
   stage "sanitize-$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
     "$build/gkd_kernel_test" "$small"
 done

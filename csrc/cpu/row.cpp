@@ -116,7 +116,7 @@ struct WholeRow : RowKernel<T> {
     Cut<T> cut = find_cut(high, static_cast<T>(ends.low), rule);
     if (!Kernel::summarise(&cut, rule, /*whole=*/true)) return not_a_number();
     RowResult result;
-    result.cut = cut.value;
+    result.cut = cut.value + T(0);  // of the two zeros one, whichever a sweep met first
     result.size = cut.sums.count[0];
     const auto moments = Kernel::moments_of(cut);
     double kl[2];

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Every sanitizer over what it is good for, each after it has caught an error planted for it.
+# Usage: run.sh BUILD FOLDER; BUILD has the tests without sanitizers, for valgrind. Logs go to
+# FOLDER.  STAGES picks from "asan python tsan valgrind gpu" (default: all).
+set -uo pipefail
+build=$(cd "$1" && pwd)
+out=$(mkdir -p "$2" && cd "$2" && pwd)
+cd "$(dirname "$0")/../.." || exit
+python=$(command -v "${PYTHON:-python3}")
+stages=${STAGES:-asan python tsan valgrind gpu}
+cxx=${CXX:-g++}
+failed=0
+source tests/sanitize/caught.sh
+: >"$out/summary.txt"
+
+stage() {  # stage NAME COMMAND...: runs it, keeps its output, remembers a failure
+  local name=$1
+  shift
+  [[ " $stages " == *" ${name%%-*} "* ]] || return 0
+  local from=$SECONDS rc=0
+  "$@" >"$out/$name.txt" 2>&1 || rc=$?
+  echo "$name: exit $rc after $((SECONDS - from)) s" | tee -a "$out/summary.txt"
+  [ "$rc" -eq 0 ] || { failed=1; tail -20 "$out/$name.txt"; }
+}
+
+tree() {  # tree NAME SANITIZERS TARGET...: configures build/NAME and builds the targets
+  local name=$1 sanitizers=$2
+  shift 2
+  cmake -S . -B "build/$name" -DCMAKE_CXX_COMPILER="$cxx" -DGKD_SANITIZE="$sanitizers" \
+    -DGKD_WITH_CUDA=OFF -DPython3_EXECUTABLE="$python" \
+    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/build/$name/package/gkd" &&
+    cmake --build "build/$name" --parallel "${JOBS:-$(nproc)}" --target "$@"
+}
+
+plant() {  # plant NAME FLAG...: the program with an error of each kind
+  local name=$1
+  shift
+  "$cxx" -std=c++17 -g -O1 -pthread "$@" tests/sanitize/planted.cpp -o "$out/planted-$name" &&
+    "$out/planted-$name" none
+}
+
+# ASAN and UBSAN. A leak at exit is no finding: torch and Python keep what they hold until the end.
+export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+programs="gkd_math_test gkd_row_test gkd_ops_test"
+stage asan-plant plant asan -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
+stage asan-heap caught heap-buffer-overflow "$out/planted-asan" heap
+stage asan-signed caught "signed integer overflow" "$out/planted-asan" signed
+stage asan-float caught "is outside the range of representable values" "$out/planted-asan" float
+stage asan-build tree asan address,undefined $programs gkd_row_replay gkd_loss_replay _C
+for program in $programs; do stage "asan-$program" "build/asan/$program"; done
+for fuzzed in row loss; do
+  stage "asan-corpus-$fuzzed" "build/asan/gkd_${fuzzed}_replay" "tests/fuzz/corpus/$fuzzed"
+done
+
+# The interpreter is not built with ASAN, so its runtime is loaded first; libstdc++ with it, since
+# the runtime looks for __cxa_throw before any library has brought it. Left out: tests that start
+# processes or compilers, which would inherit the runtime, and those that read only documents.
+python_suite() {
+  cp python/gkd/*.py python/gkd/*.pyi build/asan/package/gkd/ || return
+  local runtime
+  runtime="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libstdc++.so)"
+  env LD_PRELOAD="$runtime" PYTHONPATH="$PWD/build/asan/package" PYTHONMALLOC=malloc \
+    "$python" -m pytest -q -x -p no:cacheprovider -o pythonpath=build/asan/package tests/python \
+    --ignore-glob='tests/python/test_d*.py' --ignore-glob='tests/python/test_s[an]*.py' \
+    --ignore=tests/python/test_glyphs.py -k 'not compile and not export' "$@"
+}
+stage python-build tree asan address,undefined _C
+stage python-suite python_suite
+
+# TSAN: std::threads alone, since the OpenMP runtime's own barriers are unknown to it.
+stage tsan-plant plant tsan -fsanitize=thread
+stage tsan-race caught "data race" "$out/planted-tsan" race
+stage tsan-build tree tsan thread gkd_threads_test
+stage tsan-threads build/tsan/gkd_threads_test
+
+# memcheck knows no AVX-512 and says so to CPUID, so that the kernels up to AVX2 are run.
+if command -v valgrind >/dev/null; then
+  memcheck=(valgrind -q --error-exitcode=9)
+  stage valgrind-plant plant valgrind
+  stage valgrind-uninitialised caught "depends on uninitialised value" "${memcheck[@]}" \
+    "$out/planted-valgrind" uninitialised
+  stage valgrind-math "${memcheck[@]}" "$build/gkd_math_test"
+  stage valgrind-row "${memcheck[@]}" "$build/gkd_row_test"
+else
+  echo "valgrind: not installed, left out" | tee -a "$out/summary.txt"
+fi
+
+# compute-sanitizer's tools and their plants are gpu_check.sh's.
+if nvidia-smi -L 2>/dev/null | grep -q GPU; then
+  STAGES="build sanitize" PYTHON=$python stage gpu-compute-sanitizer bash tests/gpu_check.sh "$out/gpu"
+else
+  echo "gpu: none visible, compute-sanitizer left out" | tee -a "$out/summary.txt"
+fi
+exit "$failed"

@@ -1,0 +1,119 @@
+// The row kernels on eight threads, each with a row or all with one, against one thread's bits.
+// Meant for ThreadSanitizer; without it the bits are still compared.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/row.h"
+#include "cpu/turns.h"
+
+namespace {
+
+using gkd::cpu::Kernels;
+using gkd::cpu::RowResult;
+
+constexpr std::int64_t kRows = 24;
+constexpr std::int64_t kClasses = 3 * gkd::cpu::kSegment + 100;  // more segments than one, one odd
+
+std::vector<Kernels> sets() {
+  std::vector<Kernels> found = {gkd::cpu::DEFAULT::kernels()};
+#if defined(__x86_64__)
+  if (gkd::cpu::has_avx2()) found.push_back(gkd::cpu::AVX2::kernels());
+  if (gkd::cpu::has_avx512()) found.push_back(gkd::cpu::AVX512::kernels());
+#endif
+  return found;
+}
+
+struct Batch {
+  std::int64_t classes;
+  std::vector<float> student, teacher;
+
+  Batch(std::int64_t rows, std::int64_t classes) : classes(classes) {
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal;
+    for (std::int64_t k = 0; k < rows * classes; ++k) {
+      student.push_back(normal(random));
+      teacher.push_back(std::round(16 * normal(random)) / 8);  // ties too
+    }
+  }
+};
+
+struct Outcome {
+  std::vector<float> gradient;
+  std::vector<double> losses;
+  bool operator==(const Outcome& o) const {
+    return std::memcmp(gradient.data(), o.gradient.data(), 4 * gradient.size()) == 0 &&
+           std::memcmp(losses.data(), o.losses.data(), 8 * losses.size()) == 0;
+  }
+};
+
+const gkd::cpu::Executor kAlone = [](std::int64_t n, const auto& body) {
+  for (std::int64_t k = 0; k < n; ++k) body(k);
+};
+/// As cpu/rows.h shares a row.
+const gkd::cpu::Executor kTogether = [](std::int64_t n, const auto& body) {
+  gkd::take_turns(n, [&](auto next) {
+    for (std::int64_t k = next(); k < n; k = next()) body(k);
+  });
+};
+
+void run_row(const Kernels& kernels, const Batch& batch, const gkd::cpu::Selection& how,
+             std::int64_t row, const gkd::cpu::Executor& each, gkd::cpu::Scratch* scratch,
+             Outcome* to) {
+  gkd::cpu::RowTask task;
+  task.classes = batch.classes;
+  task.student.data = batch.student.data() + row * batch.classes;
+  task.teacher.data = batch.teacher.data() + row * batch.classes;
+  task.gradient.data = to->gradient.data() + row * batch.classes;
+  task.target = row;
+  task.how = how;
+  to->losses[row] = kernels.single(task, each, scratch).loss;
+}
+
+std::vector<gkd::cpu::Selection> selections() {
+  std::vector<gkd::cpu::Selection> all(4);
+  all[1].group_size = 100;
+  all[2].by_student = true;
+  all[3].sort = true;
+  return all;
+}
+
+TEST(Threads, TakeRowsApart) {
+  const Batch batch(kRows, 1000);
+  for (const Kernels& kernels : sets()) {
+    for (const auto& how : selections()) {
+      Outcome serial{std::vector<float>(batch.student.size()), std::vector<double>(kRows)};
+      Outcome parallel = serial;
+      gkd::cpu::Scratch scratch;
+      for (std::int64_t row = 0; row < kRows; ++row) {
+        run_row(kernels, batch, how, row, kAlone, &scratch, &serial);
+      }
+      gkd::take_turns(kRows, [&](auto next) {
+        gkd::cpu::Scratch own;
+        for (std::int64_t row = next(); row < kRows; row = next()) {
+          run_row(kernels, batch, how, row, kAlone, &own, &parallel);
+        }
+      });
+      EXPECT_TRUE(serial == parallel);
+    }
+  }
+}
+
+TEST(Threads, ShareOneRow) {
+  const Batch batch(1, kClasses);
+  for (const Kernels& kernels : sets()) {
+    for (const auto& how : selections()) {
+      Outcome serial{std::vector<float>(kClasses), std::vector<double>(1)};
+      Outcome parallel = serial;
+      gkd::cpu::Scratch scratch;
+      run_row(kernels, batch, how, 0, kAlone, &scratch, &serial);
+      run_row(kernels, batch, how, 0, kTogether, &scratch, &parallel);
+      EXPECT_TRUE(serial == parallel);
+    }
+  }
+}
+
+}  // namespace
