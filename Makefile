@@ -43,11 +43,11 @@ style: setup
 	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES)
 
-# Every CPU source once: the flags of one instruction set stand for the others'.
+# Every source of a CPU build once: the flags of one instruction set stand for the others'.
 tidy: setup
 	@command -v $(CLANG_TIDY) >/dev/null || { echo "make tidy needs clang-tidy 14 or later on PATH, or CLANG_TIDY=..."; exit 1; }
 	cmake -S . -B build/tidy -DGKD_WITH_CUDA=OFF -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython3_EXECUTABLE=$(PY)
-	git ls-files 'csrc/*.cpp' 'tests/cpp/test_*.cpp' | grep -v csrc/cuda/ | \
+	git ls-files 'csrc/*.cpp' 'tests/cpp/test_*.cpp' | grep -v -e csrc/cuda/ -e tests/cpp/test_index | \
 	  xargs -n 1 -P $(JOBS) $(PY) tests/tidy.py build/tidy $(CLANG_TIDY)
 
 # The documents as pages, build/docs/index.html; a warning is an error.
