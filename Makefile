@@ -73,12 +73,12 @@ gpu-check:
 sanitize: build
 	PYTHON=$(PY) JOBS=$(JOBS) bash tests/sanitize/run.sh $(BUILD) build/sanitize
 
-# libFuzzer on the row kernels and on the C++ entry, FUZZ_SECONDS each; findings land in build/fuzz.
+# libFuzzer on the row kernels, whole and in shards, and on the C++ entry, FUZZ_SECONDS each; findings land in build/fuzz.
 FUZZ_SECONDS ?= 600
 fuzz: setup
 	cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DGKD_BUILD_FUZZERS=ON -DGKD_WITH_CUDA=OFF -DGKD_BUILD_PYTHON=OFF -DGKD_BUILD_TESTS=OFF -DPython3_EXECUTABLE=$(PY)
 	cmake --build build/fuzz --parallel $(JOBS)
-	for f in row loss; do mkdir -p build/fuzz/$$f; OMP_NUM_THREADS=1 build/fuzz/gkd_$${f}_fuzzer build/fuzz/$$f tests/fuzz/corpus/$$f \
+	for f in row shard loss; do mkdir -p build/fuzz/$$f; OMP_NUM_THREADS=1 build/fuzz/gkd_$${f}_fuzzer build/fuzz/$$f tests/fuzz/corpus/$$f \
 	  -max_total_time=$(FUZZ_SECONDS) -max_len=512 -print_final_stats=1 -artifact_prefix=build/fuzz/ >build/fuzz/$$f.log 2>&1 || \
 	  { tail -40 build/fuzz/$$f.log; exit 1; }; grep -E 'DONE|stat::' build/fuzz/$$f.log; done
 

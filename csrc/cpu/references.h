@@ -40,7 +40,8 @@ void guess_references(const Row<T>& row, const Window<T>& window, bool by_studen
   }
   const T high = static_cast<T>(segments[best].teacher_high);
   const std::int64_t first = best * kSegment, last = std::min(row.classes, first + kSegment);
-  const std::int64_t top = find_teacher(row, first, last, high, high);
+  // A part of a row may be all NaN, which no comparison finds: then any class serves.
+  const std::int64_t top = std::max(find_teacher(row, first, last, high, high), first);
   const T student = read_one<T>(row.s, top);
   ref[0] = ref[1] = {high, finite_or_zero(student)};
 
