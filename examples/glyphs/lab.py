@@ -1,0 +1,136 @@
+"""What one seed of the sweep shares: its split, its teacher and views; and how it measures."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import gkd
+
+from . import plan
+from .augment import distorted, to_float
+from .data import Part, Photos, Split, split
+from .evaluate import accept_rates, embed, top1
+from .losses import Recipe
+from .models import Recogniser
+from .study import TEST_SEED, VALIDATION_SEED
+from .train import History, Settings, Views, build, look, student_shape, train_student
+from .train import train_teacher as _train_teacher
+
+TEACHER_BATCH = 128  # more steps than the students' for the same photographs
+
+
+@dataclass
+class Lab:
+    """One seed: a split, and a teacher of its own, kept on disk for a sweep that goes on later."""
+
+    parts: Split
+    validation: Part  #: distorted, other characters: what choices see
+    teacher: Recogniser
+    views: Views
+    settings: Settings
+
+    @classmethod
+    def open(
+        cls, photos: Photos, identities: int | None, settings: Settings, folder: Path
+    ) -> tuple[Lab, bool]:
+        """The lab of `settings.seed`, and whether its teacher was trained just now."""
+        parts = split(photos, identities=identities, seed=settings.seed)
+        weights = folder / f"teacher-{settings.seed}.pt"
+        is_new = not weights.exists()
+        if is_new:
+            of_teacher = dataclasses.replace(settings, batch=TEACHER_BATCH)
+            teacher = _train_teacher(parts.train, parts.classes, of_teacher, plan.TEACHER)
+            _save(teacher.state_dict(), weights)
+        else:
+            teacher = build(plan.TEACHER, parts.classes, settings)
+            teacher.load_state_dict(torch.load(weights))
+            # The form it was trained in: rounding would differ in another.
+            teacher = teacher.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        kept = folder / f"views-{settings.seed}.pt"
+        if not kept.exists():
+            _save(dataclasses.asdict(look(teacher, parts.train, settings)), kept)
+        views = Views(**torch.load(kept))
+        return cls(
+            parts, distorted(parts.validation, VALIDATION_SEED), teacher, views, settings
+        ), is_new
+
+    def student(
+        self, recipe: Recipe, settings: Settings, weights: Path, name: str
+    ) -> tuple[Recogniser, dict[str, Any]]:
+        """Trains a student, or loads one that was trained before, with its closing figures."""
+        if weights.exists():
+            kept = torch.load(weights)
+            model = build(student_shape(settings), self.parts.classes, settings).eval()
+            model.load_state_dict(kept["model"])
+            return model, kept["closing"]
+        model, history, seconds = train_student(
+            recipe, self.views, self.parts.classes, settings, name=name
+        )
+        closing = {**_closing(history), "seconds_per_step": round(seconds, 5)}
+        _save({"model": model.state_dict(), "closing": closing}, weights)
+        return model, closing
+
+    def validate(self, model: Recogniser) -> float:
+        """TAR at a FAR of 1e-2 on the validation characters."""
+        return accept_rates(model, self.validation)[0]
+
+    def test(self, model: Recogniser) -> dict[str, float]:
+        """What is reported: test characters, and test photographs of known characters."""
+        rates = accept_rates(model, distorted(self.parts.open_test, TEST_SEED))
+        closed = distorted(self.parts.closed_test, TEST_SEED)
+        return {
+            "test_tar_1e-2": rates[0],
+            "test_tar_1e-3": rates[1],
+            "top1": top1(model, closed),
+            **self._tail(model, closed),
+        }
+
+    @torch.no_grad()
+    def _tail(self, model: Recogniser, closed: Part) -> dict[str, float]:
+        """How the student stands to the groups that the teacher ranks, whatever it learnt from.
+
+        One yardstick for all: threshold 0.93, T = 4, on test photographs of known characters.
+        """
+        scale = self.settings.distillation_scale
+        student = model.cosines(embed(model, closed.images)) * scale
+        seen = embed(self.teacher, closed.images)
+        teacher = seen @ F.normalize(self.teacher.head).t() * scale
+        group = gkd.group(student, teacher, closed.labels, return_mask=True)
+        rival = student.scatter(1, closed.labels[:, None], -torch.inf).argmax(dim=1)
+        inside = group.mask[torch.arange(len(rival)), rival]  # type: ignore[index]
+        return {
+            "tail_student": _mean(1 - group.mass_student),
+            "tail_teacher": _mean(1 - group.mass_teacher),
+            "rival_outside": 1 - _mean(inside.double()),
+            "teacher_group_share": _mean(group.size) / self.parts.classes,
+        }
+
+
+def _mean(values: Tensor) -> float:
+    return values.double().mean().item()
+
+
+def _closing(history: History) -> dict[str, float]:
+    """Means over the last fifth of the logged steps."""
+    last = max(1, len(history.step) // 5)
+    fields = dataclasses.asdict(history)
+    return {
+        f"end_{name}": sum(values[-last:]) / last
+        for name, values in fields.items()
+        if name != "step"
+    }
+
+
+def _save(content: Any, path: Path) -> None:
+    """Whole or not at all, as a later sweep trusts what it finds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    torch.save(content, draft)
+    draft.rename(path)

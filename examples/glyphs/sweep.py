@@ -1,0 +1,256 @@
+"""The study: runs `plan` from nothing or from where it stopped; see `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in __main__
+
+import torch
+
+from . import data, plan
+from .evaluate import top1
+from .lab import Lab
+from .models import cost
+from .record import Record, Row
+from .train import Settings, train_student
+
+SETTINGS = Settings(
+    batch=256,
+    teacher_epochs=12,
+    epochs=10,
+    views=5,
+    stem=4,
+    fused=True,
+    log_points=20,
+)
+LEAST_FACES = 8
+TIMED_STEPS, TIMED_ROUNDS = 8, 15
+
+
+class OutOfTime(Exception):
+    """No further run may start."""
+
+
+class Sweep:
+    """Goes through the plan; what the record already has is not run again."""
+
+    def __init__(
+        self,
+        photos: data.Photos,
+        out: Path,
+        settings: Settings,
+        *,
+        identities: int | None = None,
+        seeds: int = 3,
+        minutes: float = float("inf"),
+    ) -> None:
+        self.photos, self.out, self.settings = photos, out, settings
+        self.identities, self.seeds = identities, range(seeds)
+        self.deadline = time.monotonic() + 60 * minutes
+        self.record = Record(out / "runs.jsonl")
+        self._lab: Lab | None = None
+
+    def run(self) -> None:
+        """Raises OutOfTime when the minutes are over."""
+        for stage in plan.STAGES:
+            for name in stage.recipes:
+                self.tune(plan.tuned_as(name))
+            for seed in self.seeds:
+                for name in stage.recipes:
+                    self.test(name, seed, stage.shape)
+            self.time_steps()  # once, after the first stage
+
+    def lab(self, seed: int) -> Lab:
+        """One is held in memory at a time."""
+        if self._lab is None or self._lab.settings.seed != seed:
+            self._lab = None
+            self._check_time()
+            settings = dataclasses.replace(self.settings, seed=seed)
+            lab, is_new = Lab.open(self.photos, self.identities, settings, self.out)
+            self._lab = lab
+            if is_new or self.record.find(stage="teacher", seed=seed) is None:
+                self._report(
+                    {
+                        "stage": "teacher",
+                        "recipe": "teacher",
+                        "seed": seed,
+                        "classes": lab.parts.classes,
+                        "parameters": cost(lab.teacher, settings.image_size)[0],
+                        "macs": cost(lab.teacher, settings.image_size)[1],
+                        "epochs": settings.teacher_epochs,
+                        "val_tar": lab.validate(lab.teacher),
+                        "train_top1": top1(lab.teacher, lab.parts.train),
+                        **lab.test(lab.teacher),
+                    }
+                )
+        return self._lab
+
+    def tune(self, name: str) -> tuple[plan.Try, list[tuple[plan.Try, float]]]:
+        """The best try of a recipe, and all of them with their scores, on the first seed."""
+        ladder = plan.ladder(name)
+        done: list[tuple[plan.Try, float]] = []
+        while (entry := plan.next_try(done, ladder.seconds)) is not None:
+            key = self._key("tune", name, self.seeds[0], plan.TUNED_SHAPE, entry)
+            row = self.record.find(**key) or self._train(key, is_test=False)
+            done.append((entry, row["val_tar"]))
+        return plan.best(done), done
+
+    def test(self, name: str, seed: int, shape: str) -> Row:
+        """The tuned recipe on a seed; the test parts are looked at here and nowhere else."""
+        key = self._key("test", name, seed, shape, self.tune(plan.tuned_as(name))[0])
+        return self.record.find(**key) or self._train(key, is_test=True)
+
+    def _key(self, stage: str, name: str, seed: int, shape: str, entry: plan.Try) -> Row:
+        """Everything that tells a run from others; the settings that are common are not in it."""
+        value = plan.ladder(plan.tuned_as(name)).value(entry.rung)
+        if name == "ce":
+            rate, margin, weight, warmup = value, entry.second, 0.0, 0.0
+        else:
+            usual = self.tune("ce")[0]
+            rate, margin = plan.LEARNING_RATE.value(usual.rung), usual.second
+            weight, warmup = value, entry.second
+        return {
+            "stage": stage,
+            "recipe": name,
+            "seed": seed,
+            "shape": shape,
+            "learning_rate": rate,
+            "margin": margin,
+            "weight": weight,
+            "warmup": warmup,
+        }
+
+    def _train(self, key: Row, *, is_test: bool) -> Row:
+        lab = self.lab(key["seed"])
+        self._check_time()
+        started = time.monotonic()
+        settings = self._student_settings(key)
+        recipe = dataclasses.replace(plan.RECIPES[key["recipe"]], weight=key["weight"])
+        # Without the stage: the first seed's tuned student is the one that is tested.
+        name = "_".join(str(value) for field, value in key.items() if field != "stage")
+        weights = self.out / "students" / f"{name}.pt"
+        model, closing = lab.student(recipe, settings, weights, name)
+        parameters, macs = cost(model, settings.image_size)
+        row = {
+            **key,
+            "classes": lab.parts.classes,
+            "parameters": parameters,
+            "macs": macs,
+            "epochs": settings.epochs,
+            "val_tar": lab.validate(model),
+            **(lab.test(model) if is_test else {}),
+            **closing,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        return self._report(row)
+
+    def _student_settings(self, key: Row) -> Settings:
+        width, embedding = plan.SHAPES[key["shape"]]
+        chosen = {name: key[name] for name in ("seed", "learning_rate", "margin", "warmup")}
+        return dataclasses.replace(self.settings, width=width, embedding=embedding, **chosen)
+
+    def time_steps(self) -> None:
+        """Steps of each main recipe in turn, round after round: all share what disturbs them."""
+        if self.record.find(stage="time"):
+            return
+        lab = self.lab(self.seeds[0])
+        count = TIMED_STEPS * self.settings.batch
+        few = dataclasses.replace(
+            lab.views,
+            images=lab.views.images[:1, :count],
+            embeddings=lab.views.embeddings[:1, :count],
+            labels=lab.views.labels[:count],
+        )
+        taken: dict[str, list[float]] = {name: [] for name in plan.MAIN}
+        for _ in range(TIMED_ROUNDS):
+            for name in plan.MAIN:
+                self._check_time()
+                key = self._key("time", name, self.seeds[0], plan.TUNED_SHAPE, self.tune(name)[0])
+                settings = dataclasses.replace(
+                    self._student_settings(key), epochs=1, log_points=1, progress=False
+                )
+                recipe = dataclasses.replace(plan.RECIPES[name], weight=key["weight"])
+                taken[name].append(train_student(recipe, few, lab.parts.classes, settings)[2])
+        for name, seconds in taken.items():
+            ratios = torch.tensor(seconds) / torch.tensor(taken["ce"])
+            self._report(
+                {
+                    "stage": "time",
+                    "recipe": name,
+                    "ms_per_step": round(1e3 * torch.tensor(seconds).median().item(), 2),
+                    "to_ce": round(ratios.median().item(), 3),
+                }
+            )
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
+
+    def _report(self, row: Row) -> Row:
+        fields = ("stage", "recipe", "seed", "shape", "learning_rate", "margin", "weight", "warmup")
+        said = " ".join(str(row[field]) for field in fields if field in row)
+        scores = [f"{name} {row[name]:.1%}" for name in ("val_tar", "test_tar_1e-2") if name in row]
+        print(f"{said}  {' '.join(scores)}  {row.get('seconds', '')}", flush=True)
+        return self.record.add(row)
+
+
+def parser() -> argparse.ArgumentParser:
+    build = argparse.ArgumentParser(prog="python -m examples.glyphs.sweep", description=__doc__)
+    add = build.add_argument
+    add("--out", type=Path, default=Path(__file__).parent / "out" / "study", metavar="DIR",
+        help="for runs.jsonl, the networks and the figures; a sweep that was stopped goes on from "
+        "what is there (default: out/study beside the program)")  # fmt: skip
+    add("--minutes", type=float, default=float("inf"), metavar="N",
+        help="start no further run after so many")  # fmt: skip
+    add("--seeds", type=int, default=3, metavar="N", help="splits, each with a teacher (default: 3)")
+    add("--fonts", type=Path, nargs="+", default=[], metavar="DIR",
+        help="further font files to render, such as /usr/share/fonts")  # fmt: skip
+    add("--least-faces", type=int, default=LEAST_FACES, metavar="N",
+        help=f"characters that so many faces draw (default: {LEAST_FACES})")  # fmt: skip
+    add("--identities", type=int, metavar="N", help="how many to draw (default: all)")
+    add("--epochs", type=int, default=SETTINGS.epochs, metavar="N",
+        help=f"of each student (default: {SETTINGS.epochs})")  # fmt: skip
+    add("--teacher-epochs", type=int, default=SETTINGS.teacher_epochs, metavar="N",
+        help=f"(default: {SETTINGS.teacher_epochs})")  # fmt: skip
+    add("--progress", action="store_true", help="progress bars")
+    return build
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(1)  # the operations are too small for several
+    settings = dataclasses.replace(
+        SETTINGS,
+        epochs=options.epochs,
+        teacher_epochs=options.teacher_epochs,
+        progress=options.progress,
+    )
+    photos = data.render_dejavu(
+        settings.image_size,
+        least_faces=options.least_faces,
+        fonts=data.font_files(options.fonts),
+        progress=settings.progress,
+    )
+    sweep = Sweep(
+        photos,
+        options.out,
+        settings,
+        identities=options.identities,
+        seeds=options.seeds,
+        minutes=options.minutes,
+    )
+    try:
+        sweep.run()
+    except OutOfTime:
+        print("out of time: run the same command again to go on")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
