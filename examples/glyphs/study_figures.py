@@ -1,0 +1,196 @@
+"""The study's figures, from its raw rows: every seed is a dot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from . import plan
+from .figures import COLOURS, SAVE
+from .record import Row, where
+from .report import SCORE, tests, tries
+
+SEEDS = ("o", "s", "^", "D", "v", "P")  # one mark for each split, to compare on the same one
+TEACHER_COLOUR = "#444444"
+COLOUR = {
+    **{name: COLOURS[name] for name in ("ce", "kd", "gkd-student")},
+    "gkd-teacher": COLOURS["gkd"],
+    "dkd": "#cc79a7",
+    "fixed": "#56b4e9",
+    "adaptive": "#b8860b",
+}
+
+
+def save_all(rows: list[Row], out: Path) -> list[Path]:
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    out.mkdir(parents=True, exist_ok=True)
+    drawings = {"losses": losses, "sizes": sizes, "tuning": tuning, "groups": groups}
+    paths = []
+    for name, draw in drawings.items():
+        path = out / f"glyphs_study_{name}.png"
+        figure = draw(rows)
+        figure.savefig(path, **SAVE)
+        plt.close(figure)
+        paths.append(path)
+    return paths
+
+
+def _dots(axis: Any, height: float, found: list[Row], column: str, colour: str) -> None:
+    """Every seed's mark, offset so that none hides another, and a bar at the mean."""
+    for row in found:
+        mark, lift = SEEDS[row["seed"] % len(SEEDS)], 0.16 * (row["seed"] - 1)
+        axis.plot(100 * row[column], height - lift, mark, color=colour, markersize=5, alpha=0.85)
+    average = 100 * sum(row[column] for row in found) / len(found)
+    axis.plot([average] * 2, [height - 0.32, height + 0.32], color=colour, linewidth=1.6)
+
+
+def losses(rows: list[Row]) -> Any:
+    """Verification and the mass outside the teacher's group, of every loss and every ablation."""
+    entries = [(plan.RECIPES[name].label, name) for name in plan.MAIN]
+    for rank in ("student", "teacher"):
+        entries += [(plan.RECIPES[n].label, n) for n in plan.ablation(rank) if tests(rows, n)]
+    columns = [
+        (SCORE, "TAR at FAR 1e-2, unseen characters, %"),
+        ("top1", "top-1, unseen faces of known characters, %"),
+        ("tail_student", "student's mass outside the teacher's group, %"),
+    ]
+    figure, axes = plt.subplots(
+        1, 3, figsize=(11, 0.31 * len(entries) + 1.1), sharey=True, layout="constrained"
+    )
+    for axis, (column, title) in zip(axes, columns, strict=True):
+        for index, (_, name) in enumerate(entries):
+            _dots(axis, -index, tests(rows, name), column, COLOUR.get(name, "#555555"))
+        axis.axhline(0.5 - len(plan.MAIN), color="black", linewidth=0.6, alpha=0.5)
+        axis.set_xlabel(title)
+        axis.grid(axis="x", alpha=0.25)
+    axes[0].set_yticks([-i for i in range(len(entries))], [label for label, _ in entries])
+    for row in where(rows, stage="teacher"):
+        axes[2].axvline(100 * row["tail_teacher"], color=TEACHER_COLOUR, ls="--", lw=0.8)
+    axes[2].set_title("dashed: the teachers'", fontsize=8, loc="right")
+    seeds = sorted({row["seed"] for row in where(rows, stage="test")})
+    handles = [
+        plt.Line2D([], [], color="black", marker=SEEDS[seed % len(SEEDS)], ls="", label=f"{seed}")
+        for seed in seeds
+    ]
+    figure.legend(
+        handles=handles, title="split", loc="outside upper right", ncols=len(handles), frameon=False
+    )
+    return figure
+
+
+def sizes(rows: list[Row]) -> Any:
+    """TAR against the student's parameters."""
+    figure, axis = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
+    for index, name in enumerate(plan.SIZED):
+        means = []
+        for shape in plan.SHAPES:
+            found = tests(rows, name, shape)
+            if not found:
+                continue
+            place = found[0]["parameters"] * 1.04 ** (index - 1.5)
+            for row in found:
+                mark = SEEDS[row["seed"] % len(SEEDS)]
+                axis.plot(place, 100 * row[SCORE], mark, color=COLOUR[name], ms=4.5, alpha=0.8)
+            means.append((place, 100 * sum(row[SCORE] for row in found) / len(found)))
+        label = plan.RECIPES[name].label
+        axis.plot(*zip(*means, strict=True), color=COLOUR[name], linewidth=1.2, label=label)
+    for row in where(rows, stage="teacher"):
+        axis.axhline(100 * row[SCORE], color=TEACHER_COLOUR, ls="--", lw=0.8)
+    found = [row for shape in plan.SHAPES for row in tests(rows, "ce", shape)[:1]]
+    (teacher, *_) = where(rows, stage="teacher")
+    ticks = [row["parameters"] for row in found]
+    labels = [f"{n:,}\n1/{teacher['parameters'] / n:.0f}" for n in ticks]
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, labels)
+    axis.set_xticks([], minor=True)
+    axis.set(xlabel="student's parameters, and its share of the teacher's", ylim=(0, 100))
+    axis.set_ylabel("TAR at FAR 1e-2, unseen characters, %")
+    axis.set_title("dashed: the teachers; marks: splits; lines: means", fontsize=8)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def tuning(rows: list[Row]) -> Any:
+    """What the choice of weights and learning rate saw."""
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9, 3.4), sharey=True, width_ratios=[1, 2.4], layout="constrained"
+    )
+    for name in plan.MAIN:
+        axis = axes[0] if name == "ce" else axes[1]
+        usual, other = plan.ladder(name).seconds
+        points = sorted(
+            (plan.ladder(name).value(entry.rung), 100 * row["val_tar"], entry.second)
+            for entry, row in tries(rows, name)
+        )
+        line = [(x, y) for x, y, second in points if second == usual]
+        label = plan.RECIPES[name].label
+        axis.plot(*zip(*line, strict=True), "o-", color=COLOUR[name], ms=4, lw=1.2, label=label)
+        for x, y, second in points:
+            if second == other:
+                axis.plot(x, y, "x", color=COLOUR[name], markersize=7)
+    axes[0].set(xscale="log", xlabel="learning rate", ylabel="validation TAR at FAR 1e-2, %")
+    axes[0].set_title("cross-entropy (cross: margin 0.1, not 0.2)", fontsize=9)
+    axes[1].set(xscale="log", xlabel="weight of the distillation term")
+    axes[1].set_title("distilled (cross: no warm-up, not half)", fontsize=9)
+    for axis in axes:
+        axis.grid(alpha=0.25)
+    axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def groups(rows: list[Row]) -> Any:
+    """How a user chooses threshold, temperature and scale."""
+    found = where(rows, stage="groups")
+    classes = where(rows, stage="teacher", seed=0)[0]["classes"]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True, layout="constrained")
+    sharpness = sorted({row["sharpness"] for row in where(found, ranked="teacher")})
+    thresholds = sorted({row["threshold"] for row in found})
+    blues = plt.get_cmap("viridis")
+    for axis, ranked in zip(axes[:2], ("teacher", "student"), strict=True):
+        for index, sharp in enumerate(sharpness):
+            line = where(found, ranked=ranked, sharpness=sharp)
+            colour = blues(0.9 * index / (len(sharpness) - 1))
+            x = range(len(line))
+            axis.plot(x, [r["median"] for r in line], ".-", color=colour, label=f"{sharp}")
+            axis.fill_between(
+                x, [r["p20"] for r in line], [r["p80"] for r in line], color=colour, alpha=0.15, lw=0
+            )
+        axis.set_xticks(range(len(thresholds)), [f"{t:g}" for t in thresholds], fontsize=8)
+        axis.axvline(thresholds.index(0.93), color="black", lw=0.6, ls=":")
+        axis.set_xlabel("threshold (dotted: the default)")
+        axis.set_title(f"ranked by the {ranked}: median, 20% to 80%", fontsize=9)
+        axis.grid(alpha=0.25)
+    batch = where(found, ranked="batch")
+    axes[1].plot(
+        range(len(batch)), [r["median"] for r in batch], "k--", lw=1.2, label="batch-adaptive, 64/1"
+    )
+    axes[1].legend(frameon=False, fontsize=8, handles=axes[1].lines[-1:], loc="lower right")
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel(f"classes in the group, of {classes:,}")
+    axes[0].legend(title="scale / T", frameon=False, fontsize=8)
+    for threshold, style in ((0.5, ":"), (0.8, "-."), (0.93, "-"), (0.99, "--")):
+        line = sorted(where(found, ranked="teacher", threshold=threshold), key=_sharpness)
+        axes[2].plot(
+            [r["sharpness"] for r in line],
+            [r["median"] for r in line],
+            style,
+            color="black",
+            label=f"{threshold:g}",
+        )
+    axes[2].set_xscale("log", base=2)
+    axes[2].set_xticks(sharpness, [f"{s}\nT={64 / s:g}" for s in sharpness], fontsize=8)
+    axes[2].set_xlabel("scale / T (below: T at scale 64)")
+    axes[2].set_title("the same by the teacher, across scale / T", fontsize=9)
+    axes[2].legend(title="threshold", frameon=False, fontsize=8)
+    axes[2].grid(alpha=0.25)
+    return figure
+
+
+def _sharpness(row: Row) -> float:
+    return float(row["sharpness"])
