@@ -6,7 +6,7 @@ PY := $(CURDIR)/$(VENV)/bin/python
 BUILD := build/cpp
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test demo bench lint format gpu-check all-archs
+.PHONY: setup build test demo demo-full bench lint format gpu-check all-archs
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,12 @@ lint: setup
 # Distils a glyph recogniser; DEMO takes options, as in: make demo DEMO="--epochs 4 --seed 1"
 demo: build
 	PYTHONPATH=$(CURDIR)/python $(PY) -m examples.glyphs $(DEMO)
+
+# The study of the losses, an hour or more; it goes on where it was stopped. STUDY takes options.
+STUDY_OUT := examples/glyphs/out/study
+demo-full: build
+	PYTHONPATH=$(CURDIR)/python $(PY) -m examples.glyphs.sweep --out $(STUDY_OUT) $(STUDY)
+	PYTHONPATH=$(CURDIR)/python $(PY) -m examples.glyphs.report --runs $(STUDY_OUT)/runs.jsonl --figures $(STUDY_OUT)
 
 # Everything that a GPU is for, on a machine with torch, nvcc and a GPU but no package index: builds,
 # tests, sanitizers and benchmarks in the interpreter's own environment; results go to gpu-results/.

@@ -1,7 +1,7 @@
 """Photographs of identities, where they come from, and how they are split.
 
-* `render_dejavu`: every character that all twelve DejaVu faces of matplotlib draw (or as many as you
-  say, or further font files too), look-alikes dropped. Nothing is downloaded.
+* `render_dejavu`: every character that all twelve DejaVu faces of matplotlib draw (or as many faces
+  as you say, or further font files too), look-alikes dropped. Nothing is downloaded.
 * `load_folders`: your own images, one folder per identity.
 * `split`: identities into known, validation and test; a known identity's photographs into train
   and test. Nothing is in two parts.

@@ -14,7 +14,7 @@ from torch import Tensor
 import gkd
 
 from . import plan
-from .augment import distorted, to_float
+from .augment import distorted
 from .data import Part, Photos, Split, split
 from .evaluate import accept_rates, embed, top1
 from .losses import Recipe
@@ -76,6 +76,24 @@ class Lab:
         closing = {**_closing(history), "seconds_per_step": round(seconds, 5)}
         _save({"model": model.state_dict(), "closing": closing}, weights)
         return model, closing
+
+    def step_times(
+        self, cases: dict[str, tuple[Recipe, Settings]], *, steps: int, rounds: int
+    ) -> dict[str, list[float]]:
+        """Seconds per step of each case, in turn, round after round: all share what disturbs."""
+        count = steps * self.settings.batch
+        few = dataclasses.replace(
+            self.views,
+            images=self.views.images[:1, :count],
+            embeddings=self.views.embeddings[:1, :count],
+            labels=self.views.labels[:count],
+        )
+        taken: dict[str, list[float]] = {name: [] for name in cases}
+        for _ in range(rounds):
+            for name, (recipe, settings) in cases.items():
+                short = dataclasses.replace(settings, epochs=1, log_points=1, progress=False)
+                taken[name].append(train_student(recipe, few, self.parts.classes, short)[2])
+        return taken
 
     def validate(self, model: Recogniser) -> float:
         """TAR at a FAR of 1e-2 on the validation characters."""

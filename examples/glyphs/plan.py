@@ -1,9 +1,8 @@
 """The study's plan: which recipes, how each is tuned, and in what order. Nothing runs here.
 
-Every main recipe is tuned by the same number of tries, on the validation characters of one seed:
-five for the weight and one for the warm-up. Cross-entropy has no weight; its tries go to the
-learning rate and the margin, which the other recipes then take over. The ablation has one weight
-for all its recipes, which is the one tuned for GKD ranked by the student.
+Every recipe is tuned by the same number of tries, on the validation characters of one seed: five
+for the weight and one for the warm-up. Cross-entropy has no weight; its tries go to the learning
+rate and the margin, which the other recipes then take over.
 """
 
 from __future__ import annotations
@@ -13,6 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from .losses import Recipe
+from .train import Settings
+
+SETTINGS = Settings(
+    batch=256,
+    teacher_epochs=12,
+    epochs=10,
+    views=5,
+    stem=4,
+    fused=True,
+    log_points=20,
+)
+LEAST_FACES, IDENTITIES = 8, 2000
+TEST_DRAW = 100  # more than any seed
+TIMED_STEPS, TIMED_ROUNDS = 8, 15
 
 BY_STUDENT: dict[str, Any] = {"rank_by": "student"}
 
@@ -40,13 +53,15 @@ RECIPES = {
     # The authors' step of 100 of 85,742 classes would be one of 2.
     "adaptive": Recipe("GKD, batch-adaptive size, by student", 0.3, BY_STUDENT, adaptive=2),
 }
-KINDS = {"P": (8, 0, 0), "B": (0, 1, 0), "S": (0, 0, 1), "PB": (8, 1, 0), "PBS": (8, 1, 1)}
+KINDS = {"P": (8, 0, 0), "B": (0, 1, 0), "S": (0, 0, 1), "PBS": (8, 1, 1)}
 NAMES = {"P": "Primary", "B": "Binary", "S": "Secondary"}
-for _rank in ("student", "teacher"):
+for _rank, _weight in (("student", 0.3), ("teacher", 0.1)):
     for _kind, _weights in KINDS.items():
         _label = " + ".join(NAMES[letter] for letter in _kind)
         RECIPES[f"{_kind}-{_rank}"] = Recipe(
-            f"{_label}, by {_rank}", arguments=_terms(*_weights, rank_by=_rank)
+            f"{_label}, by {_rank}",
+            _weight if "P" in _kind else 1.0,
+            _terms(*_weights, rank_by=_rank),
         )
 
 MAIN = ("ce", "kd", "dkd", "gkd-teacher", "gkd-student", "fixed", "adaptive")
@@ -55,35 +70,34 @@ TEACHER = {"width": 24, "depth": 1, "embedding": 128}
 # Width and embedding of students with about 1/20, 1/50 and 1/100 of the teacher's parameters.
 SHAPES = {"20x": (7, 32), "50x": (4, 32), "100x": (3, 16)}
 TUNED_SHAPE = "50x"
+LONGER = 4
 
 
 def ablation(rank: str) -> tuple[str, ...]:
-    """The terms alone and together, all with `gkd-student`'s weight and warm-up.
-
-    Primary + Binary ranked by the student is `gkd-student` itself.
-    """
-    return tuple(f"{kind}-{rank}" for kind in KINDS if (kind, rank) != ("PB", "student"))
+    """The terms alone and all together; `gkd-RANK` is Primary + Binary."""
+    return tuple(f"{kind}-{rank}" for kind in KINDS)
 
 
-def tuned_as(recipe: str) -> str:
-    """Whose tries decide the recipe's weight and warm-up."""
-    return recipe if recipe in MAIN else "gkd-student"
+TUNED = MAIN + ablation("student") + ablation("teacher")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Recipes that are tested on every seed, the main ones tuned before on the first."""
+    """Recipes that are tested on every seed, after tuning on the first if they were not yet."""
 
     recipes: tuple[str, ...]
     shape: str = TUNED_SHAPE
+    longer: int = 1  #: times the epochs
 
 
-# The first are the most wanted: a sweep that is stopped early has whole stages to show.
+# The first are the most wanted: a sweep that is stopped early has whole stages to show. Tuning is
+# for the middle size and the usual epochs; the other sizes and lengths take its settings over.
 STAGES = (
     Stage(MAIN),
     Stage(ablation("student")),
     Stage(SIZED, "100x"),
     Stage(SIZED, "20x"),
+    Stage(SIZED, longer=LONGER),
     Stage(ablation("teacher")),
 )
 

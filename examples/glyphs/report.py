@@ -17,9 +17,12 @@ FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 SCORE = "test_tar_1e-2"
 
 
-def tests(rows: list[Row], recipe: str, shape: str = plan.TUNED_SHAPE) -> list[Row]:
-    """The reported runs of a recipe, in order of seed."""
-    found = where(rows, stage="test", recipe=recipe, shape=shape)
+def reported(
+    rows: list[Row], recipe: str, shape: str = plan.TUNED_SHAPE, longer: int = 1
+) -> list[Row]:
+    """The tested runs of a recipe, in order of seed."""
+    epochs = where(rows, stage="tune")[0]["epochs"] * longer
+    found = where(rows, stage="test", recipe=recipe, shape=shape, epochs=epochs)
     return sorted(found, key=lambda row: int(row["seed"]))
 
 
@@ -38,12 +41,14 @@ def tries(rows: list[Row], recipe: str) -> list[tuple[plan.Try, Row]]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and sample standard deviation, in percent."""
+    """Mean and sample standard deviation, in percent; one value has no spread."""
+    if len(values) == 1:
+        return f"{100 * values[0]:.1f}"
     return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"
 
 
 def compare(rows: list[Row], reference: list[Row], score: str = SCORE) -> tuple[str, str]:
-    """The mean difference on the same splits, and `above`, `below` or `tie`.
+    """The mean difference on the same splits, and `above`, `below` or `tie`; of one split, `?`.
 
     A tie is what differs in sign between the seeds, or in the mean by less than the standard
     deviation of the differences.
@@ -53,6 +58,8 @@ def compare(rows: list[Row], reference: list[Row], score: str = SCORE) -> tuple[
         raise ValueError(f"not the same seeds: {seeds} and {[r['seed'] for r in reference]}")
     gaps = [row[score] - other[score] for row, other in zip(rows, reference, strict=True)]
     said = f"{100 * mean(gaps):+.1f}"
+    if len(gaps) == 1:
+        return said, "?"
     one_sign = all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)
     if not one_sign or abs(mean(gaps)) <= stdev(gaps):
         return said, "tie"
@@ -74,9 +81,9 @@ def main_table(rows: list[Row]) -> str:
     scores = (SCORE, "test_tar_1e-3", "top1")
     wide, narrow, top = (spread([row[name] for row in teachers]) for name in scores)
     lines.append(["teacher", "", "", wide, "", "", narrow, top, ""])
-    cross_entropy, kd = tests(rows, "ce"), tests(rows, "kd")
+    cross_entropy, kd = reported(rows, "ce"), reported(rows, "kd")
     for name in plan.MAIN:
-        found = tests(rows, name)
+        found = reported(rows, name)
         wide, narrow, top = (spread([row[score] for row in found]) for score in scores)
         (time,) = where(rows, stage="time", recipe=name)
         first = found[0]
@@ -97,24 +104,22 @@ def main_table(rows: list[Row]) -> str:
 
 
 def ablation_table(rows: list[Row]) -> str:
-    """The terms alone and together at one weight, by both rankings."""
-    lines = [["terms", "ranked by", "TAR@1e-2", "to CE", "to P + B", "mass outside", "rival outside"]]
+    """The terms alone and together, each at its own weight, by both rankings."""
+    lines = [["terms", "ranked by", "weight", "TAR@1e-2", "to CE", "to KD", "to P + B"]]
+    cross_entropy, kd = reported(rows, "ce"), reported(rows, "kd")
     for rank in ("student", "teacher"):
-        base = tests(rows, "gkd-student" if rank == "student" else "PB-teacher")
+        base = reported(rows, f"gkd-{rank}")
         for kind in ("P", "B", "S", "PB", "PBS"):
-            name = "gkd-student" if (kind, rank) == ("PB", "student") else f"{kind}-{rank}"
-            found = tests(rows, name)
-            if not found:
-                continue
+            found = base if kind == "PB" else reported(rows, f"{kind}-{rank}")
             lines.append(
                 [
                     " + ".join(plan.NAMES[letter] for letter in kind),
                     rank,
+                    f"{found[0]['weight']:g}",
                     spread([row[SCORE] for row in found]),
-                    _against(found, tests(rows, "ce")),
-                    _against(found, base) if base else "",
-                    spread([row["tail_student"] for row in found]),
-                    spread([row["rival_outside"] for row in found]),
+                    _against(found, cross_entropy),
+                    _against(found, kd),
+                    _against(found, base),
                 ]
             )
     return markdown(lines)
@@ -122,29 +127,34 @@ def ablation_table(rows: list[Row]) -> str:
 
 def tail_table(rows: list[Row]) -> str:
     """Where each student stands to the teacher's group, on test photographs."""
-    lines = [["", "student's mass outside", "strongest wrong class outside", "group, own ranking"]]
-    (*teachers,) = where(rows, stage="teacher")
-    outside = spread([row["tail_teacher"] for row in teachers])
-    share = spread([row["teacher_group_share"] for row in teachers])
-    lines.append(["teacher", outside, "", share])
-    for name in plan.MAIN:
-        found = tests(rows, name)
-        columns = ("tail_student", "rival_outside", "end_group_share")
-        cells = [spread([row[column] for row in found]) for column in columns]
-        lines.append([plan.RECIPES[name].label, *cells])
+    lines = [["", "ranked by", "student's mass outside", "strongest wrong class outside"]]
+    outside = spread([row["tail_teacher"] for row in where(rows, stage="teacher")])
+    lines.append(["teacher", "", outside, ""])
+    for name in plan.TUNED:
+        found = reported(rows, name)
+        cells = [spread([row[c] for row in found]) for c in ("tail_student", "rival_outside")]
+        recipe = plan.RECIPES[name]
+        has_ranking = name not in ("ce", "kd", "dkd")
+        rank = recipe.arguments.get("rank_by", "teacher") if has_ranking else ""
+        lines.append([recipe.label, rank, *cells])
     return markdown(lines)
 
 
 def size_table(rows: list[Row]) -> str:
-    """Students of several sizes, each recipe at the setting tuned for the middle one."""
-    shapes = [shape for shape in plan.SHAPES if tests(rows, "ce", shape)]
-    lines = [["", *(cell for shape in shapes for cell in (f"{shape} smaller", "to CE"))]]
+    """Students of several sizes, and of a longer training, at the settings of the middle one."""
+    (teacher, *_), cells = where(rows, stage="teacher"), []
+    columns = [(shape, 1) for shape in plan.SHAPES] + [(plan.TUNED_SHAPE, plan.LONGER)]
+    for shape, longer in columns:
+        (first, *_) = reported(rows, "ce", shape, longer)
+        ratio = teacher["parameters"] / first["parameters"]
+        cells += [f"1/{ratio:.0f}, {first['epochs']} epochs", "to CE"]
+    lines = [["", *cells]]
     for name in plan.SIZED:
         cells = []
-        for shape in shapes:
-            found = tests(rows, name, shape)
-            cells += [spread([row[SCORE] for row in found])]
-            cells += [_against(found, tests(rows, "ce", shape))]
+        for shape, longer in columns:
+            found = reported(rows, name, shape, longer)
+            cells.append(spread([row[SCORE] for row in found]))
+            cells.append(_against(found, reported(rows, "ce", shape, longer)))
         lines.append([plan.RECIPES[name].label, *cells])
     return markdown(lines)
 
@@ -152,7 +162,7 @@ def size_table(rows: list[Row]) -> str:
 def tuning_table(rows: list[Row]) -> str:
     """Every try, the chosen one in bold."""
     lines = [["", "tries: validation TAR@1e-2", "bracketed"]]
-    for name in plan.MAIN:
+    for name in plan.TUNED:
         found = tries(rows, name)
         done = [(entry, row["val_tar"]) for entry, row in found]
         chosen, cells = plan.best(done), []

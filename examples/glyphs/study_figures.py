@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from . import plan
 from .figures import COLOURS, SAVE
 from .record import Row, where
-from .report import SCORE, tests, tries
+from .report import SCORE, reported, tries
 
 SEEDS = ("o", "s", "^", "D", "v", "P")  # one mark for each split, to compare on the same one
 TEACHER_COLOUR = "#444444"
@@ -53,67 +53,81 @@ def losses(rows: list[Row]) -> Any:
     """Verification and the mass outside the teacher's group, of every loss and every ablation."""
     entries = [(plan.RECIPES[name].label, name) for name in plan.MAIN]
     for rank in ("student", "teacher"):
-        entries += [(plan.RECIPES[n].label, n) for n in plan.ablation(rank) if tests(rows, n)]
+        entries += [(plan.RECIPES[n].label, n) for n in plan.ablation(rank)]
     columns = [
-        (SCORE, "TAR at FAR 1e-2, unseen characters, %"),
-        ("top1", "top-1, unseen faces of known characters, %"),
-        ("tail_student", "student's mass outside the teacher's group, %"),
+        (SCORE, "TAR at FAR 1e-2, %\nunseen characters"),
+        ("top1", "top-1, %\nunseen faces of known characters"),
+        ("tail_student", "student's mass outside the teacher's\ngroup, % (dashed: the teachers')"),
     ]
     figure, axes = plt.subplots(
         1, 3, figsize=(11, 0.31 * len(entries) + 1.1), sharey=True, layout="constrained"
     )
     for axis, (column, title) in zip(axes, columns, strict=True):
         for index, (_, name) in enumerate(entries):
-            _dots(axis, -index, tests(rows, name), column, COLOUR.get(name, "#555555"))
+            _dots(axis, -index, reported(rows, name), column, COLOUR.get(name, "#555555"))
         axis.axhline(0.5 - len(plan.MAIN), color="black", linewidth=0.6, alpha=0.5)
         axis.set_xlabel(title)
         axis.grid(axis="x", alpha=0.25)
     axes[0].set_yticks([-i for i in range(len(entries))], [label for label, _ in entries])
     for row in where(rows, stage="teacher"):
         axes[2].axvline(100 * row["tail_teacher"], color=TEACHER_COLOUR, ls="--", lw=0.8)
-    axes[2].set_title("dashed: the teachers'", fontsize=8, loc="right")
     seeds = sorted({row["seed"] for row in where(rows, stage="test")})
     handles = [
         plt.Line2D([], [], color="black", marker=SEEDS[seed % len(SEEDS)], ls="", label=f"{seed}")
         for seed in seeds
     ]
+    handles.append(plt.Line2D([], [], color="black", label="mean"))
     figure.legend(
-        handles=handles, title="split", loc="outside upper right", ncols=len(handles), frameon=False
+        handles=handles, title="split", loc="outside right upper", frameon=False, fontsize=8
     )
     return figure
 
 
 def sizes(rows: list[Row]) -> Any:
-    """TAR against the student's parameters."""
-    figure, axis = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
-    for index, name in enumerate(plan.SIZED):
-        means = []
-        for shape in plan.SHAPES:
-            found = tests(rows, name, shape)
-            if not found:
-                continue
-            place = found[0]["parameters"] * 1.04 ** (index - 1.5)
-            for row in found:
-                mark = SEEDS[row["seed"] % len(SEEDS)]
-                axis.plot(place, 100 * row[SCORE], mark, color=COLOUR[name], ms=4.5, alpha=0.8)
-            means.append((place, 100 * sum(row[SCORE] for row in found) / len(found)))
-        label = plan.RECIPES[name].label
-        axis.plot(*zip(*means, strict=True), color=COLOUR[name], linewidth=1.2, label=label)
-    for row in where(rows, stage="teacher"):
-        axis.axhline(100 * row[SCORE], color=TEACHER_COLOUR, ls="--", lw=0.8)
-    found = [row for shape in plan.SHAPES for row in tests(rows, "ce", shape)[:1]]
+    """TAR against the student's parameters, and against the length of the training."""
+    figure, axes = plt.subplots(
+        1, 2, figsize=(8.6, 3.7), sharey=True, width_ratios=[1.4, 1], layout="constrained"
+    )
+    by_size = [(shape, 1) for shape in plan.SHAPES]
+    by_length = [(plan.TUNED_SHAPE, longer) for longer in (1, plan.LONGER)]
+    for axis, points, column in zip(
+        axes, (by_size, by_length), ("parameters", "epochs"), strict=True
+    ):
+        for index, name in enumerate(plan.SIZED):
+            _trend(axis, rows, name, points, column, shift=1.04 ** (index - 1.5))
+        for row in where(rows, stage="teacher"):
+            axis.axhline(100 * row[SCORE], color=TEACHER_COLOUR, ls="--", lw=0.8)
+        axis.set_xscale("log")
+        axis.grid(alpha=0.25)
     (teacher, *_) = where(rows, stage="teacher")
-    ticks = [row["parameters"] for row in found]
-    labels = [f"{n:,}\n1/{teacher['parameters'] / n:.0f}" for n in ticks]
-    axis.set_xscale("log")
-    axis.set_xticks(ticks, labels)
-    axis.set_xticks([], minor=True)
-    axis.set(xlabel="student's parameters, and its share of the teacher's", ylim=(0, 100))
-    axis.set_ylabel("TAR at FAR 1e-2, unseen characters, %")
-    axis.set_title("dashed: the teachers; marks: splits; lines: means", fontsize=8)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
+    sizes = [reported(rows, "ce", *point)[0]["parameters"] for point in by_size]
+    lengths = [reported(rows, "ce", *point)[0]["epochs"] for point in by_length]
+    ticks = [f"{n:,}\n1/{teacher['parameters'] / n:.0f}" for n in sizes]
+    axes[0].set_xticks(sizes, ticks)
+    axes[1].set_xticks(lengths, [str(n) for n in lengths])
+    for axis in axes:
+        axis.set_xticks([], minor=True)
+    axes[0].set(ylim=(0, 100), ylabel="TAR at FAR 1e-2, unseen characters, %")
+    axes[0].set_xlabel("student's parameters, and their share of the teacher's")
+    axes[1].set_xlabel(f"epochs of the student of 1/{teacher['parameters'] / sizes[1]:.0f}")
+    axes[0].set_title("dashed: the teachers; marks: splits; lines: means", fontsize=8)
+    axes[1].legend(frameon=False, fontsize=8, loc="lower right")
     return figure
+
+
+def _trend(
+    axis: Any, rows: list[Row], name: str, points: list[tuple[str, int]], column: str, shift: float
+) -> None:
+    means = []
+    for point in points:
+        found = reported(rows, name, *point)
+        place = found[0][column] * shift
+        for row in found:
+            mark = SEEDS[row["seed"] % len(SEEDS)]
+            axis.plot(place, 100 * row[SCORE], mark, color=COLOUR[name], ms=4.5, alpha=0.8)
+        means.append((place, 100 * sum(row[SCORE] for row in found) / len(found)))
+    label = plan.RECIPES[name].label
+    axis.plot(*zip(*means, strict=True), color=COLOUR[name], linewidth=1.2, label=label)
 
 
 def tuning(rows: list[Row]) -> Any:
@@ -159,7 +173,12 @@ def groups(rows: list[Row]) -> Any:
             x = range(len(line))
             axis.plot(x, [r["median"] for r in line], ".-", color=colour, label=f"{sharp}")
             axis.fill_between(
-                x, [r["p20"] for r in line], [r["p80"] for r in line], color=colour, alpha=0.15, lw=0
+                x,
+                [r["p20"] for r in line],
+                [r["p80"] for r in line],
+                color=colour,
+                alpha=0.15,
+                lw=0,
             )
         axis.set_xticks(range(len(thresholds)), [f"{t:g}" for t in thresholds], fontsize=8)
         axis.axvline(thresholds.index(0.93), color="black", lw=0.6, ls=":")
@@ -173,7 +192,7 @@ def groups(rows: list[Row]) -> Any:
     axes[1].legend(frameon=False, fontsize=8, handles=axes[1].lines[-1:], loc="lower right")
     axes[0].set_yscale("log")
     axes[0].set_ylabel(f"classes in the group, of {classes:,}")
-    axes[0].legend(title="scale / T", frameon=False, fontsize=8)
+    axes[0].legend(title="scale / T", frameon=False, fontsize=8, loc="upper left", ncols=2)
     for threshold, style in ((0.5, ":"), (0.8, "-."), (0.93, "-"), (0.99, "--")):
         line = sorted(where(found, ranked="teacher", threshold=threshold), key=_sharpness)
         axes[2].plot(

@@ -19,20 +19,7 @@ from .groups import group_rows
 from .lab import Lab
 from .models import Recogniser, cost
 from .record import Record, Row
-from .train import Settings, train_student
-
-SETTINGS = Settings(
-    batch=256,
-    teacher_epochs=12,
-    epochs=10,
-    views=5,
-    stem=4,
-    fused=True,
-    log_points=20,
-)
-LEAST_FACES, IDENTITIES = 8, 2000
-TEST_DRAW = 100  # more than any seed
-TIMED_STEPS, TIMED_ROUNDS = 8, 15
+from .train import Settings
 
 
 class OutOfTime(Exception):
@@ -62,10 +49,10 @@ class Sweep:
         """Raises OutOfTime when the minutes are over."""
         for stage in plan.STAGES:
             for name in stage.recipes:
-                self.tune(plan.tuned_as(name))
+                self.tune(name)
             for seed in self.seeds:
                 for name in stage.recipes:
-                    self.test(name, seed, stage.shape)
+                    self.test(name, seed, stage.shape, stage.longer)
             self.time_steps()  # these two once, after the first stage
             self.measure_groups()
 
@@ -78,21 +65,23 @@ class Sweep:
             lab, is_new = Lab.open(self.photos, self.identities, settings, self.out)
             self._lab = lab
             if is_new or self.record.find(stage="teacher", seed=seed) is None:
-                self._report(
-                    {
-                        "stage": "teacher",
-                        "recipe": "teacher",
-                        "seed": seed,
-                        "classes": lab.parts.classes,
-                        "parameters": cost(lab.teacher, settings.image_size)[0],
-                        "macs": cost(lab.teacher, settings.image_size)[1],
-                        "epochs": settings.teacher_epochs,
-                        "val_tar": lab.validate(lab.teacher),
-                        "train_top1": top1(lab.teacher, lab.parts.train),
-                        **lab.test(lab.teacher),
-                    }
-                )
+                self._report_teacher(lab)
         return self._lab
+
+    def _report_teacher(self, lab: Lab) -> None:
+        parameters, macs = cost(lab.teacher, lab.settings.image_size)
+        row = {
+            "stage": "teacher",
+            "recipe": "teacher",
+            "seed": lab.settings.seed,
+            "classes": lab.parts.classes,
+            "parameters": parameters,
+            "macs": macs,
+            "epochs": lab.settings.teacher_epochs,
+            "val_tar": lab.validate(lab.teacher),
+            "train_top1": top1(lab.teacher, lab.parts.train),
+        }
+        self._report({**row, **lab.test(lab.teacher)})
 
     def tune(self, name: str) -> tuple[plan.Try, list[tuple[plan.Try, float]]]:
         """The best try of a recipe, and all of them with their scores, on the first seed."""
@@ -104,14 +93,15 @@ class Sweep:
             done.append((entry, row["val_tar"]))
         return plan.best(done), done
 
-    def test(self, name: str, seed: int, shape: str) -> Row:
+    def test(self, name: str, seed: int, shape: str, longer: int = 1) -> Row:
         """The tuned recipe on a seed; the test parts are looked at here and nowhere else."""
-        key = self._key("test", name, seed, shape, self.tune(plan.tuned_as(name))[0])
+        key = self._key("test", name, seed, shape, self.tune(name)[0])
+        key["epochs"] *= longer
         return self.record.find(**key) or self._train(key, is_test=True)
 
     def _key(self, stage: str, name: str, seed: int, shape: str, entry: plan.Try) -> Row:
         """Everything that tells a run from others; the settings that are common are not in it."""
-        value = plan.ladder(plan.tuned_as(name)).value(entry.rung)
+        value = plan.ladder(name).value(entry.rung)
         if name == "ce":
             rate, margin, weight, warmup = value, entry.second, 0.0, 0.0
         else:
@@ -127,6 +117,7 @@ class Sweep:
             "margin": margin,
             "weight": weight,
             "warmup": warmup,
+            "epochs": self.settings.epochs,
         }
 
     def _train(self, key: Row, *, is_test: bool) -> Row:
@@ -140,7 +131,6 @@ class Sweep:
             "classes": lab.parts.classes,
             "parameters": parameters,
             "macs": macs,
-            "epochs": self.settings.epochs,
             "val_tar": lab.validate(model),
             **(lab.test(model) if is_test else {}),
             **closing,
@@ -157,36 +147,27 @@ class Sweep:
 
     def _student_settings(self, key: Row) -> Settings:
         width, embedding = plan.SHAPES[key["shape"]]
-        chosen = {name: key[name] for name in ("learning_rate", "margin", "warmup")}
+        chosen = {name: key[name] for name in ("learning_rate", "margin", "warmup", "epochs")}
         # The best of many tries was also a lucky one: tests start from other weights, in another
         # order, so that no luck is carried over.
-        seed = key["seed"] + (TEST_DRAW if key["stage"] == "test" else 0)
+        seed = key["seed"] + (plan.TEST_DRAW if key["stage"] == "test" else 0)
         return dataclasses.replace(
             self.settings, seed=seed, width=width, embedding=embedding, **chosen
         )
 
     def time_steps(self) -> None:
-        """Steps of each main recipe in turn, round after round: all share what disturbs them."""
+        """Of each main recipe at its tuned setting."""
         if self.record.find(stage="time"):
             return
-        lab = self.lab(self.seeds[0])
-        count = TIMED_STEPS * self.settings.batch
-        few = dataclasses.replace(
-            lab.views,
-            images=lab.views.images[:1, :count],
-            embeddings=lab.views.embeddings[:1, :count],
-            labels=lab.views.labels[:count],
+        cases = {}
+        for name in plan.MAIN:
+            key = self._key("time", name, self.seeds[0], plan.TUNED_SHAPE, self.tune(name)[0])
+            recipe = dataclasses.replace(plan.RECIPES[name], weight=key["weight"])
+            cases[name] = (recipe, self._student_settings(key))
+        self._check_time()
+        taken = self.lab(self.seeds[0]).step_times(
+            cases, steps=plan.TIMED_STEPS, rounds=plan.TIMED_ROUNDS
         )
-        taken: dict[str, list[float]] = {name: [] for name in plan.MAIN}
-        for _ in range(TIMED_ROUNDS):
-            for name in plan.MAIN:
-                self._check_time()
-                key = self._key("time", name, self.seeds[0], plan.TUNED_SHAPE, self.tune(name)[0])
-                settings = dataclasses.replace(
-                    self._student_settings(key), epochs=1, log_points=1, progress=False
-                )
-                recipe = dataclasses.replace(plan.RECIPES[name], weight=key["weight"])
-                taken[name].append(train_student(recipe, few, lab.parts.classes, settings)[2])
         for name, seconds in taken.items():
             ratios = torch.tensor(seconds) / torch.tensor(taken["ce"])
             self._report(
@@ -212,7 +193,17 @@ class Sweep:
             raise OutOfTime
 
     def _report(self, row: Row) -> Row:
-        fields = ("stage", "recipe", "seed", "shape", "learning_rate", "margin", "weight", "warmup")
+        fields = (
+            "stage",
+            "recipe",
+            "seed",
+            "shape",
+            "learning_rate",
+            "margin",
+            "weight",
+            "warmup",
+            "epochs",
+        )
         said = " ".join(str(row[field]) for field in fields if field in row)
         scores = [f"{name} {row[name]:.1%}" for name in ("val_tar", "test_tar_1e-2") if name in row]
         print(f"{said}  {' '.join(scores)}  {row.get('seconds', '')}", flush=True)
@@ -227,17 +218,19 @@ def parser() -> argparse.ArgumentParser:
         "what is there (default: out/study beside the program)")  # fmt: skip
     add("--minutes", type=float, default=float("inf"), metavar="N",
         help="start no further run after so many")  # fmt: skip
-    add("--seeds", type=int, default=3, metavar="N", help="splits, each with a teacher (default: 3)")
+    add(
+        "--seeds", type=int, default=3, metavar="N", help="splits, each with a teacher (default: 3)"
+    )
     add("--fonts", type=Path, nargs="+", default=[], metavar="DIR",
         help="further font files to render, such as /usr/share/fonts")  # fmt: skip
-    add("--least-faces", type=int, default=LEAST_FACES, metavar="N",
-        help=f"characters that so many faces draw (default: {LEAST_FACES})")  # fmt: skip
-    add("--identities", type=int, default=IDENTITIES, metavar="N",
-        help=f"how many characters to draw (default: {IDENTITIES}, of some 3,050)")  # fmt: skip
-    add("--epochs", type=int, default=SETTINGS.epochs, metavar="N",
-        help=f"of each student (default: {SETTINGS.epochs})")  # fmt: skip
-    add("--teacher-epochs", type=int, default=SETTINGS.teacher_epochs, metavar="N",
-        help=f"(default: {SETTINGS.teacher_epochs})")  # fmt: skip
+    add("--least-faces", type=int, default=plan.LEAST_FACES, metavar="N",
+        help=f"characters that so many faces draw (default: {plan.LEAST_FACES})")  # fmt: skip
+    add("--identities", type=int, default=plan.IDENTITIES, metavar="N",
+        help=f"how many characters to draw (default: {plan.IDENTITIES} of 3,050)")  # fmt: skip
+    add("--epochs", type=int, default=plan.SETTINGS.epochs, metavar="N",
+        help=f"of each student (default: {plan.SETTINGS.epochs})")  # fmt: skip
+    add("--teacher-epochs", type=int, default=plan.SETTINGS.teacher_epochs, metavar="N",
+        help=f"(default: {plan.SETTINGS.teacher_epochs})")  # fmt: skip
     add("--progress", action="store_true", help="progress bars")
     return build
 
@@ -246,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     torch.set_num_threads(1)  # the operations are too small for several
     settings = dataclasses.replace(
-        SETTINGS,
+        plan.SETTINGS,
         epochs=options.epochs,
         teacher_epochs=options.teacher_epochs,
         progress=options.progress,
@@ -269,6 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
         sweep.run()
     except OutOfTime:
         print("out of time: run the same command again to go on")
+        return 1
     return 0
 
 
