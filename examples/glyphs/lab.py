@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from .study import TEST_SEED, VALIDATION_SEED
 from .train import History, Settings, Views, build, look, student_shape, train_student
 from .train import train_teacher as _train_teacher
 
-TEACHER_BATCH = 128  # more steps than the students' for the same photographs
+TEACHER_SCALE = 32.0  # students of this size do not get going at it, see `plan.SETTINGS`
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Lab:
         weights = folder / f"teacher-{settings.seed}.pt"
         is_new = not weights.exists()
         if is_new:
-            of_teacher = dataclasses.replace(settings, batch=TEACHER_BATCH)
+            of_teacher = dataclasses.replace(settings, scale=TEACHER_SCALE)
             teacher = _train_teacher(parts.train, parts.classes, of_teacher, plan.TEACHER)
             _save(teacher.state_dict(), weights)
         else:
@@ -101,25 +102,32 @@ class Lab:
 
     def test(self, model: Recogniser) -> dict[str, float]:
         """What is reported: test characters, and test photographs of known characters."""
-        rates = accept_rates(model, distorted(self.parts.open_test, TEST_SEED))
-        closed = distorted(self.parts.closed_test, TEST_SEED)
+        unseen, closed, _ = self._tests
+        rates = accept_rates(model, unseen)
         return {
             "test_tar_1e-2": rates[0],
             "test_tar_1e-3": rates[1],
             "top1": top1(model, closed),
-            **self._tail(model, closed),
+            **self._tail(model),
         }
 
+    @functools.cached_property
+    def _tests(self) -> tuple[Part, Part, Tensor]:
+        """Distorted test characters and test photographs, and the teacher's logits of these."""
+        closed = distorted(self.parts.closed_test, TEST_SEED)
+        with torch.no_grad():
+            seen = embed(self.teacher, closed.images) @ F.normalize(self.teacher.head).t()
+        logits = seen * self.settings.distillation_scale
+        return distorted(self.parts.open_test, TEST_SEED), closed, logits
+
     @torch.no_grad()
-    def _tail(self, model: Recogniser, closed: Part) -> dict[str, float]:
+    def _tail(self, model: Recogniser) -> dict[str, float]:
         """How the student stands to the groups that the teacher ranks, whatever it learnt from.
 
         One yardstick for all: threshold 0.93, T = 4, on test photographs of known characters.
         """
-        scale = self.settings.distillation_scale
-        student = model.cosines(embed(model, closed.images)) * scale
-        seen = embed(self.teacher, closed.images)
-        teacher = seen @ F.normalize(self.teacher.head).t() * scale
+        _, closed, teacher = self._tests
+        student = model.cosines(embed(model, closed.images)) * self.settings.distillation_scale
         group = gkd.group(student, teacher, closed.labels, return_mask=True)
         rival = student.scatter(1, closed.labels[:, None], -torch.inf).argmax(dim=1)
         inside = group.mask[torch.arange(len(rival)), rival]  # type: ignore[index]

@@ -15,15 +15,18 @@ RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
 README = Path(__file__).parent / "README.md"
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 SCORE = "test_tar_1e-2"
+# Sizes and lengths of training.
+COLUMNS = [*((shape, 1) for shape in plan.SHAPES), (plan.TUNED_SHAPE, plan.LONGER)]
 
 
 def reported(
     rows: list[Row], recipe: str, shape: str = plan.TUNED_SHAPE, longer: int = 1
 ) -> list[Row]:
-    """The tested runs of a recipe, in order of seed."""
+    """The tested runs of a recipe, in order of seed; none until it was tested on every split."""
     epochs = where(rows, stage="tune")[0]["epochs"] * longer
     found = where(rows, stage="test", recipe=recipe, shape=shape, epochs=epochs)
-    return sorted(found, key=lambda row: int(row["seed"]))
+    whole = len(found) == len(where(rows, stage="teacher"))
+    return sorted(found, key=lambda row: int(row["seed"])) if whole else []
 
 
 def tries(rows: list[Row], recipe: str) -> list[tuple[plan.Try, Row]]:
@@ -104,13 +107,15 @@ def main_table(rows: list[Row]) -> str:
 
 
 def ablation_table(rows: list[Row]) -> str:
-    """The terms alone and together, each at its own weight, by both rankings."""
+    """The terms alone and together at one weight, by both rankings."""
     lines = [["terms", "ranked by", "weight", "TAR@1e-2", "to CE", "to KD", "to P + B"]]
     cross_entropy, kd = reported(rows, "ce"), reported(rows, "kd")
     for rank in ("student", "teacher"):
-        base = reported(rows, f"gkd-{rank}")
-        for kind in ("P", "B", "S", "PB", "PBS"):
-            found = base if kind == "PB" else reported(rows, f"{kind}-{rank}")
+        base = reported(rows, "gkd-student" if rank == "student" else "PB-teacher")
+        for kind in plan.KINDS:
+            found = base if (kind, rank) == ("PB", "student") else reported(rows, f"{kind}-{rank}")
+            if not found:
+                continue
             lines.append(
                 [
                     " + ".join(plan.NAMES[letter] for letter in kind),
@@ -119,7 +124,7 @@ def ablation_table(rows: list[Row]) -> str:
                     spread([row[SCORE] for row in found]),
                     _against(found, cross_entropy),
                     _against(found, kd),
-                    _against(found, base),
+                    _against(found, base) if base else "",
                 ]
             )
     return markdown(lines)
@@ -130,8 +135,10 @@ def tail_table(rows: list[Row]) -> str:
     lines = [["", "ranked by", "student's mass outside", "strongest wrong class outside"]]
     outside = spread([row["tail_teacher"] for row in where(rows, stage="teacher")])
     lines.append(["teacher", "", outside, ""])
-    for name in plan.TUNED:
+    for name in plan.RECIPES:
         found = reported(rows, name)
+        if not found:
+            continue
         cells = [spread([row[c] for row in found]) for c in ("tail_student", "rival_outside")]
         recipe = plan.RECIPES[name]
         has_ranking = name not in ("ce", "kd", "dkd")
@@ -143,7 +150,7 @@ def tail_table(rows: list[Row]) -> str:
 def size_table(rows: list[Row]) -> str:
     """Students of several sizes, and of a longer training, at the settings of the middle one."""
     (teacher, *_), cells = where(rows, stage="teacher"), []
-    columns = [(shape, 1) for shape in plan.SHAPES] + [(plan.TUNED_SHAPE, plan.LONGER)]
+    columns = [c for c in COLUMNS if all(reported(rows, name, *c) for name in plan.SIZED)]
     for shape, longer in columns:
         (first, *_) = reported(rows, "ce", shape, longer)
         ratio = teacher["parameters"] / first["parameters"]
@@ -162,7 +169,7 @@ def size_table(rows: list[Row]) -> str:
 def tuning_table(rows: list[Row]) -> str:
     """Every try, the chosen one in bold."""
     lines = [["", "tries: validation TAR@1e-2", "bracketed"]]
-    for name in plan.TUNED:
+    for name in plan.MAIN:
         found = tries(rows, name)
         done = [(entry, row["val_tar"]) for entry, row in found]
         chosen, cells = plan.best(done), []

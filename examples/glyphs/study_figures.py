@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from . import plan
 from .figures import COLOURS, SAVE
 from .record import Row, where
-from .report import SCORE, reported, tries
+from .report import COLUMNS, SCORE, reported, tries
 
 SEEDS = ("o", "s", "^", "D", "v", "P")  # one mark for each split, to compare on the same one
 TEACHER_COLOUR = "#444444"
@@ -53,7 +53,7 @@ def losses(rows: list[Row]) -> Any:
     """Verification and the mass outside the teacher's group, of every loss and every ablation."""
     entries = [(plan.RECIPES[name].label, name) for name in plan.MAIN]
     for rank in ("student", "teacher"):
-        entries += [(plan.RECIPES[n].label, n) for n in plan.ablation(rank)]
+        entries += [(plan.RECIPES[n].label, n) for n in plan.ablation(rank) if reported(rows, n)]
     columns = [
         (SCORE, "TAR at FAR 1e-2, %\nunseen characters"),
         ("top1", "top-1, %\nunseen faces of known characters"),
@@ -88,8 +88,9 @@ def sizes(rows: list[Row]) -> Any:
     figure, axes = plt.subplots(
         1, 2, figsize=(8.6, 3.7), sharey=True, width_ratios=[1.4, 1], layout="constrained"
     )
-    by_size = [(shape, 1) for shape in plan.SHAPES]
-    by_length = [(plan.TUNED_SHAPE, longer) for longer in (1, plan.LONGER)]
+    run = [c for c in COLUMNS if all(reported(rows, name, *c) for name in plan.SIZED)]
+    by_size = [(shape, longer) for shape, longer in run if longer == 1]
+    by_length = [(shape, longer) for shape, longer in run if shape == plan.TUNED_SHAPE]
     for axis, points, column in zip(
         axes, (by_size, by_length), ("parameters", "epochs"), strict=True
     ):
@@ -109,7 +110,7 @@ def sizes(rows: list[Row]) -> Any:
         axis.set_xticks([], minor=True)
     axes[0].set(ylim=(0, 100), ylabel="TAR at FAR 1e-2, unseen characters, %")
     axes[0].set_xlabel("student's parameters, and their share of the teacher's")
-    axes[1].set_xlabel(f"epochs of the student of 1/{teacher['parameters'] / sizes[1]:.0f}")
+    axes[1].set_xlabel(f"epochs, student of {by_length[0][0][:-1]} times fewer parameters")
     axes[0].set_title("dashed: the teachers; marks: splits; lines: means", fontsize=8)
     axes[1].legend(frameon=False, fontsize=8, loc="lower right")
     return figure

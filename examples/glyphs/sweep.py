@@ -49,7 +49,7 @@ class Sweep:
         """Raises OutOfTime when the minutes are over."""
         for stage in plan.STAGES:
             for name in stage.recipes:
-                self.tune(name)
+                self.tune(plan.tuned_as(name))
             for seed in self.seeds:
                 for name in stage.recipes:
                     self.test(name, seed, stage.shape, stage.longer)
@@ -95,13 +95,13 @@ class Sweep:
 
     def test(self, name: str, seed: int, shape: str, longer: int = 1) -> Row:
         """The tuned recipe on a seed; the test parts are looked at here and nowhere else."""
-        key = self._key("test", name, seed, shape, self.tune(name)[0])
+        key = self._key("test", name, seed, shape, self.tune(plan.tuned_as(name))[0])
         key["epochs"] *= longer
         return self.record.find(**key) or self._train(key, is_test=True)
 
     def _key(self, stage: str, name: str, seed: int, shape: str, entry: plan.Try) -> Row:
         """Everything that tells a run from others; the settings that are common are not in it."""
-        value = plan.ladder(name).value(entry.rung)
+        value = plan.ladder(plan.tuned_as(name)).value(entry.rung)
         if name == "ce":
             rate, margin, weight, warmup = value, entry.second, 0.0, 0.0
         else:

@@ -30,6 +30,7 @@ class Settings:
     width: int = 4  #: of the student's first stage
     embedding: int = 0  #: of the student; 0 is eight times the width
     stem: int = 2  #: stride of the student's first convolution
+    activation: str = "ReLU"  #: of the student, a class of torch.nn
     views: int = 8
     scale: float = 32.0  #: of the cosines in the cross-entropy
     margin: float = 0.2
@@ -52,9 +53,15 @@ class Settings:
 TEACHER = {"width": 32, "depth": 2, "embedding": 128}
 
 
-def student_shape(settings: Settings) -> dict[str, int]:
+def student_shape(settings: Settings) -> dict[str, Any]:
     embedding = settings.embedding or 8 * settings.width
-    return {"width": settings.width, "depth": 1, "embedding": embedding, "stem": settings.stem}
+    return {
+        "width": settings.width,
+        "depth": 1,
+        "embedding": embedding,
+        "stem": settings.stem,
+        "activation": getattr(nn, settings.activation),
+    }
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class History:
     student_outside: list[float] = field(default_factory=list)
 
 
-def build(shape: dict[str, int], classes: int, settings: Settings) -> Recogniser:
+def build(shape: dict[str, Any], classes: int, settings: Settings) -> Recogniser:
     """A recogniser whose initial weights depend on the seed alone, not on what was built before."""
     torch.manual_seed(settings.seed)
     model = Recogniser(classes, image_size=settings.image_size, **shape)
