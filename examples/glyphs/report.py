@@ -23,6 +23,7 @@ def reported(
     rows: list[Row], recipe: str, shape: str = plan.TUNED_SHAPE, longer: int = 1
 ) -> list[Row]:
     """The tested runs of a recipe, in order of seed; none until it was tested on every split."""
+    recipe = {"PB-student": "gkd-student"}.get(recipe, recipe)
     epochs = where(rows, stage="tune")[0]["epochs"] * longer
     found = where(rows, stage="test", recipe=recipe, shape=shape, epochs=epochs)
     whole = len(found) == len(where(rows, stage="teacher"))
@@ -111,9 +112,9 @@ def ablation_table(rows: list[Row]) -> str:
     lines = [["terms", "ranked by", "weight", "TAR@1e-2", "to CE", "to KD", "to P + B"]]
     cross_entropy, kd = reported(rows, "ce"), reported(rows, "kd")
     for rank in ("student", "teacher"):
-        base = reported(rows, "gkd-student" if rank == "student" else "PB-teacher")
+        base = reported(rows, f"PB-{rank}")
         for kind in plan.KINDS:
-            found = base if (kind, rank) == ("PB", "student") else reported(rows, f"{kind}-{rank}")
+            found = reported(rows, f"{kind}-{rank}")
             if not found:
                 continue
             lines.append(
@@ -135,7 +136,7 @@ def tail_table(rows: list[Row]) -> str:
     lines = [["", "ranked by", "student's mass outside", "strongest wrong class outside"]]
     outside = spread([row["tail_teacher"] for row in where(rows, stage="teacher")])
     lines.append(["teacher", "", outside, ""])
-    for name in plan.RECIPES:
+    for name in plan.MAIN + plan.ablation("student") + plan.ablation("teacher"):
         found = reported(rows, name)
         if not found:
             continue

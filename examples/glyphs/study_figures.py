@@ -50,31 +50,38 @@ def _dots(axis: Any, height: float, found: list[Row], column: str, colour: str) 
 
 
 def losses(rows: list[Row]) -> Any:
-    """Verification and the mass outside the teacher's group, of every loss and every ablation."""
-    entries = [(plan.RECIPES[name].label, name) for name in plan.MAIN]
-    for rank in ("student", "teacher"):
-        entries += [(plan.RECIPES[n].label, n) for n in plan.ablation(rank) if reported(rows, n)]
+    """Verification and the mass outside the teacher's group: losses, below them the ablation."""
+    ablation = [f"{kind}-{rank}" for rank in ("student", "teacher") for kind in plan.KINDS]
+    parts = [list(plan.MAIN), [name for name in ablation if reported(rows, name)]]
+    parts = [part for part in parts if part]
     columns = [
         (SCORE, "TAR at FAR 1e-2, %\nunseen characters"),
         ("top1", "top-1, %\nunseen faces of known characters"),
         ("tail_student", "student's mass outside the teacher's\ngroup, % (dashed: the teachers')"),
     ]
     figure, axes = plt.subplots(
-        1, 3, figsize=(11, 0.31 * len(entries) + 1.1), sharey=True, layout="constrained"
+        len(parts),
+        3,
+        figsize=(11, 0.3 * sum(map(len, parts)) + 0.6 + 0.5 * len(parts)),
+        height_ratios=[len(part) for part in parts],
+        sharey="row",  # each part has a scale of its own, or the ablation would squeeze the losses
+        squeeze=False,
+        layout="constrained",
     )
-    for axis, (column, title) in zip(axes, columns, strict=True):
-        for index, (_, name) in enumerate(entries):
-            _dots(axis, -index, reported(rows, name), column, COLOUR.get(name, "#555555"))
-        axis.axhline(0.5 - len(plan.MAIN), color="black", linewidth=0.6, alpha=0.5)
+    for line, part in zip(axes, parts, strict=True):
+        for axis, (column, _) in zip(line, columns, strict=True):
+            for index, name in enumerate(part):
+                _dots(axis, -index, reported(rows, name), column, COLOUR.get(name, "#555555"))
+            axis.grid(axis="x", alpha=0.25)
+        labels = [plan.RECIPES[name].label for name in part]
+        line[0].set_yticks([-i for i in range(len(part))], labels)
+        for row in where(rows, stage="teacher"):
+            line[2].axvline(100 * row["tail_teacher"], color=TEACHER_COLOUR, ls="--", lw=0.8)
+    for axis, (_, title) in zip(axes[-1], columns, strict=True):
         axis.set_xlabel(title)
-        axis.grid(axis="x", alpha=0.25)
-    axes[0].set_yticks([-i for i in range(len(entries))], [label for label, _ in entries])
-    for row in where(rows, stage="teacher"):
-        axes[2].axvline(100 * row["tail_teacher"], color=TEACHER_COLOUR, ls="--", lw=0.8)
-    seeds = sorted({row["seed"] for row in where(rows, stage="test")})
     handles = [
         plt.Line2D([], [], color="black", marker=SEEDS[seed % len(SEEDS)], ls="", label=f"{seed}")
-        for seed in seeds
+        for seed in sorted({row["seed"] for row in where(rows, stage="teacher")})
     ]
     handles.append(plt.Line2D([], [], color="black", label="mean"))
     figure.legend(
@@ -150,9 +157,13 @@ def tuning(rows: list[Row]) -> Any:
             if second == other:
                 axis.plot(x, y, "x", color=COLOUR[name], markersize=7)
     axes[0].set(xscale="log", xlabel="learning rate", ylabel="validation TAR at FAR 1e-2, %")
-    axes[0].set_title("cross-entropy (cross: margin 0.1, not 0.2)", fontsize=9)
+    rates = sorted({row["learning_rate"] for _, row in tries(rows, "ce")})
+    axes[0].set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes[0].set_xticks([], minor=True)
+    usual, other = plan.ladder("ce").seconds
+    axes[0].set_title(f"cross-entropy\ncross: margin {other:g}, not {usual:g}", fontsize=9)
     axes[1].set(xscale="log", xlabel="weight of the distillation term")
-    axes[1].set_title("distilled (cross: no warm-up, not half)", fontsize=9)
+    axes[1].set_title("distilled\ncross: no warm-up, not half", fontsize=9)
     for axis in axes:
         axis.grid(alpha=0.25)
     axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -193,7 +204,13 @@ def groups(rows: list[Row]) -> Any:
     axes[1].legend(frameon=False, fontsize=8, handles=axes[1].lines[-1:], loc="lower right")
     axes[0].set_yscale("log")
     axes[0].set_ylabel(f"classes in the group, of {classes:,}")
-    axes[0].legend(title="scale / T", frameon=False, fontsize=8, loc="upper left", ncols=2)
+    figure.legend(
+        handles=axes[0].lines[: len(sharpness)],
+        title="scale / T",
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8,
+    )
     for threshold, style in ((0.5, ":"), (0.8, "-."), (0.93, "-"), (0.99, "--")):
         line = sorted(where(found, ranked="teacher", threshold=threshold), key=_sharpness)
         axes[2].plot(
