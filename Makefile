@@ -8,7 +8,7 @@ CLANG_TIDY ?= clang-tidy
 JOBS ?= $(shell nproc)
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test inputs nightly mutate sanitize fuzz demo bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
+.PHONY: setup build test inputs nightly mutate sanitize fuzz demo demo-full bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -63,6 +63,12 @@ figures: build
 # Distils a glyph recogniser; DEMO takes options, as in: make demo DEMO="--epochs 4 --seed 1"
 demo: build
 	PYTHONPATH=$(CURDIR)/python $(PY) -m examples.glyphs $(DEMO)
+
+# The study of the losses, an hour or more; it goes on where it was stopped. STUDY takes options.
+STUDY_OUT := examples/glyphs/out/study
+demo-full: build
+	PYTHONPATH=$(CURDIR)/python $(PY) -m examples.glyphs.sweep --out $(STUDY_OUT) $(STUDY)
+	PYTHONPATH=$(CURDIR)/python $(PY) -m examples.glyphs.report --runs $(STUDY_OUT)/runs.jsonl --figures $(STUDY_OUT)
 
 # Everything that a GPU is for, on a machine with torch, nvcc and a GPU but no package index: builds,
 # tests, sanitizers and benchmarks in the interpreter's own environment; results go to gpu-results/.

@@ -19,7 +19,6 @@ from .losses import RECIPES
 from .train import Settings
 
 DEMO_IDENTITIES = 1000
-FULL = {"teacher_epochs": 20, "epochs": 40}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,15 +43,13 @@ def parser() -> argparse.ArgumentParser:
         help="of the split, the weights, the order and the distortions; the same seed gives "
         "the same figures (default: 0)")  # fmt: skip
     add("--identities", type=int, metavar="N", help="how many to draw, split into known (71%%), "
-        f"validation (10%%) and test (19%%); default {DEMO_IDENTITIES}, with --data or --full "
+        f"validation (10%%) and test (19%%); default {DEMO_IDENTITIES}, with --data "
         "all")  # fmt: skip
     add("--students", default=",".join(RECIPES), metavar="LIST",
         help=f"which to train, of {', '.join(RECIPES)} (default: all)")  # fmt: skip
-    add("--full", action="store_true", help="all characters and a longer training: "
-        f"{FULL['teacher_epochs']} epochs for the teacher, {FULL['epochs']} for students, "
-        "perhaps a quarter of an hour on two cores")  # fmt: skip
-    add("--epochs", type=int, metavar="N", help=f"of each student (default: {defaults.epochs})")
-    add("--teacher-epochs", type=int, metavar="N",
+    add("--epochs", type=int, default=defaults.epochs, metavar="N",
+        help=f"of each student (default: {defaults.epochs})")  # fmt: skip
+    add("--teacher-epochs", type=int, default=defaults.teacher_epochs, metavar="N",
         help=f"of the teacher (default: {defaults.teacher_epochs})")  # fmt: skip
     add("--batch", type=int, default=defaults.batch, metavar="N",
         help=f"photographs a step (default: {defaults.batch})")  # fmt: skip
@@ -70,24 +67,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """--full changes the defaults; what is said explicitly wins."""
-    defaults = Settings()
-    preset = FULL if options.full else {}
-
-    def choose(name: str) -> int:
-        said = getattr(options, name)
-        return int(said if said is not None else preset.get(name, getattr(defaults, name)))
-
     return Settings(
         device=options.device,
         seed=options.seed,
         image_size=options.image_size,
         batch=options.batch,
         width=options.width,
-        teacher_epochs=choose("teacher_epochs"),
-        epochs=choose("epochs"),
+        teacher_epochs=options.teacher_epochs,
+        epochs=options.epochs,
         teacher_threads=options.threads or torch.get_num_threads(),
-        student_threads=options.threads or defaults.student_threads,
+        student_threads=options.threads or Settings.student_threads,
         progress=not options.quiet,
     )
 
@@ -128,8 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         else:
             photos = data.render_dejavu(settings.image_size, progress=settings.progress)
-            if identities is None and not options.full:
-                identities = DEMO_IDENTITIES
+            identities = identities or DEMO_IDENTITIES
         split = data.split(photos, identities=identities, seed=settings.seed)
     except ValueError as error:
         build.error(str(error))

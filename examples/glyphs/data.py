@@ -1,7 +1,7 @@
 """Photographs of identities, where they come from, and how they are split.
 
-* `render_dejavu`: every character that all twelve DejaVu faces of matplotlib draw, look-alikes
-  dropped. Nothing is downloaded.
+* `render_dejavu`: every character that all twelve DejaVu faces of matplotlib draw (or as many faces
+  as you say, or further font files too), look-alikes dropped. Nothing is downloaded.
 * `load_folders`: your own images, one folder per identity.
 * `split`: identities into known, validation and test; a known identity's photographs into train
   and test. Nothing is in two parts.
@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,7 @@ FACES = (
     *("SansMono-Oblique", "Serif-BoldItalic"),
 )
 TEST_SHARE = 1 / 6  # of an identity's photographs: the last two of twelve faces
+FONT_SUFFIXES = {".ttf", ".otf"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
@@ -82,50 +85,74 @@ def _draw(font: ImageFont.FreeTypeFont, text: str, size: int) -> np.ndarray:
 def _look_alikes(glyphs: np.ndarray, tolerance: float = 0.03) -> np.ndarray:
     """bool [characters]: like one that is kept before it, so that no recogniser could tell.
 
-    Alike means identical in any face, or a mean over faces of |a - b|^2 / (|a| |b|) below the
-    tolerance. `glyphs` is [characters, faces, pixels].
+    Alike means identical in any face, or a mean over the faces that draw both of
+    |a - b|^2 / (|a| |b|) below the tolerance. `glyphs` is [characters, faces, pixels]; a blank one
+    is not drawn.
     """
     count, faces, _ = glyphs.shape
     distance = np.zeros((count, count), dtype=np.float32)
+    shared = np.zeros((count, count), dtype=np.float32)
     alike = np.zeros((count, count), dtype=bool)
     for face in range(faces):
-        flat = glyphs[:, face].astype(np.float32) / 255
+        drawn = np.flatnonzero(glyphs[:, face].any(axis=1))
+        both = np.ix_(drawn, drawn)
+        flat = glyphs[drawn, face].astype(np.float32) / 255
         gram = flat @ flat.T
         squares = np.diag(gram).copy()
         gap = np.maximum(squares[:, None] + squares[None] - 2 * gram, 0)
-        gap /= np.sqrt(squares[:, None] * squares[None])
-        distance += gap / faces
+        distance[both] += gap / np.sqrt(squares[:, None] * squares[None])
+        shared[both] += 1
         # The bytes decide what is identical: a distance of 0 is rounding noise in the Gram form.
         first: dict[bytes, int] = {}
-        key = np.array([first.setdefault(g.tobytes(), i) for i, g in enumerate(glyphs[:, face])])
-        alike |= key[:, None] == key[None]
-    alike |= distance < tolerance
+        key = np.array([first.setdefault(glyphs[i, face].tobytes(), i) for i in drawn])
+        alike[both] |= key[:, None] == key[None]
+    alike |= distance < tolerance * shared
     dropped = np.zeros(count, dtype=bool)
     for index in range(count):
         dropped[index] = bool((alike[index, :index] & ~dropped[:index]).any())
     return dropped
 
 
-def render_dejavu(size: int = 32, *, progress: bool = True) -> Photos:
-    """All characters that every face draws, look-alikes dropped, in order of code point."""
+def font_files(folders: Sequence[Path]) -> list[Path]:
+    """Every .ttf and .otf file below the folders, in order of name."""
+    found = (p for folder in folders for p in folder.rglob("*") if p.is_file())
+    return sorted(p for p in found if p.suffix.lower() in FONT_SUFFIXES)
+
+
+def render_dejavu(
+    size: int = 32,
+    *,
+    least_faces: int = len(FACES),
+    fonts: Sequence[Path] = (),
+    progress: bool = True,
+) -> Photos:
+    """All characters that enough faces draw, look-alikes dropped, in order of code point.
+
+    Further font files stand before DejaVu's faces, whose last two so remain the test.
+    """
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    paths = [folder / f"DejaVu{face}.ttf" for face in FACES]
-    shared = set.intersection(*(set(FT2Font(str(path)).get_charmap()) for path in paths))
-    texts = [chr(code) for code in sorted(shared)]
+    paths = [*fonts, *(folder / f"DejaVu{face}.ttf" for face in FACES)]
+    drawn = [set(FT2Font(str(path)).get_charmap()) for path in paths]
+    times = Counter(code for codes in drawn for code in codes)
+    texts = [chr(code) for code in sorted(times) if times[code] >= least_faces]
     # Two thirds of the image for an em leaves room for accents and for augmentation.
-    fonts = [ImageFont.truetype(str(path), round(size * 2 / 3)) for path in paths]
-    bar = tqdm(texts, desc="render", unit="char", disable=not progress)
-    glyphs = np.stack([np.stack([_draw(font, text, size) for font in fonts]) for text in bar])
-    glyphs = glyphs.reshape(len(texts), len(FACES), -1)
-    inked = glyphs.any(axis=2).all(axis=1)  # spaces are blank
+    faces = [ImageFont.truetype(str(path), round(size * 2 / 3)) for path in paths]
+    glyphs = np.zeros((len(texts), len(faces), size, size), dtype=np.uint8)
+    for row, text in enumerate(tqdm(texts, desc="render", unit="char", disable=not progress)):
+        for column, (face, codes) in enumerate(zip(faces, drawn, strict=True)):
+            if ord(text) in codes:
+                glyphs[row, column] = _draw(face, text, size)
+    glyphs = glyphs.reshape(len(texts), len(faces), -1)
+    inked = glyphs.any(axis=2).sum(axis=1) >= least_faces  # spaces are blank
     glyphs, texts = glyphs[inked], [text for text, keep in zip(texts, inked, strict=True) if keep]
     keep = ~_look_alikes(glyphs)
     glyphs, texts = glyphs[keep], [text for text, kept in zip(texts, keep, strict=True) if kept]
-    images = torch.from_numpy(glyphs.reshape(-1, 1, size, size).copy())
+    visible = glyphs.any(axis=2)
+    counts = visible.sum(axis=1)
     return Photos(
-        images=images,
-        identity=torch.arange(len(texts)).repeat_interleave(len(FACES)),
-        is_test=_last_photos([len(FACES)] * len(texts)),
+        images=torch.from_numpy(glyphs[visible].reshape(-1, 1, size, size)),
+        identity=torch.arange(len(texts)).repeat_interleave(torch.from_numpy(counts)),
+        is_test=_last_photos(counts.tolist()),
         names=[_name(text) for text in texts],
     )
 

@@ -21,14 +21,26 @@ class Recipe:
     weight: float = 0.0
     arguments: dict[str, Any] = field(default_factory=dict)
     tries: tuple[float, ...] = (0.0,)  #: the weights that --tune compares
+    share: float = 0.0  #: a group size that is a share of the classes, if not 0
+    adaptive: int = 0  #: the step of `gkd.adaptive_group_size`, which then sizes the groups
+
+    def _all(self, student: Tensor) -> dict[str, Any]:
+        if self.share:
+            return {**self.arguments, "group_size": round(self.share * student.shape[1])}
+        if self.adaptive:
+            size = gkd.adaptive_group_size(student, step=self.adaptive)
+            return {**self.arguments, "group_size": int(size)}
+        return self.arguments
 
     def distillation(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        return gkd.loss(student, teacher, target, **self.arguments)
+        return gkd.loss(student, teacher, target, **self._all(student))
 
     def group(self, student: Tensor, teacher: Tensor, target: Tensor) -> gkd.Group:
         """The groups that this recipe sees, or would see if it distilled."""
-        chosen = {name: self.arguments[name] for name in GROUPING if name in self.arguments}
-        return gkd.group(student, teacher, target, **chosen)
+        chosen = self._all(student)
+        return gkd.group(
+            student, teacher, target, **{name: chosen[name] for name in GROUPING if name in chosen}
+        )
 
 
 # Each weight is the best of its tries on validation identities (--tune). GKD's primary weight of 8

@@ -45,12 +45,15 @@ class Recogniser(nn.Module):
         depth: int,
         embedding: int,
         image_size: int = 32,
+        stem: int = 2,
         activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
         widths = [width, width * 2, width * 4]
         self.stem = nn.Sequential(
-            nn.Conv2d(1, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), activation()
+            nn.Conv2d(1, width, 2 * stem - 1, stem, stem - 1, bias=False),
+            nn.BatchNorm2d(width),
+            activation(),
         )
         blocks: list[nn.Module] = []
         inputs = width
@@ -60,7 +63,7 @@ class Recogniser(nn.Module):
                 blocks.append(Block(inputs, outputs, stride, activation))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
-        side = -(-image_size // 8)
+        side = -(-image_size // (4 * stem))
         self.embed = nn.Sequential(
             nn.Flatten(), nn.Linear(inputs * side * side, embedding), nn.BatchNorm1d(embedding)
         )

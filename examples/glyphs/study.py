@@ -125,7 +125,7 @@ def table(report: dict[str, Any]) -> str:
                 "" if seconds is None else f"{seconds * 1e3:.1f}",
             ]
         )
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def tune_table(found: dict[str, Any]) -> str:
@@ -135,10 +135,10 @@ def tune_table(found: dict[str, Any]) -> str:
         best = max(scores, key=scores.__getitem__)
         for weight, score in scores.items():
             rows.append([name, weight, f"{score:.1%}", "best" if weight == best else ""])
-    return _markdown(rows)
+    return markdown(rows)
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| "
