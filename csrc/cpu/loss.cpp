@@ -114,7 +114,8 @@ GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
                  to.zero_();
                  return;
                }
-               at::ge_out(to, rank.select(0, row), r.cut);
+               // As the row was compared: float's lowest cut is -inf to 16 bits.
+               at::ge_out(to, rank.select(0, row).to(columns[0].scalar_type()), r.cut);
                if (own.value >= 0) mask.mutable_data_ptr<bool>()[row * classes + own.value] = true;
              });
   });
@@ -139,8 +140,7 @@ void scale_rows(const at::Tensor& from, const at::Tensor& to_tensor, const at::T
       const std::int64_t row = k / pieces, first = k % pieces * cpu::kSegment;
       if (in == to && scale[row] == 1) continue;  // it is there already
       const std::int64_t at = (row * classes + first) * from.element_size();
-      run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first),
-          scale[row]);
+      run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first), scale[row]);
     }
   });
 }

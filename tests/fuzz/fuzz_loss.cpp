@@ -147,8 +147,10 @@ bool accepted(const std::function<void()>& call) {
     std::fprintf(stderr, "%s\n", e.what());
     require(false, "no other exception leaves gkd");
   }
-  if (text.rfind("gkd::", 0) != 0) std::fprintf(stderr, "%s\n", text.c_str());
-  require(text.rfind("gkd::", 0) == 0, "an error is told in gkd's words");
+  // gkd's words begin so; the dispatcher's, for a backend that gkd does not have, name the
+  // operator.
+  if (text.find("gkd::") == std::string::npos) std::fprintf(stderr, "%s\n", text.c_str());
+  require(text.find("gkd::") != std::string::npos, "an error names gkd's operator");
   return false;
 }
 

@@ -159,3 +159,13 @@ def test_same_bits_every_time(method):
     for _ in range(100 if method == "select" else 10):
         again = run(student, teacher, 2, method=method)
         assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_whole_mass_leaves_out_what_has_none(device, dtype):
+    """At threshold 1 the cut is the arithmetic's lowest number, which 16 bits do not hold."""
+    logits = torch.tensor([[1.0, -INF, 2.0, 0.5]], dtype=dtype, device=device)
+    for other in (dtype, torch.float64):
+        group = gkd.group(logits.to(other), logits, threshold=1.0, return_mask=True)
+        assert group.size.tolist() == [3]
+        assert group.mask.tolist() == [[True, False, True, True]]
