@@ -85,7 +85,7 @@ fuzz: setup
 	cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DGKD_BUILD_FUZZERS=ON -DGKD_WITH_CUDA=OFF -DGKD_BUILD_PYTHON=OFF -DGKD_BUILD_TESTS=OFF -DPython3_EXECUTABLE=$(PY)
 	cmake --build build/fuzz --parallel $(JOBS)
 	for f in row shard loss; do mkdir -p build/fuzz/$$f; OMP_NUM_THREADS=1 build/fuzz/gkd_$${f}_fuzzer build/fuzz/$$f tests/fuzz/corpus/$$f \
-	  -max_total_time=$(FUZZ_SECONDS) -max_len=512 -print_final_stats=1 -artifact_prefix=build/fuzz/ >build/fuzz/$$f.log 2>&1 || \
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=512 -len_control=0 -print_final_stats=1 -artifact_prefix=build/fuzz/ >build/fuzz/$$f.log 2>&1 || \
 	  { tail -40 build/fuzz/$$f.log; exit 1; }; grep -E 'DONE|stat::' build/fuzz/$$f.log; done
 
 # Compiles the kernels for every architecture that is supported.

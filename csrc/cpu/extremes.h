@@ -34,6 +34,7 @@ Extremes<T> extremes_of(const Source& row, std::int64_t begin, std::int64_t end)
 }
 
 typedef std::int16_t KeyPack __attribute__((vector_size(GKD_PACK_BYTES)));
+typedef std::uint16_t WrappingKeyPack __attribute__((vector_size(GKD_PACK_BYTES)));
 
 /// 16 bits of a logit as an integer of the same order, NaNs beyond the infinities; its own inverse.
 template <class K>
@@ -53,7 +54,8 @@ Extremes<T> extremes_of_half(const Source& row, std::int64_t begin, std::int64_t
   KeyPack high = KeyPack{} + none, low = KeyPack{} + std::int16_t(0x7fff);
   auto add = [&](KeyPack bits) {
     const KeyPack key = ordered16(bits);
-    const KeyPack lifted = key + static_cast<std::int16_t>(lift);
+    const KeyPack lifted =  // without a sign, since it is meant to wrap
+        reinterpret_cast<KeyPack>(reinterpret_cast<WrappingKeyPack>(key) + lift);
     high = key > high ? key : high;
     low = lifted < low ? lifted : low;
   };
