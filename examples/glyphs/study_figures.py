@@ -115,7 +115,7 @@ def sizes(rows: list[Row]) -> Any:
     axes[1].set_xticks(lengths, [str(n) for n in lengths])
     for axis in axes:
         axis.set_xticks([], minor=True)
-    axes[0].set(ylim=(0, 100), ylabel="TAR at FAR 1e-2, unseen characters, %")
+    axes[0].set(ylim=(30, 100), ylabel="TAR at FAR 1e-2, unseen characters, %")
     axes[0].set_xlabel("student's parameters, and their share of the teacher's")
     axes[1].set_xlabel(f"epochs, student of {by_length[0][0][:-1]} times fewer parameters")
     axes[0].set_title("dashed: the teachers; marks: splits; lines: means", fontsize=8)
