@@ -29,7 +29,9 @@ class Outcome:
 
 def _first_failure(killer: Killer, output: str, code: int) -> str:
     """The test; with the signal's name where it died of one, not of a failed expectation."""
-    pattern = r"^(?:FAILED|ERROR) (\S+)" if killer.program is None else r"^\[ RUN      \] (\S+)"
+    pattern = (
+        r"^(?:FAILED|ERROR) (.+?)(?: - |$)" if killer.program is None else r"^\[ RUN      \] (\S+)"
+    )
     found = re.findall(pattern, output, re.MULTILINE)
     name = killer.text.split()[0] if not found else found[0 if killer.program is None else -1]
     if code > 0 or re.search(r": Failure$", output, re.MULTILINE):
