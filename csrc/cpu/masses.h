@@ -39,7 +39,7 @@ struct MassSum;
 
 template <>
 struct MassSum<FloatPack> {
-  IntPack all[3] = {}, in[3] = {};
+  WordPack all[3] = {}, in[3] = {};  // a narrow pack's lanes gather up to 2^31 in a block
 
   static IntPack whole(FloatPack x) { return __builtin_convertvector(x, IntPack); }
   void add(FloatPack weight, IntPack inside, const MassRule<float>& rule) {
@@ -57,7 +57,7 @@ struct MassSum<FloatPack> {
     for (int k = 0; k < 3; ++k) {
       *total += sum(all[k]) << shift[k];
       *mass_in += sum(in[k]) << shift[k];
-      all[k] = in[k] = IntPack{};
+      all[k] = in[k] = WordPack{};
     }
   }
 
@@ -65,10 +65,10 @@ struct MassSum<FloatPack> {
   void part(FloatPack* rest, IntPack inside, int k) {
     const IntPack n = whole(*rest);
     *rest = *rest - __builtin_convertvector(n, FloatPack);
-    all[k] += n;
-    in[k] += inside & n;
+    all[k] += reinterpret_cast<WordPack>(n);
+    in[k] += reinterpret_cast<WordPack>(inside & n);
   }
-  static std::uint64_t sum(IntPack v) {
+  static std::uint64_t sum(WordPack v) {
     std::uint32_t lanes[kFloats];
     std::memcpy(lanes, &v, sizeof(v));
     std::uint64_t total = 0;

@@ -52,7 +52,9 @@ GKD_HD double mass_scale(std::int64_t classes) {
 /// largest, 2e-6 at two million classes.
 template <class T>
 GKD_HD std::uint64_t fixed_mass(T weight, T scale) {
-  return static_cast<std::uint64_t>(static_cast<long long>(weight * scale));
+  const T mass = weight * scale;
+  // A NaN, whose row the sums will show, has no integer.
+  return mass > T(0) ? static_cast<std::uint64_t>(static_cast<long long>(mass)) : 0;
 }
 
 /// m(v) >= threshold, both sides as the same double rounding on every path.
