@@ -79,7 +79,8 @@ gpu-check:
 sanitize: build
 	PYTHON=$(PY) JOBS=$(JOBS) bash tests/sanitize/run.sh $(BUILD) build/sanitize
 
-# libFuzzer on the row kernels, whole and in shards, and on the C++ entry, FUZZ_SECONDS each; findings land in build/fuzz.
+# libFuzzer on rows, whole and in shards, and on the C++ entry, FUZZ_SECONDS each; findings land in
+# build/fuzz.
 FUZZ_SECONDS ?= 600
 fuzz: setup
 	cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DGKD_BUILD_FUZZERS=ON -DGKD_WITH_CUDA=OFF -DGKD_BUILD_PYTHON=OFF -DGKD_BUILD_TESTS=OFF -DPython3_EXECUTABLE=$(PY)
