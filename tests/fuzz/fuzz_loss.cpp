@@ -19,17 +19,18 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 /// The same elements behind other strides.
 at::Tensor restride(const at::Tensor& t, int kind) {
   const std::int64_t rows = t.size(0), classes = t.size(1);
+  const at::Scalar between = at::isIntegralType(t.scalar_type(), true) ? at::Scalar(7) : kNaN;
   at::Tensor view;
   switch (kind) {
     case 1:  // transposed
       return t.t().contiguous().t();
     case 2:  // a step, and an offset in both directions
-      view = at::full({rows + 1, 2 * classes + 3}, kNaN, t.options())
+      view = at::full({rows + 1, 2 * classes + 3}, between, t.options())
                  .slice(0, 1)
                  .slice(1, 3, 2 * classes + 3, 2);
       return view.copy_(t);
     case 3:  // an odd offset, which no pack's alignment survives
-      view = at::full({rows * classes + 1}, kNaN, t.options()).slice(0, 1).view({rows, classes});
+      view = at::full({rows * classes + 1}, between, t.options()).slice(0, 1).view({rows, classes});
       return view.copy_(t);
     case 4:  // negated lazily: the bit that a conjugate's imaginary part carries
       return (-t)._neg_view();
