@@ -15,9 +15,11 @@ $(VENV)/.ready: requirements.txt
 	$(PY) -m pip install -q -r requirements.txt
 	touch $@
 
+# The libraries go beside the Python files, and .venv/bin/python finds the package there.
 build: setup
 	cmake -S . -B $(BUILD) $(GKD_CMAKE_ARGS) -DPython3_EXECUTABLE=$(PY) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/gkd
 	cmake --build $(BUILD) --parallel $(JOBS)
+	@echo $(CURDIR)/python >$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/gkd.pth
 
 test: build style docs
 	ctest --test-dir $(BUILD) --output-on-failure

@@ -89,11 +89,11 @@ void scale_into(const at::Tensor& gradient, const at::Tensor& grad_output, const
   const c10::cuda::CUDAGuard guard(gradient.device());
   const at::Tensor scales = grad_output.to(weight.scalar_type()).resolve_neg();
   if (to.numel() == 0) return;
-  C10_CUDA_CHECK(cuda::scale(gradient.const_data_ptr(), dtype_of(gradient),
-                             scales.const_data_ptr(), scales.dim() == 0 ? 0 : scales.stride(0),
-                             weight.const_data_ptr(), weight.scalar_type() == at::kDouble, factor,
-                             gradient.size(0), gradient.size(1), to.mutable_data_ptr(),
-                             cuda::this_device(), at::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(cuda::scale(gradient.const_data_ptr(), dtype_of(gradient), scales.const_data_ptr(),
+                             scales.dim() == 0 ? 0 : scales.stride(0), weight.const_data_ptr(),
+                             weight.scalar_type() == at::kDouble, factor, gradient.size(0),
+                             gradient.size(1), to.mutable_data_ptr(), cuda::this_device(),
+                             at::cuda::getCurrentCUDAStream()));
 }
 
 at::Tensor scale_cuda(const at::Tensor& gradient, const at::Tensor& grad_output,
