@@ -9,7 +9,7 @@ python=$(command -v "${PYTHON:-python3}")
 stages=${STAGES:-build kernels python sanitize bench}
 build=build/gpu
 failed=0
-source tests/sanitize/caught.sh
+source tests/sanitize/stages.sh
 
 # The card's own architecture: nothing else has to be compiled for.
 arch=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || exit 1
@@ -17,16 +17,6 @@ arch=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capabil
   tee "$out/machine.txt"
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit --format=csv |
   tee -a "$out/machine.txt"
-
-stage() {  # stage NAME COMMAND...: runs it, keeps its output, remembers a failure
-  local name=$1
-  shift
-  [[ " $stages " == *" ${name%%-*} "* ]] || return 0
-  local from=$SECONDS rc=0
-  "$@" >"$out/$name.txt" 2>&1 || rc=$?
-  echo "$name: exit $rc after $((SECONDS - from)) s" | tee -a "$out/summary.txt"
-  [ "$rc" -eq 0 ] || { failed=1; tail -20 "$out/$name.txt"; }
-}
 
 build() {
   # A carried copy of GoogleTest's sources serves where no package has it.

@@ -1,34 +1,16 @@
 // Which instruction set's kernels run on this machine.
-#include <torch/library.h>
+#include "cpu/capability.h"
 
-#include "cpu/isa.h"
-#include "cpu/row.h"
-#include "cpu/shard.h"
+#include <torch/library.h>
 
 namespace gkd {
 namespace cpu {
 namespace {
 
-struct Capability {
-  const char* name;
-  Kernels kernels;
-  ShardKernels narrow, wide;
-};
-
-#define GKD_CAPABILITY(name) \
-  { #name, name::kernels(), name::shard_kernels(false), name::shard_kernels(true) }
-
 const Capability& best() {
-  static const Capability best = []() -> Capability {
-#if defined(__x86_64__)
-    if (has_avx512()) return GKD_CAPABILITY(AVX512);
-    if (has_avx2()) return GKD_CAPABILITY(AVX2);
-#endif
-    return GKD_CAPABILITY(DEFAULT);
-  }();
+  static const Capability best = capabilities().back();
   return best;
 }
-#undef GKD_CAPABILITY
 
 std::string capability_name() { return best().name; }
 

@@ -7,28 +7,15 @@
 #include <string>
 #include <vector>
 
-#include "cpu/isa.h"
-#include "cpu/row.h"
+#include "cpu/capability.h"
 
 namespace {
 
 using gkd::Dtype;
+using gkd::cpu::capabilities;
+using gkd::cpu::Capability;
 using gkd::cpu::Kernels;
 using gkd::cpu::RowResult;
-
-struct Set {
-  std::string name;
-  Kernels kernels;
-};
-
-std::vector<Set> sets() {
-  std::vector<Set> found = {{"DEFAULT", gkd::cpu::DEFAULT::kernels()}};
-#if defined(__x86_64__)
-  if (gkd::cpu::has_avx2()) found.push_back({"AVX2", gkd::cpu::AVX2::kernels()});
-  if (gkd::cpu::has_avx512()) found.push_back({"AVX512", gkd::cpu::AVX512::kernels()});
-#endif
-  return found;
-}
 
 struct Case {
   std::vector<float> student, teacher;
@@ -79,9 +66,9 @@ TEST(Row, InstructionSetsAgree) {
         gkd::cpu::Selection how;
         how.group_size = size;
         std::vector<float> first, other;
-        const RowResult expected = run(sets()[0].kernels, c, how, &first);
-        for (const Set& set : sets()) {
-          SCOPED_TRACE(set.name + " kind " + std::to_string(kind) + " C " +
+        const RowResult expected = run(capabilities()[0].kernels, c, how, &first);
+        for (const Capability& set : capabilities()) {
+          SCOPED_TRACE(std::string(set.name) + " kind " + std::to_string(kind) + " C " +
                        std::to_string(classes));
           const RowResult got = run(set.kernels, c, how, &other);
           // By mass, exp differs in its last bit between sets: a cut may move by one class.
@@ -104,7 +91,7 @@ TEST(Row, InstructionSetsAgree) {
 }
 
 TEST(Row, SelectEqualsSort) {
-  for (const Set& set : sets()) {
+  for (const Capability& set : capabilities()) {
     for (int kind = 0; kind < 4; ++kind) {
       for (int classes : {1, 33, 2000, 40000}) {
         const Case c = make(kind, classes);
@@ -151,9 +138,10 @@ TEST(Row, SixteenBitsEqualTheirFloats) {
     for (int special : {0, infinity | 0x8000, infinity + 1, infinity + 0x8001, infinity, 0xffff}) {
       for (int classes : {1, 31, 33, 512, 1000, 40000}) {
         for (bool by_student : {false, true}) {
-          for (const Set& set : sets()) {
-            SCOPED_TRACE(set.name + " dtype " + std::to_string(static_cast<int>(dtype)) +
-                         " special " + std::to_string(special) + " C " + std::to_string(classes));
+          for (const Capability& set : capabilities()) {
+            SCOPED_TRACE(std::string(set.name) + " dtype " +
+                         std::to_string(static_cast<int>(dtype)) + " special " +
+                         std::to_string(special) + " C " + std::to_string(classes));
             const auto s = half_row(classes, dtype, 1, by_student ? special : 0);
             const auto u = half_row(classes, dtype, 2, by_student ? 0 : special);
             Case c;
@@ -193,7 +181,7 @@ TEST(Row, SixteenBitsEqualTheirFloats) {
 }
 
 TEST(Row, ShowsANaNInAWholeGroup) {
-  for (const Set& set : sets()) {
+  for (const Capability& set : capabilities()) {
     Case c = make(0, 100);
     c.teacher[50] = std::numeric_limits<float>::quiet_NaN();
     gkd::cpu::Selection how;
@@ -207,8 +195,8 @@ TEST(Scale, RoundsSixteenBitsOnceAndAlike) {
   for (int k = 0; k < 65536; ++k) all[k] = static_cast<std::uint16_t>(k);
   for (Dtype dtype : {Dtype::kHalf, Dtype::kBFloat16}) {
     for (double by : {1.0, 0.37, 1e-4, 3e4}) {
-      sets()[0].kernels.scale(all.data(), first.data(), dtype, 65536, by);
-      for (const Set& set : sets()) {
+      capabilities()[0].kernels.scale(all.data(), first.data(), dtype, 65536, by);
+      for (const Capability& set : capabilities()) {
         set.kernels.scale(all.data(), other.data(), dtype, 65536, by);
         const int exponent = dtype == Dtype::kHalf ? 0x7c00 : 0x7f80;
         for (int k = 0; k < 65536; ++k) {

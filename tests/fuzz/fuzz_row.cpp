@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/isa.h"
+#include "cpu/capability.h"
 #include "rows.h"
 
 namespace {
@@ -12,15 +12,6 @@ using gkd::cpu::Kernels;
 using gkd::cpu::RowResult;
 using gkd::cpu::RowTask;
 using namespace gkd::fuzz;
-
-std::vector<Kernels> sets() {
-  std::vector<Kernels> found = {gkd::cpu::DEFAULT::kernels()};
-#if defined(__x86_64__)
-  if (gkd::cpu::has_avx2()) found.push_back(gkd::cpu::AVX2::kernels());
-  if (gkd::cpu::has_avx512()) found.push_back(gkd::cpu::AVX512::kernels());
-#endif
-  return found;
-}
 
 Elements contiguous(const Elements& from, std::int64_t count) {
   Elements to(from.dtype, 1, count);
@@ -106,10 +97,10 @@ void show(const RowTask& task, const Elements& student, const Elements& teacher,
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const std::vector<Kernels> all = sets();
+  static const auto all = gkd::cpu::capabilities();
   constexpr Dtype kDtypes[] = {Dtype::kFloat, Dtype::kHalf, Dtype::kBFloat16, Dtype::kDouble};
   Bytes bytes(data, size);
-  const Kernels& kernels = all[bytes.byte() % all.size()];
+  const Kernels& kernels = all[bytes.byte() % all.size()].kernels;
   const std::int64_t classes = bytes.classes();
   Elements student(bytes.of(kDtypes), bytes.of({1, 1, 2, 7, 0}), classes);
   Elements teacher(bytes.of(kDtypes), bytes.of({1, 1, 2, 7, 0}), classes);

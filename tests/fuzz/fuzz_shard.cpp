@@ -2,8 +2,7 @@
 // tell one another is reduced here by hand.
 #include <vector>
 
-#include "cpu/isa.h"
-#include "cpu/shard.h"
+#include "cpu/capability.h"
 #include "rows.h"
 
 namespace {
@@ -13,24 +12,6 @@ using gkd::GroupMoments;
 using gkd::cpu::RowResult;
 using gkd::cpu::ShardTask;
 using namespace gkd::fuzz;
-
-struct Set {
-  gkd::cpu::Kernels rows;
-  gkd::cpu::ShardKernels single, wide;
-};
-
-std::vector<Set> sets() {
-#define GKD_SET(name)                                                           \
-  Set{gkd::cpu::name::kernels(), gkd::cpu::name::shard_kernels(/*wide=*/false), \
-      gkd::cpu::name::shard_kernels(/*wide=*/true)}
-  std::vector<Set> found = {GKD_SET(DEFAULT)};
-#if defined(__x86_64__)
-  if (gkd::cpu::has_avx2()) found.push_back(GKD_SET(AVX2));
-  if (gkd::cpu::has_avx512()) found.push_back(GKD_SET(AVX512));
-#endif
-#undef GKD_SET
-  return found;
-}
 
 void each(std::int64_t n, const std::function<void(std::int64_t)>& body) {
   for (std::int64_t k = 0; k < n; ++k) body(k);
@@ -124,10 +105,10 @@ bool well_conditioned(const RowTask& row, const Elements& student, const Element
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const std::vector<Set> all = sets();
+  static const auto all = gkd::cpu::capabilities();
   constexpr Dtype kDtypes[] = {Dtype::kFloat, Dtype::kHalf, Dtype::kBFloat16, Dtype::kDouble};
   Bytes bytes(data, size);
-  const Set& set = all[bytes.byte() % all.size()];
+  const gkd::cpu::Capability& set = all[bytes.byte() % all.size()];
   const int count = 1 + bytes.byte() % 4;
   const std::int64_t classes = bytes.classes();
   Elements student(bytes.of(kDtypes), bytes.of({1, 1, 2}), classes);
@@ -143,10 +124,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
   gkd::cpu::Scratch scratch;
   const bool wide = is_wide(row);
-  const gkd::cpu::ShardKernels& stage = wide ? set.wide : set.single;
+  const gkd::cpu::ShardKernels& stage = wide ? set.wide : set.narrow;
   RowTask whole = row;
   whole.gradient.data = gradient.data.get();
-  const RowResult expected = (wide ? set.rows.wide : set.rows.single)(whole, each, &scratch);
+  const RowResult expected = (wide ? set.kernels.wide : set.kernels.single)(whole, each, &scratch);
 
   double cut = expected.cut;
   if (needs_search(row)) {

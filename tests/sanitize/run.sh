@@ -10,18 +10,8 @@ python=$(command -v "${PYTHON:-python3}")
 stages=${STAGES:-asan python tsan valgrind gpu}
 cxx=${CXX:-g++}
 failed=0
-source tests/sanitize/caught.sh
+source tests/sanitize/stages.sh
 : >"$out/summary.txt"
-
-stage() {  # stage NAME COMMAND...: runs it, keeps its output, remembers a failure
-  local name=$1
-  shift
-  [[ " $stages " == *" ${name%%-*} "* ]] || return 0
-  local from=$SECONDS rc=0
-  "$@" >"$out/$name.txt" 2>&1 || rc=$?
-  echo "$name: exit $rc after $((SECONDS - from)) s" | tee -a "$out/summary.txt"
-  [ "$rc" -eq 0 ] || { failed=1; tail -20 "$out/$name.txt"; }
-}
 
 tree() {  # tree NAME SANITIZERS TARGET...: configures build/NAME and builds the targets
   local name=$1 sanitizers=$2

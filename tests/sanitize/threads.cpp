@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "cpu/isa.h"
+#include "cpu/capability.h"
 #include "cpu/row.h"
 #include "cpu/turns.h"
 
@@ -17,15 +17,6 @@ using gkd::cpu::RowResult;
 
 constexpr std::int64_t kRows = 24;
 constexpr std::int64_t kClasses = 3 * gkd::cpu::kSegment + 100;  // more segments than one, one odd
-
-std::vector<Kernels> sets() {
-  std::vector<Kernels> found = {gkd::cpu::DEFAULT::kernels()};
-#if defined(__x86_64__)
-  if (gkd::cpu::has_avx2()) found.push_back(gkd::cpu::AVX2::kernels());
-  if (gkd::cpu::has_avx512()) found.push_back(gkd::cpu::AVX512::kernels());
-#endif
-  return found;
-}
 
 struct Batch {
   std::int64_t classes;
@@ -83,7 +74,7 @@ std::vector<gkd::cpu::Selection> selections() {
 
 TEST(Threads, TakeRowsApart) {
   const Batch batch(kRows, 1000);
-  for (const Kernels& kernels : sets()) {
+  for (const auto& [name, kernels, narrow, wide] : gkd::cpu::capabilities()) {
     for (const auto& how : selections()) {
       Outcome serial{std::vector<float>(batch.student.size()), std::vector<double>(kRows)};
       Outcome parallel = serial;
@@ -104,7 +95,7 @@ TEST(Threads, TakeRowsApart) {
 
 TEST(Threads, ShareOneRow) {
   const Batch batch(1, kClasses);
-  for (const Kernels& kernels : sets()) {
+  for (const auto& [name, kernels, narrow, wide] : gkd::cpu::capabilities()) {
     for (const auto& how : selections()) {
       Outcome serial{std::vector<float>(kClasses), std::vector<double>(1)};
       Outcome parallel = serial;
