@@ -33,8 +33,12 @@ void check_target_dtype(const char* name, const at::Tensor& target) {
                    ": target must be int64 or int32, got ", c10::toString(dtype));
 }
 
-void check_finite(const char* name, const char* which, double value) {
+/// Beyond the bound the float16 gradient's headroom would have no reciprocal in float32, and what
+/// an ignored row holds would be 0 * inf.
+void check_weight(const char* name, const char* which, double value) {
   TORCH_CHECK_VALUE(std::isfinite(value), name, ": ", which, " must be finite, got ", value);
+  TORCH_CHECK_VALUE(std::abs(value) <= 1e30, name, ": ", which, " must be in [-1e30, 1e30], got ",
+                    value);
 }
 
 }  // namespace
@@ -72,9 +76,9 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
                       ": give one of threshold and group_size, got threshold ", s.threshold,
                       " and group_size ", *s.group_size);
   }
-  check_finite(name, "primary_weight", s.primary_weight);
-  check_finite(name, "binary_weight", s.binary_weight);
-  check_finite(name, "secondary_weight", s.secondary_weight);
+  check_weight(name, "primary_weight", s.primary_weight);
+  check_weight(name, "binary_weight", s.binary_weight);
+  check_weight(name, "secondary_weight", s.secondary_weight);
   TORCH_CHECK_VALUE(s.rank_by == "teacher" || s.rank_by == "student", name,
                     ": rank_by must be teacher or student, got ", s.rank_by);
   TORCH_CHECK_VALUE(s.method == "auto" || s.method == "sort" || s.method == "select", name,

@@ -99,7 +99,8 @@ def loss(
             is given.
         group_size: the number of classes of the primary group, >= 0, instead of a threshold.
         temperature: T, divides both networks' logits, in [1e-6, 1e6].
-        primary_weight: w_p; a weight of 0 switches its term off, whatever the term's value.
+        primary_weight: w_p; a weight of 0 switches its term off, whatever the term's value. All
+            three in [-1e30, 1e30].
         binary_weight: w_b.
         secondary_weight: w_s.
         coupled: multiply each group's KL by the group's teacher mass, as plain KD has it.

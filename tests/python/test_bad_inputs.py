@@ -32,6 +32,12 @@ SETTINGS = [
     (35, {"primary_weight": NAN}, ValueError, "primary_weight must be finite, got nan"),
     (35, {"binary_weight": INF}, ValueError, "binary_weight must be finite, got inf"),
     (35, {"secondary_weight": -INF}, ValueError, "secondary_weight must be finite, got -inf"),
+    (
+        35,
+        {"binary_weight": -1e31},
+        ValueError,
+        "binary_weight must be in [-1e30, 1e30], got -1e+31",
+    ),
     (44, {"reduction": "max"}, ValueError, "reduction must be none, mean or sum, got max"),
     (0, {"rank_by": "loss"}, ValueError, "rank_by must be teacher or student, got loss"),
     (0, {"method": "bogo"}, ValueError, "method must be auto, sort or select, got bogo"),

@@ -241,3 +241,15 @@ def test_row_38_39_40_ignored_rows(device, ignore_index, filled_with_nan):
     everywhere = torch.full((4,), ignore_index, device=device)
     value = gkd.loss(leaf, teacher, everywhere, ignore_index=ignore_index)
     assert value == 0 and not gradient_of(value, leaf, torch.tensor(2.0)).any()
+
+
+@pytest.mark.input(38)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_row_38_ignored_rows_are_0_at_the_largest_weights(device, dtype):
+    student, teacher = logits((3, 40), dtype, device)
+    leaf = student.requires_grad_()
+    weights = dict.fromkeys(("primary_weight", "binary_weight", "secondary_weight"), 1e30)
+    target = torch.tensor([3, -100, -100], device=device)
+    rows = gkd.loss(leaf, teacher, target, temperature=1e4, reduction="none", **weights)
+    gradient = gradient_of(rows, leaf, torch.full_like(rows, 0.3))
+    assert not rows[1:].any() and not gradient[1:].any()

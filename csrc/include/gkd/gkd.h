@@ -19,7 +19,7 @@ struct LossOptions {
   double threshold = 0.93;                   ///< mass of the primary group, in (0, 1]
   std::optional<std::int64_t> group_size{};  ///< take this many classes instead, >= 0
   double temperature = 4.0;                  ///< in [1e-6, 1e6]
-  double primary_weight = 8.0;               ///< Primary-KD
+  double primary_weight = 8.0;               ///< Primary-KD; each weight in [-1e30, 1e30]
   double binary_weight = 1.0;                ///< Binary-KD
   double secondary_weight = 0.0;             ///< Secondary-KD
   bool coupled = false;                      ///< multiply each group's KL by its teacher mass
