@@ -29,7 +29,9 @@ def wheel():
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory):
     """The interpreter of an environment with torch, the tests' tools and the wheel."""
-    made = environment.create(tmp_path_factory.mktemp("venv"), ["torch", "numpy", "pytest", "hypothesis"])
+    made = environment.create(
+        tmp_path_factory.mktemp("venv"), ["torch", "numpy", "pytest", "hypothesis"]
+    )
     install = [sys.executable, "-m", "pip", "--python", made, "install", "-q", "--no-index"]
     subprocess.run([*install, wheel], check=True)  # with its requirements: torch has to be there
     return made
