@@ -4,7 +4,6 @@ The row is made, not photographed: cosines of a head of 1,000 identities times 6
 winner, a dozen look-alikes and a tail. All that is drawn and printed of it comes from gkd.group.
 """
 
-import argparse
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from command import run
 
 import gkd
 
@@ -112,13 +112,5 @@ def draw(output: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("docs/figures"))
-    options = parser.parse_args()
-    plt.rcParams["font.size"] = 9
-    draw(options.output)
-
-
 if __name__ == "__main__":
-    main()
+    run(draw, __doc__)

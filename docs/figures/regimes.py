@@ -4,7 +4,6 @@ The limits come from benchmarks/results/fused_slices.csv, which benchmarks/cpp/s
 of the kernels' own sizes.
 """
 
-import argparse
 import csv
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from command import run
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 LIMITS = Path("benchmarks/results/fused_slices.csv")
@@ -125,13 +125,5 @@ def draw(output: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("docs/figures"))
-    options = parser.parse_args()
-    plt.rcParams["font.size"] = 9
-    draw(options.output)
-
-
 if __name__ == "__main__":
-    main()
+    run(draw, __doc__)
