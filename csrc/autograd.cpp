@@ -1,57 +1,210 @@
-// gkd::loss under autograd. Nothing here branches on sizes, reads data or synchronises, so
+// The autograd node of every loss. Nothing here branches on sizes, reads data or synchronises, so
 // torch.compile and torch.export trace through.
-#include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/library.h>
+#include "autograd.h"
 
-#include "saved_gradient.h"
+#include <ATen/ATen.h>
+#include <ATen/SavedTensorHooks.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/saved_variable.h>
 
 namespace gkd {
 
-// Not in an anonymous namespace: profilers and grad_fn show the node's name as it stands.
-struct Loss : public torch::autograd::Function<Loss> {
-  static Variable forward(AutogradContext* ctx, const Variable& student, const Variable& teacher,
-                          const OptionalTensor& target, const Settings& settings,
-                          std::string_view reduction) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return save_gradient(
-        ctx, student, settings,
-        forward_op(student, teacher, target, settings, reduction, /*need_grad=*/true));
+using torch::autograd::AutogradContext;
+using torch::autograd::Node;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+/// What create_graph puts behind a gradient: its own derivative is an error rather than a silent
+/// zero.
+struct NotDifferentiableTwice : public Node {
+  explicit NotDifferentiableTwice(std::string loss) : loss(std::move(loss)) {}
+  variable_list apply(variable_list&&) override {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, loss, " is not differentiable twice");
   }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
-    return scaled_gradient(ctx, grad_outputs[0], /*inputs=*/5);
-  }
+  std::string loss;
 };
 
 namespace {
 
-/// Without a gradient: no [B, C] buffer.
-at::Tensor loss_no_grad(const at::Tensor& student, const at::Tensor& teacher,
-                        const OptionalTensor& target, const Settings& settings,
-                        std::string_view reduction) {
-  return std::get<0>(forward_op(student, teacher, target, settings, reduction,
-                                /*need_grad=*/false));
+/// Whether a tensor is plain memory: no tracing, functionalization or vmap around it.
+bool is_plain(const at::Tensor& t) {
+  using c10::DispatchKey;
+  const c10::DispatchKeySet wrappers({DispatchKey::Python, DispatchKey::Functionalize,
+                                      DispatchKey::FuncTorchBatched,
+                                      DispatchKey::FuncTorchGradWrapper, DispatchKey::Batched});
+  return (t.key_set() & wrappers).empty();
 }
 
-at::Tensor loss_autograd(const at::Tensor& student, const at::Tensor& teacher,
-                         const OptionalTensor& target, const Settings& settings,
-                         std::string_view reduction) {
-  check_differentiable("gkd::loss", student, teacher);
+at::Tensor scale(Ref gradient, Ref grad_output, Ref grad_scale) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("gkd::_scale", "")
+                             .typed<at::Tensor(Ref, Ref, Ref)>();
+  return op.call(gradient, grad_output, grad_scale);
+}
+
+/// False, having done nothing, where the tensor's backend has no such kernel.
+bool scale_in_place(Ref gradient, Ref grad_output, Ref grad_scale) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("gkd::_scale_", "")
+                             .typed<void(Ref, Ref, Ref)>();
+  const auto key = gradient.is_cuda() ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU;
+  if (!gradient.key_set().has(key) || !op.hasKernelForDispatchKey(key)) return false;
+  op.call(gradient, grad_output, grad_scale);
+  return true;
+}
+
+/// Whether this node's saved gradient is the node's alone, so that nobody sees it change. Without
+/// saved-tensor hooks the saved tensor is the one that the forward made; the node and its list of
+/// unpacked tensors then hold the only two references to it, and it the only one to its memory.
+bool is_alone(const at::Tensor& gradient) {
+  return gradient.use_count() == 2 && gradient.storage().use_count() == 1;
+}
+
+/// Makes `gradients` an error to differentiate, as functions of all that the running node depends
+/// on and of grad_output.
+void forbid_second_derivative(const std::string& loss, const Variable& grad_output,
+                              variable_list& gradients) {
+  const auto node = std::make_shared<NotDifferentiableTwice>(loss);
+  torch::autograd::edge_list edges;
+  if (const auto running = torch::autograd::get_current_node()) edges = running->next_edges();
+  edges.push_back(torch::autograd::impl::gradient_edge(grad_output));
+  node->set_next_edges(std::move(edges));
+  for (Variable& g : gradients) {
+    if (g.defined()) torch::autograd::create_gradient_edge(g, node);
+  }
+}
+
+}  // namespace
+
+// Not in an anonymous namespace: profilers and grad_fn show the node's name as it stands.
+struct Loss : public torch::autograd::Function<Loss> {
+  static Variable forward(AutogradContext* ctx, at::TensorList inputs, const std::string& name,
+                          const std::function<LossAndGradients()>& run) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    LossAndGradients made = run();
+    // Of the inputs nothing is kept: they may change after the loss was taken.
+    variable_list saved = std::move(made.gradients);
+    saved.push_back(made.grad_scale);
+    ctx->save_for_backward(std::move(saved));
+    at::List<std::int64_t> dtypes;
+    for (const at::Tensor& input : inputs) {
+      dtypes.push_back(static_cast<std::int64_t>(input.scalar_type()));
+    }
+    ctx->saved_data["name"] = name;
+    ctx->saved_data["dtypes"] = dtypes;
+    ctx->saved_data["hooked"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
+    return made.loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    // A node whose gradient was written over keeps it until autograd releases it, which an error in
+    // a hook prevents.
+    TORCH_CHECK(!ctx->saved_data.count("used"), torch::autograd::ERR_BACKWARD_TWICE);
+    variable_list saved = ctx->get_saved_variables();
+    const Variable grad_scale = saved.back(), &grad_output = grad_outputs[0];
+    saved.pop_back();
+    const auto dtypes = ctx->saved_data["dtypes"].toIntVector();
+    // Writing over a gradient saves a second buffer of its size.
+    const bool last_use = !torch::autograd::get_current_graph_task_keep_graph() &&
+                          !at::GradMode::is_enabled() && !ctx->saved_data["hooked"].toBool() &&
+                          is_plain(grad_output);
+    variable_list gradients;
+    for (Variable& gradient : saved) {
+      Variable& to = gradients.emplace_back();
+      if (!gradient.defined()) continue;
+      at::AutoDispatchBelowADInplaceOrView guard;
+      if (last_use && is_plain(gradient) && is_alone(gradient)) {
+        ctx->saved_data["used"] = true;
+        if (scale_in_place(gradient, grad_output, grad_scale)) to = gradient;
+      }
+      if (!to.defined()) to = scale(gradient, grad_output, grad_scale);
+      to = to.to(static_cast<at::ScalarType>(dtypes[gradients.size() - 1]));
+    }
+    if (at::GradMode::is_enabled()) {
+      forbid_second_derivative(ctx->saved_data["name"].toStringRef(), grad_output, gradients);
+    }
+    gradients.resize(gradients.size() + 2);  // of name and forward function: none
+    return gradients;
+  }
+};
+
+void check_differentiable(const char* name, Ref student, Ref teacher) {
+  TORCH_CHECK_VALUE(!(at::GradMode::is_enabled() && teacher.requires_grad()), name,
+                    ": teacher needs no gradient; pass teacher.detach()");
+  // A tangent would be lost below autograd: an error rather than a silent zero.
+  TORCH_CHECK_NOT_IMPLEMENTED(!student._fw_grad(0).defined() && !teacher._fw_grad(0).defined(),
+                              name, " has no forward-mode derivative; gkd.reference.loss has");
+  // What torch would say of a C++ autograd function names neither the operator nor a way out.
+  const bool wanted = at::GradMode::is_enabled() && student.requires_grad();
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !(wanted && student.key_set().has(c10::DispatchKey::FuncTorchGradWrapper)), name,
+      " does not work under torch.func.grad, vjp and jacrev; gkd.reference.loss does");
+}
+
+at::Tensor attach_gradients(const char* name, at::TensorList inputs,
+                            const std::function<LossAndGradients()>& forward) {
+  return Loss::apply(inputs, std::string(name), forward);
+}
+
+namespace {
+
+ForwardTensors forward(const LossOptions& options, Ref student, Ref teacher,
+                       const OptionalTensor& target, bool need_grad) {
+  return call_op<ForwardTensors, Ref, Ref, const OptionalTensor&, bool>(
+      "gkd::_forward", options, student, teacher, target, need_grad);
+}
+
+/// Without a gradient: no [B, C] buffer.
+at::Tensor loss_no_grad(const LossOptions& options, Ref student, Ref teacher,
+                        const OptionalTensor& target) {
+  return std::get<0>(forward(options, student, teacher, target, /*need_grad=*/false));
+}
+
+at::Tensor loss_autograd(const LossOptions& options, Ref student, Ref teacher,
+                         const OptionalTensor& target) {
+  constexpr const char* kName = "gkd::loss";
+  check_differentiable(kName, student, teacher);
   if (at::GradMode::is_enabled() && student.requires_grad()) {
-    return Loss::apply(student, teacher, target, settings, reduction);
+    return attach_gradients(kName, student, [&]() -> LossAndGradients {
+      auto [loss, gradient, grad_scale] = forward(options, student, teacher, target, true);
+      return {loss, {gradient}, grad_scale};
+    });
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return loss_op(student, teacher, target, settings, reduction);
+  return call_op<at::Tensor, Ref, Ref, const OptionalTensor&>("gkd::loss", options, student,
+                                                              teacher, target);
+}
+
+at::Tensor with_gradients(Ref loss, Ref /*features*/, Ref /*weight*/,
+                          const OptionalTensor& /*features_gradient*/,
+                          const OptionalTensor& /*weight_gradient*/) {
+  return loss.clone();
+}
+
+at::Tensor with_gradients_autograd(Ref loss, Ref features, Ref weight,
+                                   const OptionalTensor& features_gradient,
+                                   const OptionalTensor& weight_gradient) {
+  constexpr const char* kName = "gkd::linear_loss";
+  check_differentiable(kName, features, loss);
+  check_differentiable(kName, weight, loss);
+  return attach_gradients(kName, {features, weight}, [&]() -> LossAndGradients {
+    return {loss.clone(),
+            {features_gradient.value_or(at::Tensor()), weight_gradient.value_or(at::Tensor())},
+            at::ones({}, loss.options())};
+  });
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) {
-  m.impl("loss", &with_settings<loss_no_grad>);
+  m.impl("loss", &SettingsOp<loss_no_grad>::call);
+  m.impl("_with_gradients", &with_gradients);
 }
 
 TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
-  m.impl("loss", &with_settings<loss_autograd>);
+  m.impl("loss", &SettingsOp<loss_autograd>::call);
+  m.impl("_with_gradients", &with_gradients_autograd);
   m.impl("group", torch::autograd::autogradNotImplementedFallback());
   m.impl("_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("_check_target", torch::autograd::autogradNotImplementedFallback());

@@ -12,8 +12,6 @@
 namespace gkd {
 namespace {
 
-constexpr double kDefaultThreshold = 0.93;
-
 void check_logits(const char* name, const char* which, const at::Tensor& t) {
   TORCH_CHECK_TYPE(at::isFloatingType(t.scalar_type()) || at::isComplexType(t.scalar_type()), name,
                    ": expected floating point ", which, ", got ", c10::toString(t.scalar_type()));
@@ -33,8 +31,7 @@ void check_target_dtype(const char* name, const at::Tensor& target) {
                    ": target must be int64 or int32, got ", c10::toString(dtype));
 }
 
-/// Beyond the bound the float16 gradient's headroom would have no reciprocal in float32, and what
-/// an ignored row holds would be 0 * inf.
+/// Beyond the bound T times the weights would overflow float32, in which rows are computed.
 void check_weight(const char* name, const char* which, double value) {
   TORCH_CHECK_VALUE(std::isfinite(value), name, ": ", which, " must be finite, got ", value);
   TORCH_CHECK_VALUE(std::abs(value) <= 1e30, name, ": ", which, " must be in [-1e30, 1e30], got ",
@@ -44,7 +41,7 @@ void check_weight(const char* name, const char* which, double value) {
 }  // namespace
 
 void check_inputs(const char* name, const at::Tensor& student, const at::Tensor& teacher,
-                  const std::optional<at::Tensor>& target, const Settings& s,
+                  const std::optional<at::Tensor>& target, const LossOptions& s,
                   bool may_lack_classes) {
   check_logits(name, "student", student);
   check_logits(name, "teacher", teacher);
@@ -68,19 +65,20 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
                     ": temperature must be finite and > 0, got ", s.temperature);
   TORCH_CHECK_VALUE(s.temperature >= 1e-6 && s.temperature <= 1e6, name,
                     ": temperature must be in [1e-6, 1e6], got ", s.temperature);
-  TORCH_CHECK_VALUE(s.threshold > 0 && s.threshold <= 1, name,
-                    ": threshold must be in (0, 1], got ", s.threshold);
-  if (s.group_size) {
-    TORCH_CHECK_VALUE(*s.group_size >= 0, name, ": group_size must be >= 0, got ", *s.group_size);
-    TORCH_CHECK_VALUE(s.threshold == kDefaultThreshold, name,
-                      ": give one of threshold and group_size, got threshold ", s.threshold,
-                      " and group_size ", *s.group_size);
-  }
+  TORCH_CHECK_VALUE(!s.threshold || (*s.threshold > 0 && *s.threshold <= 1), name,
+                    ": threshold must be in (0, 1], got ", *s.threshold);
+  TORCH_CHECK_VALUE(!s.group_size || *s.group_size >= 0, name, ": group_size must be >= 0, got ",
+                    *s.group_size);
+  TORCH_CHECK_VALUE(!(s.threshold && s.group_size), name,
+                    ": give one of threshold and group_size, got threshold ", *s.threshold,
+                    " and group_size ", *s.group_size);
   check_weight(name, "primary_weight", s.primary_weight);
   check_weight(name, "binary_weight", s.binary_weight);
   check_weight(name, "secondary_weight", s.secondary_weight);
   TORCH_CHECK_VALUE(s.rank_by == "teacher" || s.rank_by == "student", name,
                     ": rank_by must be teacher or student, got ", s.rank_by);
+  TORCH_CHECK_VALUE(s.reduction == "none" || s.reduction == "mean" || s.reduction == "sum", name,
+                    ": reduction must be none, mean or sum, got ", s.reduction);
   TORCH_CHECK_VALUE(s.method == "auto" || s.method == "sort" || s.method == "select", name,
                     ": method must be auto, sort or select, got ", s.method);
 }
@@ -104,11 +102,6 @@ void check_adaptive(const char* name, const at::Tensor& student, double rate, st
   TORCH_CHECK_VALUE(step >= 1, name, ": step must be >= 1, got ", step);
 }
 
-void check_reduction(const char* name, std::string_view reduction) {
-  TORCH_CHECK_VALUE(reduction == "none" || reduction == "mean" || reduction == "sum", name,
-                    ": reduction must be none, mean or sum, got ", reduction);
-}
-
 void check_target_value(const char* name, std::int64_t value, std::int64_t classes,
                         std::int64_t row) {
   TORCH_CHECK_INDEX(value >= 0 && value < classes, name, ": target ", value,
@@ -118,14 +111,6 @@ void check_target_value(const char* name, std::int64_t value, std::int64_t class
 at::ScalarType compute_dtype(const at::Tensor& student, const at::Tensor& teacher) {
   const bool wide = student.scalar_type() == at::kDouble || teacher.scalar_type() == at::kDouble;
   return wide ? at::kDouble : at::kFloat;
-}
-
-double gradient_headroom(at::ScalarType dtype, const Weights& w) {
-  if (dtype != at::kHalf) return 1.0;  // the others reach as far down as float does
-  const double bound =
-      w.temperature * (std::abs(w.binary) + std::max(std::abs(w.primary), std::abs(w.secondary)));
-  if (bound == 0) return 1.0;
-  return std::exp2(std::floor(std::log2(32768.0 / bound)));
 }
 
 namespace {

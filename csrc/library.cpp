@@ -1,67 +1,72 @@
 // Every schema of the project. Kernels register themselves beside their definition.
 #include <torch/library.h>
 
-#define GKD_GROUPING "float threshold=0.93, int? group_size=None, float temperature=4.0, "
-#define GKD_LOSS                                                                    \
-  GKD_GROUPING                                                                      \
-  "float primary_weight=8.0, float binary_weight=1.0, float secondary_weight=0.0, " \
-  "bool coupled=False, str rank_by=\"teacher\", str reduction=\"mean\", int ignore_index=-100, "
+/// The fields of gkd::LossOptions, in their order (settings.h).
+#define GKD_SETTINGS                                                                             \
+  "*, float? threshold=None, int? group_size=None, float temperature=4.0, "                      \
+  "float primary_weight=8.0, float binary_weight=1.0, float secondary_weight=0.0, "              \
+  "bool coupled=False, str rank_by=\"teacher\", str reduction=\"mean\", int ignore_index=-100, " \
+  "str method=\"auto\""
 
-#define GKD_LOGITS "Tensor student_logits, Tensor teacher_logits, Tensor? target, "
-#define GKD_SHARD "*, " GKD_LOSS "int class_start, int num_classes"
+#define GKD_LOGITS "Tensor student_logits, Tensor teacher_logits, Tensor? target"
+#define GKD_SHARD GKD_LOGITS ", int class_start, int num_classes, "
 
 namespace {
 
-/// One rank's part of a class-sharded call (csrc/sharded.cpp). The stages' own arguments come
-/// between the target and the settings; math/shard.h says what travels, with [B] before it.
+/// One rank's part of a class-sharded call (csrc/sharded.cpp). math/shard.h says what travels, with
+/// [B] before it.
 void define_sharded(torch::Library& m) {
-  m.def("sharded_loss(" GKD_LOGITS "int world_size, str group_name, " GKD_SHARD ") -> Tensor");
-  m.def("_sharded_forward(" GKD_LOGITS "int world_size, str group_name, bool need_grad, " GKD_SHARD
-        ") -> (Tensor loss, Tensor gradient, Tensor weight)");
+  m.def("sharded_loss(" GKD_SHARD "int world_size, str group_name, " GKD_SETTINGS ") -> Tensor");
+  // As _forward.
+  m.def("_sharded_forward(" GKD_SHARD
+        "int world_size, str group_name, bool need_grad, " GKD_SETTINGS
+        ") -> (Tensor loss, Tensor gradient, Tensor grad_scale)");
   // Throws what sharded_loss would, without a collective.
-  m.def("_check_shard(" GKD_LOGITS GKD_SHARD ") -> ()");
-  m.def("_shard_extremes(" GKD_LOGITS GKD_SHARD ") -> Tensor");
-  m.def("_shard_counts(" GKD_LOGITS "Tensor extremes, " GKD_SHARD ") -> Tensor");
+  m.def("_check_shard(" GKD_SHARD GKD_SETTINGS ") -> ()");
+  m.def("_shard_extremes(" GKD_SHARD GKD_SETTINGS ") -> Tensor");
+  m.def("_shard_counts(" GKD_SHARD "Tensor extremes, " GKD_SETTINGS ") -> Tensor");
   // `search` is [0] before the first spread, and comes from _shard_narrow after it.
-  m.def("_shard_amounts(" GKD_LOGITS "Tensor extremes, Tensor counts, Tensor search, " GKD_SHARD
+  m.def("_shard_amounts(" GKD_SHARD "Tensor extremes, Tensor counts, Tensor search, " GKD_SETTINGS
         ") -> Tensor");
-  m.def("_shard_narrow(" GKD_LOGITS "Tensor extremes, Tensor amounts, Tensor search, " GKD_SHARD
+  m.def("_shard_narrow(" GKD_SHARD "Tensor extremes, Tensor amounts, Tensor search, " GKD_SETTINGS
         ") -> (Tensor search, Tensor cut)");
   // cut: double [B], smallest ranking logit in the group.
-  m.def("_shard_moments(" GKD_LOGITS "Tensor cut, " GKD_SHARD ") -> Tensor");
+  m.def("_shard_moments(" GKD_SHARD "Tensor cut, " GKD_SETTINGS ") -> Tensor");
   // moments: all ranks', [W, B, 13]. gradient: [B, C_r], or [0] without need_grad.
-  m.def("_shard_emit(" GKD_LOGITS "Tensor cut, Tensor moments, bool need_grad, " GKD_SHARD
+  m.def("_shard_emit(" GKD_SHARD "Tensor cut, Tensor moments, bool need_grad, " GKD_SETTINGS
         ") -> (Tensor gradient, Tensor kl)");
-  m.def("_shard_loss(" GKD_LOGITS "Tensor moments, Tensor kl, " GKD_SHARD
-        ") -> (Tensor loss, Tensor weight)");
+  m.def("_shard_loss(" GKD_SHARD "Tensor moments, Tensor kl, " GKD_SETTINGS
+        ") -> (Tensor loss, Tensor grad_scale)");
 }
 
 }  // namespace
 
 TORCH_LIBRARY(gkd, m) {
   define_sharded(m);
-  m.def("loss(Tensor student_logits, Tensor teacher_logits, Tensor? target=None, *, " GKD_LOSS
-        "str method=\"auto\") -> Tensor");
-  m.def(
-      "group(Tensor student_logits, Tensor teacher_logits, Tensor? target=None, *, " GKD_GROUPING
-      "str rank_by=\"teacher\", int ignore_index=-100, bool return_mask=False, "
-      "str method=\"auto\") -> (Tensor size, Tensor mass_teacher, Tensor mass_student, Tensor cut, "
-      "Tensor primary, Tensor binary, Tensor secondary, Tensor mask)");
-  // The reduced loss; the gradient [B, C] of the row losses in the student's dtype, scaled as
-  // math/loss.h says (stored_scale, gradient_headroom), [0] without need_grad; and the weight [] of
-  // the reduction.
-  m.def(
-      "_forward(Tensor student_logits, Tensor teacher_logits, Tensor? target, *, " GKD_LOSS
-      "bool need_grad=True, str method=\"auto\") -> (Tensor loss, Tensor gradient, Tensor weight)");
+  m.def("loss(" GKD_LOGITS "=None, " GKD_SETTINGS ") -> Tensor");
+  // The settings are those of loss; what does not choose the group is not used.
+  m.def("group(" GKD_LOGITS "=None, bool return_mask=False, " GKD_SETTINGS
+        ") -> (Tensor size, Tensor mass_teacher, Tensor mass_student, Tensor cut, "
+        "Tensor primary, Tensor binary, Tensor secondary, Tensor mask)");
+  // The reduced loss; its gradient [B, C] in the student's dtype, divided by grad_scale, [0]
+  // without need_grad; grad_scale [], a power of two (math/loss.h).
+  m.def("_forward(" GKD_LOGITS ", bool need_grad, " GKD_SETTINGS
+        ") -> (Tensor loss, Tensor gradient, Tensor grad_scale)");
   // [] int64 on the logits' device; see csrc/adaptive.cpp.
   m.def("adaptive_group_size(Tensor student_logits, float rate=0.93, int step=100) -> Tensor");
   // Throws IndexError at the first target that is neither a class nor ignore_index. Synchronises.
   m.def("_check_target(Tensor target, SymInt classes, int ignore_index=-100) -> ()");
   // The instruction set that the CPU backend runs on this machine.
   m.def("_cpu_capability() -> str");
-  // gradient[b, c] * (grad_output[b] * later_scale(weight) * factor) in at least float32, rounded
-  // once; grad_output is [] or [B].
-  m.def("_scale(Tensor gradient, Tensor grad_output, Tensor weight, float factor) -> Tensor");
-  // The same in place, for a gradient that nobody needs afterwards. A backend may lack it.
-  m.def("_scale_(Tensor(a!) gradient, Tensor grad_output, Tensor weight, float factor) -> ()");
+  // gradient[b, c] * (grad_output[b] * grad_scale) in at least float32, rounded once; grad_output
+  // is
+  // [] or [B].
+  m.def("_scale(Tensor gradient, Tensor grad_output, Tensor grad_scale) -> Tensor");
+  // The same in place, for a contiguous gradient that nobody needs afterwards. A backend may lack
+  // it.
+  m.def("_scale_(Tensor(a!) gradient, Tensor grad_output, Tensor grad_scale) -> ()");
+  // A copy of a [] loss whose gradient with respect to `features` and `weight` is known already.
+  m.def(
+      "_with_gradients(Tensor loss, Tensor features, Tensor weight, Tensor? features_gradient, "
+      "Tensor? weight_gradient) -> Tensor");
 }

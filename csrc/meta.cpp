@@ -8,26 +8,23 @@
 namespace gkd {
 namespace {
 
-ForwardTensors forward_meta(const at::Tensor& student, const at::Tensor& teacher,
-                            const OptionalTensor& /*target*/, const Settings& /*settings*/,
-                            std::string_view reduction, bool need_grad) {
+ForwardTensors forward_meta(const LossOptions& o, Ref student, Ref teacher,
+                            const OptionalTensor& /*target*/, bool need_grad) {
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   const auto rows = student.sym_size(0);
   at::Tensor loss =
-      reduction == "none" ? at::empty_symint({rows}, options) : at::empty({}, options);
+      o.reduction == "none" ? at::empty_symint({rows}, options) : at::empty({}, options);
   at::Tensor gradient = need_grad ? at::empty_symint({rows, student.sym_size(1)}, student.options())
                                   : at::empty_symint({0}, student.options());
   return {loss, gradient, at::empty({}, options)};
 }
 
-at::Tensor scale_meta(const at::Tensor& gradient, const at::Tensor& /*grad_output*/,
-                      const at::Tensor& /*weight*/, double /*factor*/) {
+at::Tensor scale_meta(Ref gradient, Ref /*grad_output*/, Ref /*grad_scale*/) {
   return at::empty_symint(gradient.sym_sizes(), gradient.options());
 }
 
-GroupTensors group_meta(const at::Tensor& student, const at::Tensor& teacher,
-                        const OptionalTensor& /*target*/, const Settings& /*settings*/,
-                        bool return_mask) {
+GroupTensors group_meta(const LossOptions& /*options*/, Ref student, Ref teacher,
+                        const OptionalTensor& /*target*/, bool return_mask) {
   const auto rows = student.sym_size(0);
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   auto column = [&] { return at::empty_symint({rows}, options); };
@@ -57,8 +54,8 @@ TensorPair emit_meta(const ShardCall& c, Ref, Ref, bool need_grad) {
 }
 TensorPair loss_meta(const ShardCall& c, Ref, Ref) {
   const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
-  return {c.reduction == "none" ? at::empty_symint({c.student.sym_size(0)}, options)
-                                : at::empty({}, options),
+  return {c.options.reduction == "none" ? at::empty_symint({c.student.sym_size(0)}, options)
+                                        : at::empty({}, options),
           at::empty({}, options)};
 }
 
@@ -69,10 +66,8 @@ void check_target_meta(const at::Tensor&, c10::SymInt, std::int64_t) {}
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, Meta, m) {
-  m.impl("_forward", &checked_forward<forward_meta>);
-  m.impl("_scale", &scale_meta);
+  register_ops<forward_meta, group_meta, scale_meta>(m);
   m.impl("_check_target", &check_target_meta);
-  m.impl("group", &checked_group<group_meta>);
   register_stages<extremes_meta, counts_meta, amounts_meta, narrow_meta, moments_meta, emit_meta,
                   loss_meta>(m);
 }

@@ -6,9 +6,9 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "autograd.h"
 #include "gkd/gkd.h"
 #include "math/search.h"
-#include "saved_gradient.h"
 #include "shard_call.h"
 
 namespace gkd {
@@ -44,22 +44,22 @@ struct Ranks {
 
 /// Spreads that any search over this call's ranking logits needs.
 int spreads_of(const ShardCall& c) {
-  const auto dtype = dtype_of(c.settings.rank_by == "student" ? c.student : c.teacher);
+  const auto dtype = dtype_of(c.options.rank_by == "student" ? c.student : c.teacher);
   const bool wide = compute_dtype(c.student, c.teacher) == at::kDouble;
   return wide ? Keys<double>(dtype).spreads() : Keys<float>(dtype).spreads();
 }
 
 /// The cut of every row, double [B]: the whole row's, the same on all ranks.
 at::Tensor find_cut(const ShardCall& c, const Ranks& ranks) {
-  const Settings& s = c.settings;
+  const LossOptions& o = c.options;
   const auto options = c.student.options().dtype(at::kDouble);
   const auto constant = [&](double cut) {
     return at::full_symint({c.student.sym_size(0)}, cut, options);
   };
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  if (s.group_size && *s.group_size == 0) return constant(kInfinity);
-  if (s.group_size && *s.group_size >= c.num_classes) return constant(-kInfinity);
-  if (!s.group_size && s.threshold == 1) {
+  if (o.group_size && *o.group_size == 0) return constant(kInfinity);
+  if (o.group_size && *o.group_size >= c.num_classes) return constant(-kInfinity);
+  if (!o.group_size && o.threshold == 1.0) {
     // Every class of probability > 0.
     const bool wide = compute_dtype(c.student, c.teacher) == at::kDouble;
     return constant(wide ? std::numeric_limits<double>::lowest()
@@ -79,10 +79,10 @@ at::Tensor find_cut(const ShardCall& c, const Ranks& ranks) {
   return cut;
 }
 
+constexpr const char* kName = "gkd::sharded_loss";
+
 void check(const ShardCall& c) {
-  constexpr const char* kName = "gkd::sharded_loss";
-  check_inputs(kName, c.student, c.teacher, c.target, c.settings, /*may_lack_classes=*/true);
-  check_reduction(kName, c.reduction);
+  check_inputs(kName, c.student, c.teacher, c.target, c.options, /*may_lack_classes=*/true);
   check_shard_range(kName, c.student.sym_size(1), c.class_start, c.num_classes);
 }
 
@@ -92,9 +92,9 @@ ForwardTensors forward(const ShardCall& c, bool need_grad, const Ranks& ranks) {
   const auto moments = ranks.gather(call_stage<at::Tensor, Ref>("gkd::_shard_moments", c, cut));
   const auto [gradient, kl] =
       call_stage<TensorPair, Ref, Ref, bool>("gkd::_shard_emit", c, cut, moments, need_grad);
-  const auto [loss, weight] =
+  const auto [loss, grad_scale] =
       call_stage<TensorPair, Ref, Ref>("gkd::_shard_loss", c, moments, ranks.gather(kl));
-  return {loss, gradient, weight};
+  return {loss, gradient, grad_scale};
 }
 
 /// Without a gradient: no [B, C_r] buffer.
@@ -102,27 +102,14 @@ at::Tensor no_grad(const ShardCall& c, std::int64_t world_size, c10::string_view
   return std::get<0>(forward(c, /*need_grad=*/false, {world_size, std::string(group_name)}));
 }
 
-}  // namespace
-
-// Not in an anonymous namespace: profilers and grad_fn show the node's name as it stands.
-struct ShardedLoss : public torch::autograd::Function<ShardedLoss> {
-  static Variable forward(AutogradContext* ctx, const Variable& student, const ShardCall& c,
-                          const Ranks& ranks) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return save_gradient(ctx, student, c.settings, gkd::forward(c, /*need_grad=*/true, ranks));
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
-    return scaled_gradient(ctx, grad_outputs[0], /*inputs=*/3);
-  }
-};
-
-namespace {
-
 at::Tensor autograd(const ShardCall& c, std::int64_t world_size, c10::string_view group_name) {
-  check_differentiable("gkd::sharded_loss", c.student, c.teacher);
+  check_differentiable(kName, c.student, c.teacher);
   const Ranks ranks{world_size, std::string(group_name)};
   if (at::GradMode::is_enabled() && c.student.requires_grad()) {
-    return ShardedLoss::apply(c.student, c, ranks);
+    return attach_gradients(kName, c.student, [&]() -> LossAndGradients {
+      auto [loss, gradient, grad_scale] = forward(c, /*need_grad=*/true, ranks);
+      return {loss, {gradient}, grad_scale};
+    });
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   return std::get<0>(forward(c, /*need_grad=*/false, ranks));
@@ -138,20 +125,19 @@ ForwardTensors sharded_forward(const ShardCall& c, std::int64_t world_size,
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) {
-  m.impl("sharded_loss", &ShardOp<no_grad>::call);
-  m.impl("_check_shard", &ShardOp<check>::call);
+  m.impl("sharded_loss", shard_op<no_grad>);
+  m.impl("_check_shard", shard_op<check>);
 }
 TORCH_LIBRARY_IMPL(gkd, CompositeImplicitAutograd, m) {
-  m.impl("_sharded_forward", &ShardOp<sharded_forward>::call);
+  m.impl("_sharded_forward", shard_op<sharded_forward>);
 }
-TORCH_LIBRARY_IMPL(gkd, Autograd, m) { m.impl("sharded_loss", &ShardOp<autograd>::call); }
+TORCH_LIBRARY_IMPL(gkd, Autograd, m) { m.impl("sharded_loss", shard_op<autograd>); }
 
 at::Tensor sharded_loss(const at::Tensor& student, const at::Tensor& teacher,
                         const OptionalTensor& target, const Shard& shard, const LossOptions& o) {
-  const ShardCall c{student,     teacher,           target,           settings_of(o),
-                    o.reduction, shard.class_start, shard.num_classes};
-  return call_stage<at::Tensor, std::int64_t, c10::string_view>("gkd::sharded_loss", c,
-                                                                shard.world_size, shard.group_name);
+  return call_stage<at::Tensor, std::int64_t, c10::string_view>(
+      "gkd::sharded_loss", {o, student, teacher, target, shard.class_start, shard.num_classes},
+      shard.world_size, shard.group_name);
 }
 
 }  // namespace gkd

@@ -16,7 +16,7 @@ namespace {
 
 /// Rows that count, after a look at every target: an error names the first bad row.
 std::int64_t counted_rows(const char* name, const at::Tensor& student, const OptionalTensor& target,
-                          const Settings& s) {
+                          const LossOptions& s) {
   std::int64_t counted = 0;
   for (std::int64_t row = 0; row < student.size(0); ++row) {
     const cpu::RowTarget own = cpu::target_of(target, row, s.ignore_index);
@@ -29,7 +29,7 @@ std::int64_t counted_rows(const char* name, const at::Tensor& student, const Opt
 /// Runs every row; `done(row, result, target)` stores what the caller wants of it.
 template <class Done>
 void for_rows(const at::Tensor& student, const at::Tensor& teacher, const OptionalTensor& target,
-              const Settings& s, double gradient_scale, at::Tensor* gradient, Done done) {
+              const LossOptions& s, double gradient_scale, at::Tensor* gradient, Done done) {
   const std::int64_t rows = student.size(0), classes = student.size(1);
   const bool wide = compute_dtype(student, teacher) == at::kDouble;
   const cpu::RowFunction run = wide ? cpu::kernels().wide : cpu::kernels().single;
@@ -37,7 +37,7 @@ void for_rows(const at::Tensor& student, const at::Tensor& teacher, const Option
   common.classes = classes;
   common.gradient_scale = gradient_scale;
   common.how = cpu::selection_of(s);
-  common.weights = s.weights();
+  common.weights = weights_of(s);
   cpu::each_row(rows, classes,
                 [&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
                   const cpu::RowTarget own = cpu::target_of(target, row, s.ignore_index);
@@ -55,36 +55,34 @@ void for_rows(const at::Tensor& student, const at::Tensor& teacher, const Option
                 });
 }
 
-ForwardTensors forward_cpu(const at::Tensor& student, const at::Tensor& teacher,
-                           const OptionalTensor& target, const Settings& s,
-                           std::string_view reduction, bool need_grad) {
+ForwardTensors forward_cpu(const LossOptions& s, Ref student, Ref teacher,
+                           const OptionalTensor& target, bool need_grad) {
   const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const std::int64_t counted = counted_rows("gkd::loss", student, target, s);
-  const double weight = cpu::reduction_weight(reduction, counted);
-  const double scale = stored_scale(weight, student.scalar_type() == at::kHalf) *
-                       gradient_headroom(student.scalar_type(), s.weights());
+  const double weight = cpu::reduction_weight(s.reduction, counted);
+  const GradScale scale = grad_scale(weight, weights_of(s), student.scalar_type() == at::kHalf);
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   at::Tensor gradient = need_grad ? at::empty({student.size(0), student.size(1)}, student.options())
                                   : at::empty({0}, student.options());
   std::vector<double> losses(student.size(0));
   at::Tensor loss =
-      reduction == "none" ? at::empty({student.size(0)}, options) : at::empty({}, options);
+      s.reduction == "none" ? at::empty({student.size(0)}, options) : at::empty({}, options);
   AT_DISPATCH_FLOATING_TYPES(loss.scalar_type(), "gkd_forward_cpu", [&] {
     for_rows(
-        su, te, target, s, scale, need_grad ? &gradient : nullptr,
+        su, te, target, s, scale.stored, need_grad ? &gradient : nullptr,
         [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget) { losses[row] = r.loss; });
     scalar_t* out = loss.mutable_data_ptr<scalar_t>();
-    if (reduction == "none") {
+    if (s.reduction == "none") {
       std::copy(losses.begin(), losses.end(), out);
     } else {
       *out = static_cast<scalar_t>(weight * std::accumulate(losses.begin(), losses.end(), 0.0));
     }
   });
-  return {loss, gradient, at::full({}, weight, options)};
+  return {loss, gradient, at::full({}, scale.later, options)};
 }
 
-GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
-                       const OptionalTensor& target, const Settings& s, bool return_mask) {
+GroupTensors group_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
+                       bool return_mask) {
   counted_rows("gkd::group", student, target, s);
   const std::int64_t rows = student.size(0), classes = student.size(1);
   const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
@@ -122,13 +120,12 @@ GroupTensors group_cpu(const at::Tensor& student, const at::Tensor& teacher,
   return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }
 
-/// to = from * scale, both contiguous; they may be one.
-void scale_rows(const at::Tensor& from, const at::Tensor& to_tensor, const at::Tensor& grad_output,
-                const at::Tensor& weight, double factor) {
+/// to = from * grad_output * grad_scale, both contiguous; they may be one.
+void scale_rows(Ref from, Ref to_tensor, Ref grad_output, Ref grad_scale) {
   const std::int64_t rows = from.size(0), classes = from.size(1);
-  const double by = later_scale(weight.item<double>(), from.scalar_type() == at::kHalf) * factor;
-  const at::Tensor scales = (grad_output.to(at::kDouble) * by).expand({rows}).contiguous();
-  const double* scale = scales.const_data_ptr<double>();
+  const at::Tensor factors =
+      (grad_output.to(at::kDouble) * grad_scale.item<double>()).expand({rows}).contiguous();
+  const double* factor = factors.const_data_ptr<double>();
   if (rows == 0) return;
   const char* in = static_cast<const char*>(from.const_data_ptr());
   char* to = static_cast<char*>(to_tensor.mutable_data_ptr());
@@ -138,33 +135,28 @@ void scale_rows(const at::Tensor& from, const at::Tensor& to_tensor, const at::T
   take_turns(rows * pieces, [&](auto next) {
     for (std::int64_t k = next(); k < rows * pieces; k = next()) {
       const std::int64_t row = k / pieces, first = k % pieces * cpu::kSegment;
-      if (in == to && scale[row] == 1) continue;  // it is there already
+      if (in == to && factor[row] == 1) continue;  // it is there already
       const std::int64_t at = (row * classes + first) * from.element_size();
-      run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first), scale[row]);
+      run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first), factor[row]);
     }
   });
 }
 
-at::Tensor scale_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
-                     const at::Tensor& weight, double factor) {
+at::Tensor scale_cpu(Ref gradient, Ref grad_output, Ref grad_scale) {
   at::Tensor out = at::empty(gradient.sizes(), gradient.options(), at::MemoryFormat::Contiguous);
-  scale_rows(gradient.contiguous(), out, grad_output, weight, factor);
+  scale_rows(gradient.contiguous(), out, grad_output, grad_scale);
   return out;
 }
 
-void scale_in_place_cpu(const at::Tensor& gradient, const at::Tensor& grad_output,
-                        const at::Tensor& weight, double factor) {
-  TORCH_INTERNAL_ASSERT(gradient.is_contiguous());  // as _forward made it
-  scale_rows(gradient, gradient, grad_output, weight, factor);
+void scale_in_place_cpu(Ref gradient, Ref grad_output, Ref grad_scale) {
+  scale_rows(gradient, gradient, grad_output, grad_scale);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CPU, m) {
-  m.impl("_forward", &checked_forward<forward_cpu>);
-  m.impl("_scale", &scale_cpu);
+  register_ops<forward_cpu, group_cpu, scale_cpu>(m);
   m.impl("_scale_", &scale_in_place_cpu);
-  m.impl("group", &checked_group<group_cpu>);
 }
 
 }  // namespace gkd

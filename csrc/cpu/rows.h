@@ -35,8 +35,9 @@ inline RowTarget target_of(const OptionalTensor& target, std::int64_t row,
   return value == ignore_index ? RowTarget{-1, true} : RowTarget{value, false};
 }
 
-inline Selection selection_of(const Settings& s) {
-  return {s.threshold, s.group_size.value_or(-1), s.rank_by == "student", s.method == "sort"};
+inline Selection selection_of(const LossOptions& s) {
+  return {s.threshold.value_or(LossOptions::kDefaultThreshold), s.group_size.value_or(-1),
+          s.rank_by == "student", s.method == "sort"};
 }
 
 /// The factor of the reduction.

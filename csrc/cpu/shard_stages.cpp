@@ -45,17 +45,20 @@ struct Rows {
     // Of another shard: no class here.
     t.row.target =
         c.target && !own.ignored && own.value >= c.class_start ? own.value - c.class_start : -1;
-    t.row.how = cpu::selection_of(c.settings);
-    t.row.weights = c.settings.weights();
+    t.row.how = cpu::selection_of(c.options);
+    t.row.weights = weights_of(c.options);
     return t;
   }
   cpu::RowTarget target(std::int64_t row) const {
-    return cpu::target_of(c.target, row, c.settings.ignore_index);
+    return cpu::target_of(c.target, row, c.options.ignore_index);
+  }
+  GradScale grad_scale() const {
+    return gkd::grad_scale(weight(), weights_of(c.options), student.scalar_type() == at::kHalf);
   }
   double weight() const {
     std::int64_t counted = 0;
     for (std::int64_t row = 0; row < c.rows(); ++row) counted += !target(row).ignored;
-    return cpu::reduction_weight(c.reduction, counted);
+    return cpu::reduction_weight(c.options.reduction, counted);
   }
   template <class Body>
   void each(Body body) const {
@@ -140,7 +143,7 @@ Merged merge(const ShardCall& c, Ref moments, std::int64_t row) {
     const double* part = from + (rank * c.rows() + row) * kWireMoments;
     all.bad |= part[kWireBad] != 0;
     for (int g = 0; g < 2; ++g) {
-      all.group[g].merge(moments_from_wire(part, g), 1 / c.settings.temperature);
+      all.group[g].merge(moments_from_wire(part, g), 1 / c.options.temperature);
     }
   }
   const auto& [in, rest] = all.group;
@@ -153,9 +156,7 @@ TensorPair emit(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
                                   : at::empty({0}, c.student.options());
   at::Tensor kl = wire(c, 2, at::kDouble);
   Rows rows(c);
-  const auto dtype = c.student.scalar_type();
-  rows.gradient_scale = stored_scale(rows.weight(), dtype == at::kHalf) *
-                        gradient_headroom(dtype, c.settings.weights());
+  rows.gradient_scale = rows.grad_scale().stored;
   rows.each([&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
     const cpu::ShardTask task = rows.task(row, need_grad ? &gradient : nullptr);
     const cpu::RowTarget target = rows.target(row);
@@ -175,7 +176,7 @@ TensorPair emit(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
 
 TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
   const Rows rows(c);
-  const Weights weights = c.settings.weights();
+  const Weights weights = weights_of(c.options);
   at::Tensor each = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
   for (std::int64_t row = 0; row < c.rows(); ++row) {
     const cpu::RowTarget target = rows.target(row);
@@ -196,9 +197,8 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
     }
   }
   const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
-  const double weight = rows.weight();
-  const at::Tensor total = c.reduction == "none" ? each : each.sum() * weight;
-  return {total.to(options.dtype()), at::full({}, weight, options)};
+  const at::Tensor total = c.options.reduction == "none" ? each : each.sum() * rows.weight();
+  return {total.to(options.dtype()), at::full({}, rows.grad_scale().later, options)};
 }
 
 }  // namespace

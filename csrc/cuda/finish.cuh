@@ -63,8 +63,7 @@ __device__ RowReport finish_merged(const Problem& p, const MergedParts& all, dou
   }
   report.summary = finish_row(group, p.weights, row->coef);
   report.size = group[0].count;
-  const T scale =
-      static_cast<T>(p.headroom * stored_scale(weight, p.student.dtype == Dtype::kHalf));
+  const T scale = static_cast<T>(p.grad_scale(weight).stored);
   for (int g = 0; g < 2; ++g) {
     row->coef[g].on_q *= scale;
     row->coef[g].on_gap *= scale;

@@ -22,7 +22,6 @@ std::size_t fused_scratch_bytes(const FusedPlan& plan);
 /// All rows: cuts unless `constant_cut`, summaries, gradients, reports.
 template <class T>
 cudaError_t run_fused(const Problem& problem, const FusedPlan& plan, const Workspace<T>& workspace,
-                      const T* weight, bool constant_cut, bool all_kl, void* gradient,
-                      cudaStream_t stream);
+                      bool constant_cut, bool all_kl, void* gradient, cudaStream_t stream);
 
 }  // namespace gkd::cuda

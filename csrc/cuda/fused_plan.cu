@@ -83,13 +83,12 @@ std::size_t fused_scratch_bytes(const FusedPlan& plan) {
 
 template <class T>
 cudaError_t run_fused(const Problem& p, const FusedPlan& plan, const Workspace<T>& w,
-                      const T* weight, bool constant_cut, bool all_kl, void* gradient,
-                      cudaStream_t stream) {
+                      bool constant_cut, bool all_kl, void* gradient, cudaStream_t stream) {
   FusedCall<T> call;
   call.p = p;
   call.state = w.state;
   call.report = w.report;
-  call.weight = weight;
+  call.weight = w.weight;
   call.gradient = gradient;
   call.scratch = static_cast<GridScratch*>(w.selection);
   call.members = plan.members;
@@ -119,8 +118,8 @@ cudaError_t run_fused(const Problem& p, const FusedPlan& plan, const Workspace<T
 }
 
 template cudaError_t run_fused<float>(const Problem&, const FusedPlan&, const Workspace<float>&,
-                                      const float*, bool, bool, void*, cudaStream_t);
+                                      bool, bool, void*, cudaStream_t);
 template cudaError_t run_fused<double>(const Problem&, const FusedPlan&, const Workspace<double>&,
-                                       const double*, bool, bool, void*, cudaStream_t);
+                                       bool, bool, void*, cudaStream_t);
 
 }  // namespace gkd::cuda

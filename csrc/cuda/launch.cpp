@@ -38,13 +38,12 @@ Workspace<T> lay_out(const Problem& p, const Device& device, Method method, cons
 /// Cuts, summaries and last sweeps of all rows, chunk by chunk where they take several kernels.
 template <class T>
 cudaError_t run_rows(const Problem& p, const Device& device, Method method, const FusedPlan& plan,
-                     const Workspace<T>& w, const T* weight, bool all_kl, void* gradient,
-                     cudaStream_t stream) {
+                     const Workspace<T>& w, bool all_kl, void* gradient, cudaStream_t stream) {
   T cut;
   const bool constant = constant_cut(p, &cut);
   if (constant) GKD_TRY(fill_cuts(p, w.state, cut, stream));
   if (plan.regime != Regime::kSplit) {
-    return run_fused(p, plan, w, weight, constant, all_kl, gradient, stream);
+    return run_fused(p, plan, w, constant, all_kl, gradient, stream);
   }
   for (std::int64_t row = 0; row < p.rows; row += w.chunk_rows) {
     const std::int64_t rows = std::min(w.chunk_rows, p.rows - row);
@@ -53,7 +52,7 @@ cudaError_t run_rows(const Problem& p, const Device& device, Method method, cons
       const auto find = method == Method::kSort ? &find_cuts_sort<T> : &find_cuts_select<T>;
       GKD_TRY(find(p, chunk, w.state, w.selection, stream));
     }
-    GKD_TRY(run_split(p, chunk, w, weight, all_kl, gradient, stream));
+    GKD_TRY(run_split(p, chunk, w, all_kl, gradient, stream));
   }
   return cudaSuccess;
 }
@@ -63,11 +62,9 @@ cudaError_t forward(const Problem& p, const Results& results, const Device& devi
                     void* workspace, cudaStream_t stream) {
   const FusedPlan plan = plan_of(p, device, method);
   const Workspace<T> w = lay_out<T>(p, device, method, plan, workspace);
-  T* weight = static_cast<T*>(results.weight);
-  GKD_TRY(read_targets(p, w.state, weight, stream));
-  GKD_TRY(
-      run_rows<T>(p, device, method, plan, w, weight, /*all_kl=*/false, results.gradient, stream));
-  return reduce_loss(p, w.report, weight, static_cast<T*>(results.loss), stream);
+  GKD_TRY(read_targets(p, w.state, w.weight, static_cast<T*>(results.grad_scale), stream));
+  GKD_TRY(run_rows<T>(p, device, method, plan, w, /*all_kl=*/false, results.gradient, stream));
+  return reduce_loss(p, w.report, w.weight, static_cast<T*>(results.loss), stream);
 }
 
 template <class T>
@@ -75,8 +72,8 @@ cudaError_t group(const Problem& p, const GroupColumns& columns, const Device& d
                   Method method, void* workspace, cudaStream_t stream) {
   const FusedPlan plan = plan_of(p, device, method);
   const Workspace<T> w = lay_out<T>(p, device, method, plan, workspace);
-  GKD_TRY(read_targets(p, w.state, w.weight, stream));
-  GKD_TRY(run_rows<T>(p, device, method, plan, w, w.weight, /*all_kl=*/true, nullptr, stream));
+  GKD_TRY(read_targets<T>(p, w.state, w.weight, nullptr, stream));
+  GKD_TRY(run_rows<T>(p, device, method, plan, w, /*all_kl=*/true, nullptr, stream));
   return write_group(p, w.state, w.report, device, columns, stream);
 }
 

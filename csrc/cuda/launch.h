@@ -37,12 +37,11 @@ cudaError_t forward(const Problem& problem, const Results& results, const Device
 cudaError_t group(const Problem& problem, const GroupColumns& columns, const Device& device,
                   Method method, void* workspace, cudaStream_t stream);
 
-/// out = gradient * (grad_output[row] * later_scale(*weight) * factor); grad_stride 0: one value.
-/// In place, a factor of 1 leaves the row untouched. `wide`: grad_output and weight are double,
+/// out = gradient * (grad_output[row] * *grad_scale); grad_stride 0: one grad_output for all rows.
+/// In place, a factor of 1 leaves the row untouched. `wide`: grad_output and grad_scale are double,
 /// else float.
 cudaError_t scale(const void* gradient, Dtype dtype, const void* grad_output,
-                  std::int64_t grad_stride, const void* weight, bool wide, double factor,
-                  std::int64_t rows, std::int64_t classes, void* out, const Device& device,
-                  cudaStream_t stream);
+                  std::int64_t grad_stride, const void* grad_scale, bool wide, std::int64_t rows,
+                  std::int64_t classes, void* out, const Device& device, cudaStream_t stream);
 
 }  // namespace gkd::cuda

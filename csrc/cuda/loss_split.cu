@@ -125,22 +125,22 @@ cudaError_t emit_parts(const Problem& p, const Chunk& chunk, const Workspace<T>&
 }
 
 template <class T>
-cudaError_t run_split(const Problem& p, const Chunk& chunk, const Workspace<T>& w, const T* weight,
-                      bool all_kl, void* gradient, cudaStream_t stream) {
+cudaError_t run_split(const Problem& p, const Chunk& chunk, const Workspace<T>& w, bool all_kl,
+                      void* gradient, cudaStream_t stream) {
   GKD_TRY(summarise_parts(p, chunk, w, stream));
   finish_kernel<T><<<blocks_of(chunk.rows, kWarpsPerBlock), kWarpsPerBlock * kWarp, 0, stream>>>(
-      p, chunk, w.state, w.moments, w.report, weight);
+      p, chunk, w.state, w.moments, w.report, w.weight);
   GKD_TRY(cudaGetLastError());
   return emit_parts(p, chunk, w, all_kl, gradient, stream);
 }
 
-#define GKD_INSTANTIATE(T)                                                                       \
-  template cudaError_t summarise_parts<T>(const Problem&, const Chunk&, const Workspace<T>&,     \
-                                          cudaStream_t);                                         \
-  template cudaError_t emit_parts<T>(const Problem&, const Chunk&, const Workspace<T>&, bool,    \
-                                     void*, cudaStream_t);                                       \
-  template cudaError_t run_split<T>(const Problem&, const Chunk&, const Workspace<T>&, const T*, \
-                                    bool, void*, cudaStream_t);
+#define GKD_INSTANTIATE(T)                                                                    \
+  template cudaError_t summarise_parts<T>(const Problem&, const Chunk&, const Workspace<T>&,  \
+                                          cudaStream_t);                                      \
+  template cudaError_t emit_parts<T>(const Problem&, const Chunk&, const Workspace<T>&, bool, \
+                                     void*, cudaStream_t);                                    \
+  template cudaError_t run_split<T>(const Problem&, const Chunk&, const Workspace<T>&, bool,  \
+                                    void*, cudaStream_t);
 GKD_INSTANTIATE(float)
 GKD_INSTANTIATE(double)
 #undef GKD_INSTANTIATE

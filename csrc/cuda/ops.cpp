@@ -17,7 +17,7 @@ void check_row_length(const char* name, std::int64_t classes) {
                     classes);
 }
 
-cuda::Method method_of(const Settings& s) {
+cuda::Method method_of(const LossOptions& s) {
   return s.method == "sort" ? cuda::Method::kSort : cuda::Method::kSelect;
 }
 
@@ -27,33 +27,31 @@ at::Tensor workspace_for(const cuda::Problem& p, const cuda::Device& device, cud
   return at::empty({bytes}, like.options().dtype(at::kByte));
 }
 
-ForwardTensors forward_cuda(const at::Tensor& student, const at::Tensor& teacher,
-                            const OptionalTensor& target, const Settings& s,
-                            std::string_view reduction, bool need_grad) {
+ForwardTensors forward_cuda(const LossOptions& s, Ref student, Ref teacher,
+                            const OptionalTensor& target, bool need_grad) {
   const c10::cuda::CUDAGuard guard(student.device());
   const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const std::int64_t rows = student.size(0), classes = student.size(1);
   check_row_length("gkd::loss", classes);
   const auto options = student.options().dtype(compute_dtype(student, teacher));
-  at::Tensor loss = reduction == "none" ? at::empty({rows}, options) : at::empty({}, options);
-  at::Tensor weight = at::empty({}, options);
+  at::Tensor loss = s.reduction == "none" ? at::empty({rows}, options) : at::empty({}, options);
+  at::Tensor grad_scale = at::empty({}, options);
   at::Tensor gradient =
       need_grad ? at::empty({rows, classes}, student.options()) : at::empty({0}, student.options());
-  if (rows == 0) return {loss.zero_(), gradient, weight.fill_(1)};
-  cuda::Problem p = cuda::problem_of(su, te, target, s);
-  p.reduction = cuda::reduction_of(reduction);
+  if (rows == 0) return {loss.zero_(), gradient, grad_scale.fill_(1)};
+  const cuda::Problem p = cuda::problem_of(su, te, target, s);
   const cuda::Device device = cuda::this_device();
   const cuda::Method method = method_of(s);
   const at::Tensor workspace = workspace_for(p, device, method, student);
-  const cuda::Results results{loss.mutable_data_ptr(), weight.mutable_data_ptr(),
+  const cuda::Results results{loss.mutable_data_ptr(), grad_scale.mutable_data_ptr(),
                               need_grad ? gradient.mutable_data_ptr() : nullptr};
   C10_CUDA_CHECK(cuda::forward(p, results, device, method, workspace.mutable_data_ptr(),
                                at::cuda::getCurrentCUDAStream()));
-  return {loss, gradient, weight};
+  return {loss, gradient, grad_scale};
 }
 
-GroupTensors group_cuda(const at::Tensor& student, const at::Tensor& teacher,
-                        const OptionalTensor& target, const Settings& s, bool return_mask) {
+GroupTensors group_cuda(const LossOptions& s, Ref student, Ref teacher,
+                        const OptionalTensor& target, bool return_mask) {
   const c10::cuda::CUDAGuard guard(student.device());
   const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const std::int64_t rows = student.size(0), classes = student.size(1);
@@ -84,39 +82,33 @@ GroupTensors group_cuda(const at::Tensor& student, const at::Tensor& teacher,
 }
 
 /// `to` may be `gradient` itself: each class is read and written by one thread.
-void scale_into(const at::Tensor& gradient, const at::Tensor& grad_output, const at::Tensor& weight,
-                double factor, const at::Tensor& to) {
+void scale_into(Ref gradient, Ref grad_output, Ref grad_scale, Ref to) {
   const c10::cuda::CUDAGuard guard(gradient.device());
-  const at::Tensor scales = grad_output.to(weight.scalar_type()).resolve_neg();
+  const at::Tensor factors = grad_output.to(grad_scale.scalar_type()).resolve_neg();
   if (to.numel() == 0) return;
-  C10_CUDA_CHECK(cuda::scale(gradient.const_data_ptr(), dtype_of(gradient), scales.const_data_ptr(),
-                             scales.dim() == 0 ? 0 : scales.stride(0), weight.const_data_ptr(),
-                             weight.scalar_type() == at::kDouble, factor, gradient.size(0),
-                             gradient.size(1), to.mutable_data_ptr(), cuda::this_device(),
-                             at::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(cuda::scale(gradient.const_data_ptr(), dtype_of(gradient),
+                             factors.const_data_ptr(), factors.dim() == 0 ? 0 : factors.stride(0),
+                             grad_scale.const_data_ptr(), grad_scale.scalar_type() == at::kDouble,
+                             gradient.size(0), gradient.size(1), to.mutable_data_ptr(),
+                             cuda::this_device(), at::cuda::getCurrentCUDAStream()));
 }
 
-at::Tensor scale_cuda(const at::Tensor& gradient, const at::Tensor& grad_output,
-                      const at::Tensor& weight, double factor) {
+at::Tensor scale_cuda(Ref gradient, Ref grad_output, Ref grad_scale) {
   const at::Tensor from = gradient.contiguous();
   at::Tensor out = at::empty(gradient.sizes(), gradient.options());
-  scale_into(from, grad_output, weight, factor, out);
+  scale_into(from, grad_output, grad_scale, out);
   return out;
 }
 
-void scale_cuda_(const at::Tensor& gradient, const at::Tensor& grad_output,
-                 const at::Tensor& weight, double factor) {
-  TORCH_INTERNAL_ASSERT(gradient.is_contiguous(), "the forward's gradient is contiguous");
-  scale_into(gradient, grad_output, weight, factor, gradient);
+void scale_cuda_(Ref gradient, Ref grad_output, Ref grad_scale) {
+  scale_into(gradient, grad_output, grad_scale, gradient);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CUDA, m) {
-  m.impl("_forward", &checked_forward<forward_cuda>);
-  m.impl("_scale", &scale_cuda);
+  register_ops<forward_cuda, group_cuda, scale_cuda>(m);
   m.impl("_scale_", &scale_cuda_);
-  m.impl("group", &checked_group<group_cuda>);
 }
 
 }  // namespace gkd

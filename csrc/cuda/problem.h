@@ -39,7 +39,6 @@ struct Problem {
   bool by_student = false;
   Weights weights;
   Reduction reduction = Reduction::kMean;
-  double headroom = 1;  ///< what a stored gradient is multiplied by, beside stored_scale(weight)
 
   GKD_HD const Matrix& ranking() const { return by_student ? student : teacher; }
   GKD_HD std::int64_t row_classes() const { return all_classes > 0 ? all_classes : classes; }
@@ -47,12 +46,15 @@ struct Problem {
   GKD_HD bool wide() const {
     return student.dtype == Dtype::kDouble || teacher.dtype == Dtype::kDouble;
   }
+  GKD_HD GradScale grad_scale(double weight) const {
+    return gkd::grad_scale(weight, weights, student.dtype == Dtype::kHalf);
+  }
 };
 
-/// Where results go, in device memory. `loss` and `weight` have the arithmetic's type.
+/// Where results go, in device memory. `loss` and `grad_scale` have the arithmetic's type.
 struct Results {
-  void* loss = nullptr;    ///< [] or, without reduction, [rows]
-  void* weight = nullptr;  ///< []
+  void* loss = nullptr;        ///< [] or, without reduction, [rows]
+  void* grad_scale = nullptr;  ///< []: the loss's gradient is grad_scale * gradient
   void* gradient =
       nullptr;  ///< [rows, classes] contiguous in the student's dtype; null: not wanted
 };

@@ -12,7 +12,7 @@ namespace {
 
 /// One block for all rows, so that the count needs no second kernel and no atomics.
 template <class T>
-__global__ void targets_kernel(Problem p, RowState<T>* state, T* weight) {
+__global__ void targets_kernel(Problem p, RowState<T>* state, T* weight, T* grad_scale) {
   using Reduce = cub::BlockReduce<long long, kRowsThreads>;
   __shared__ typename Reduce::TempStorage storage;
   long long counted = 0;
@@ -40,6 +40,7 @@ __global__ void targets_kernel(Problem p, RowState<T>* state, T* weight) {
   if (threadIdx.x != 0) return;
   const bool mean = p.reduction == Reduction::kMean;
   *weight = mean ? T(1) / static_cast<T>(counted > 0 ? counted : 1) : T(1);
+  if (grad_scale != nullptr) *grad_scale = static_cast<T>(p.grad_scale(*weight).later);
 }
 
 template <class T>
@@ -97,12 +98,11 @@ __global__ void mask_kernel(Problem p, Split split, std::int64_t first_row,
 /// T: the type of grad_output and of the product.
 template <class T, class Elem>
 __global__ void scale_kernel(const Elem* gradient, const T* grad_output, std::int64_t grad_stride,
-                             const T* weight, double factor, Split split, std::int64_t first_row,
+                             const T* grad_scale, Split split, std::int64_t first_row,
                              std::int64_t classes, Elem* out) {
   const std::int64_t row = first_row + blockIdx.x / split.parts, part = blockIdx.x % split.parts;
-  const double later =
-      later_scale(static_cast<double>(*weight), std::is_same_v<Elem, __half>) * factor;
-  const T by = static_cast<T>(static_cast<double>(grad_output[row * grad_stride]) * later);
+  const T by = static_cast<T>(static_cast<double>(grad_output[row * grad_stride]) *
+                              static_cast<double>(*grad_scale));
   if (out == gradient && by == T(1)) return;  // it is there already
   const std::int64_t begin = part * split.part_classes;
   const std::int64_t end = min(begin + split.part_classes, classes);
@@ -138,21 +138,22 @@ cudaError_t over_rows(std::int64_t rows, const Split& split, Launch launch) {
 
 template <class T, class Elem>
 cudaError_t launch_scale(const void* gradient, const void* grad_output, std::int64_t grad_stride,
-                         const void* weight, double factor, std::int64_t rows, std::int64_t classes,
-                         void* out, const Device& device, cudaStream_t stream) {
+                         const void* grad_scale, std::int64_t rows, std::int64_t classes, void* out,
+                         const Device& device, cudaStream_t stream) {
   const Split split = split_rows(rows, classes, device);
   return over_rows(rows, split, [&](std::int64_t row, unsigned blocks) {
     scale_kernel<T, Elem><<<blocks, kSweepThreads, 0, stream>>>(
         static_cast<const Elem*>(gradient), static_cast<const T*>(grad_output), grad_stride,
-        static_cast<const T*>(weight), factor, split, row, classes, static_cast<Elem*>(out));
+        static_cast<const T*>(grad_scale), split, row, classes, static_cast<Elem*>(out));
   });
 }
 
 }  // namespace
 
 template <class T>
-cudaError_t read_targets(const Problem& p, RowState<T>* state, T* weight, cudaStream_t stream) {
-  targets_kernel<T><<<1, kRowsThreads, 0, stream>>>(p, state, weight);
+cudaError_t read_targets(const Problem& p, RowState<T>* state, T* weight, T* grad_scale,
+                         cudaStream_t stream) {
+  targets_kernel<T><<<1, kRowsThreads, 0, stream>>>(p, state, weight, grad_scale);
   return cudaGetLastError();
 }
 
@@ -182,11 +183,10 @@ cudaError_t write_group(const Problem& p, const RowState<T>* state, const RowRep
 }
 
 cudaError_t scale(const void* gradient, Dtype dtype, const void* grad_output,
-                  std::int64_t grad_stride, const void* weight, bool wide, double factor,
-                  std::int64_t rows, std::int64_t classes, void* out, const Device& device,
-                  cudaStream_t stream) {
+                  std::int64_t grad_stride, const void* grad_scale, bool wide, std::int64_t rows,
+                  std::int64_t classes, void* out, const Device& device, cudaStream_t stream) {
   auto run = [&](auto launch) {
-    return launch(gradient, grad_output, grad_stride, weight, factor, rows, classes, out, device,
+    return launch(gradient, grad_output, grad_stride, grad_scale, rows, classes, out, device,
                   stream);
   };
   if (wide) {  // the teacher may be wider than the gradient
@@ -212,7 +212,7 @@ cudaError_t scale(const void* gradient, Dtype dtype, const void* grad_output,
 }
 
 #define GKD_INSTANTIATE(T)                                                                  \
-  template cudaError_t read_targets<T>(const Problem&, RowState<T>*, T*, cudaStream_t);     \
+  template cudaError_t read_targets<T>(const Problem&, RowState<T>*, T*, T*, cudaStream_t); \
   template cudaError_t reduce_loss<T>(const Problem&, const RowReport*, const T*, T*,       \
                                       cudaStream_t);                                        \
   template cudaError_t write_group<T>(const Problem&, const RowState<T>*, const RowReport*, \

@@ -40,7 +40,7 @@ cudaError_t shard_emit(const Problem& problem, const Device& device, const doubl
                        const double* moments, std::int64_t ranks, void* gradient, double* kl,
                        void* workspace, cudaStream_t stream);
 
-/// Of all ranks' moments and kl [ranks, rows, 2] -> loss and weight as of Results
+/// Of all ranks' moments and kl [ranks, rows, 2] -> loss and grad_scale as of Results
 cudaError_t shard_loss(const Problem& problem, const Device& device, const double* moments,
                        const double* kl, std::int64_t ranks, const Results& results,
                        void* workspace, cudaStream_t stream);

@@ -110,7 +110,7 @@ Chunk all_rows(const Problem& p, const Device& device) {
 template <class T>
 cudaError_t set_cuts(const Problem& p, const double* cut, const Workspace<T>& w,
                      cudaStream_t stream) {
-  GKD_TRY(read_targets(p, w.state, w.weight, stream));
+  GKD_TRY(read_targets<T>(p, w.state, w.weight, nullptr, stream));
   set_cuts_kernel<<<blocks_of(p.rows, kSweepThreads), kSweepThreads, 0, stream>>>(p.rows, cut,
                                                                                   w.state);
   return cudaGetLastError();
@@ -118,9 +118,9 @@ cudaError_t set_cuts(const Problem& p, const double* cut, const Workspace<T>& w,
 
 template <class T>
 cudaError_t finish_shard(const Problem& p, const double* moments, std::int64_t ranks,
-                         const T* weight, const Workspace<T>& w, cudaStream_t stream) {
+                         const Workspace<T>& w, cudaStream_t stream) {
   finish_shard_kernel<<<blocks_of(p.rows, kWarpsPerBlock), kWarpsPerBlock * kWarp, 0, stream>>>(
-      p, ranks, moments, w.state, w.report, weight);
+      p, ranks, moments, w.state, w.report, w.weight);
   return cudaGetLastError();
 }
 
@@ -154,7 +154,7 @@ cudaError_t shard_emit(const Problem& p, const Device& device, const double* cut
                        void* workspace, cudaStream_t stream) {
   return with_workspace(p, device, workspace, [&](const auto& w) -> cudaError_t {
     GKD_TRY(set_cuts(p, cut, w, stream));
-    GKD_TRY(finish_shard(p, moments, ranks, w.weight, w, stream));
+    GKD_TRY(finish_shard(p, moments, ranks, w, stream));
     GKD_TRY(emit_parts(p, all_rows(p, device), w, /*all_kl=*/false, gradient, stream));
     send_kl_kernel<<<blocks_of(p.rows, kSweepThreads), kSweepThreads, 0, stream>>>(p.rows, w.report,
                                                                                    kl);
@@ -167,13 +167,12 @@ cudaError_t shard_loss(const Problem& p, const Device& device, const double* mom
                        void* workspace, cudaStream_t stream) {
   return with_workspace(p, device, workspace, [&](const auto& w) -> cudaError_t {
     using T = std::remove_pointer_t<decltype(w.weight)>;
-    T* weight = static_cast<T*>(results.weight);
-    GKD_TRY(read_targets(p, w.state, weight, stream));
-    GKD_TRY(finish_shard(p, moments, ranks, weight, w, stream));
+    GKD_TRY(read_targets(p, w.state, w.weight, static_cast<T*>(results.grad_scale), stream));
+    GKD_TRY(finish_shard(p, moments, ranks, w, stream));
     close_shard_kernel<<<blocks_of(p.rows, kSweepThreads), kSweepThreads, 0, stream>>>(
         p, ranks, w.state, kl, w.report);
     GKD_TRY(cudaGetLastError());
-    return reduce_loss(p, w.report, weight, static_cast<T*>(results.loss), stream);
+    return reduce_loss(p, w.report, w.weight, static_cast<T*>(results.loss), stream);
   });
 }
 

@@ -20,12 +20,11 @@ struct Stage {
       : guard(c.student.device()),
         student(c.student.resolve_neg()),
         teacher(c.teacher.resolve_neg()),
-        p(cuda::problem_of(student, teacher, c.target, c.settings)),
+        p(cuda::problem_of(student, teacher, c.target, c.options)),
         device(cuda::this_device()),
         stream(at::cuda::getCurrentCUDAStream()) {
     p.all_classes = c.num_classes;
     p.class_start = c.class_start;
-    p.reduction = cuda::reduction_of(c.reduction);
   }
   at::Tensor workspace() const {
     const auto bytes = static_cast<std::int64_t>(cuda::shard_workspace_bytes(p, device));
@@ -111,15 +110,15 @@ TensorPair emit(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
 TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
   const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
   at::Tensor value =
-      c.reduction == "none" ? at::empty({c.rows()}, options) : at::empty({}, options);
-  at::Tensor weight = at::empty({}, options);
-  if (c.rows() == 0) return {value.zero_(), weight.fill_(1)};
+      c.options.reduction == "none" ? at::empty({c.rows()}, options) : at::empty({}, options);
+  at::Tensor grad_scale = at::empty({}, options);
+  if (c.rows() == 0) return {value.zero_(), grad_scale.fill_(1)};
   const Stage s(c);
-  const cuda::Results results{value.mutable_data_ptr(), weight.mutable_data_ptr(), nullptr};
+  const cuda::Results results{value.mutable_data_ptr(), grad_scale.mutable_data_ptr(), nullptr};
   C10_CUDA_CHECK(cuda::shard_loss(s.p, s.device, moments.const_data_ptr<double>(),
                                   kl.const_data_ptr<double>(), moments.size(0), results,
                                   s.workspace().mutable_data_ptr(), s.stream));
-  return {value, weight};
+  return {value, grad_scale};
 }
 
 }  // namespace

@@ -5,9 +5,10 @@
 
 namespace gkd::cuda {
 
-/// Every row's kind and forced target; the reduction's weight.
+/// Every row's kind and forced target, and the reduction's factor. grad_scale: as of Results; null
+/// where nobody asks for it.
 template <class T>
-cudaError_t read_targets(const Problem& problem, RowState<T>* state, T* weight,
+cudaError_t read_targets(const Problem& problem, RowState<T>* state, T* weight, T* grad_scale,
                          cudaStream_t stream);
 
 /// The cut that needs no look at the row: an empty group, all classes, all of probability > 0.
@@ -37,7 +38,7 @@ cudaError_t find_cuts_select(const Problem& problem, const Chunk& chunk, RowStat
 /// null, and each row's report. `all_kl`: also the KL of a group without weight.
 template <class T>
 cudaError_t run_split(const Problem& problem, const Chunk& chunk, const Workspace<T>& workspace,
-                      const T* weight, bool all_kl, void* gradient, cudaStream_t stream);
+                      bool all_kl, void* gradient, cudaStream_t stream);
 
 /// Its first and its last sweep alone, for callers that finish rows otherwise.
 template <class T>

@@ -16,7 +16,7 @@ inline Matrix matrix_of(const at::Tensor& t) {
 }
 
 inline Problem problem_of(const at::Tensor& student, const at::Tensor& teacher,
-                          const OptionalTensor& target, const Settings& s) {
+                          const OptionalTensor& target, const LossOptions& s) {
   Problem p;
   p.student = matrix_of(student);
   p.teacher = matrix_of(teacher);
@@ -26,11 +26,13 @@ inline Problem problem_of(const at::Tensor& student, const at::Tensor& teacher,
   }
   p.rows = student.size(0);
   p.classes = student.size(1);
-  p.threshold = s.threshold;
+  p.threshold = s.threshold.value_or(LossOptions::kDefaultThreshold);
   p.group_size = s.group_size.value_or(-1);
   p.by_student = s.rank_by == "student";
-  p.weights = s.weights();
-  p.headroom = gradient_headroom(student.scalar_type(), p.weights);
+  p.weights = weights_of(s);
+  p.reduction = s.reduction == "none"   ? Reduction::kNone
+                : s.reduction == "mean" ? Reduction::kMean
+                                        : Reduction::kSum;
   return p;
 }
 
@@ -38,12 +40,6 @@ inline Device this_device() {
   Device device;
   C10_CUDA_CHECK(query_device(c10::cuda::current_device(), &device));
   return device;
-}
-
-inline Reduction reduction_of(std::string_view reduction) {
-  return reduction == "none"   ? Reduction::kNone
-         : reduction == "mean" ? Reduction::kMean
-                               : Reduction::kSum;
 }
 
 }  // namespace gkd::cuda

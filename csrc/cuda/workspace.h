@@ -83,7 +83,7 @@ struct Workspace {
   RowReport* report;     ///< [rows]
   PartMoments* moments;  ///< [chunk_rows, parts]
   PartKl* kl;            ///< [chunk_rows, parts]
-  T* weight;             ///< for gkd::group, which has no weight to return
+  T* weight;             ///< [], the reduction's factor
   void* selection;
   std::size_t bytes;
 };

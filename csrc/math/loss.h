@@ -11,7 +11,7 @@
 
 namespace gkd {
 
-/// The settings of one call, as the row maths needs them.
+/// The settings of one call that a row's loss and gradient need.
 struct Weights {
   double temperature = 4.0;
   double primary = 8.0;
@@ -20,19 +20,33 @@ struct Weights {
   bool coupled = false;
 };
 
-/// What of the reduction's weight (> 0) the forward leaves to the backward. All that a float16
-/// gradient's range cannot take: the least power of two >= weight, so that no small entry is lost
-/// to the 1/B of "mean" and, with a grad_output that is a power of two, as a gradient scaler's is,
-/// the gradient is rounded once in all. 1 for other dtypes, whose backward then has nothing to do
-/// where grad_output is 1.
-GKD_HD double later_scale(double weight, bool is_float16) {
-  if (!is_float16) return 1;
-  int exponent;
-  const double fraction = std::frexp(weight, &exponent);  // in [1/2, 1)
-  return std::ldexp(1.0, fraction == 0.5 ? exponent - 1 : exponent);
+/// How a row loss's gradient is stored, in two factors. stored * later = weight, the reduction's
+/// factor (> 0), and later is a power of two, so the backward's multiplication by it is exact.
+///
+/// A float16 gradient would lose its small entries to the 1/B of "mean". It is stored without that
+/// factor, and multiplied by the power of two that brings its largest possible entry, T (|w_b| +
+/// max(|w_p|, |w_s|)), near 2^15. Other dtypes have float32's exponents: later is 1, and with a
+/// grad_output of 1 the backward has nothing to do.
+struct GradScale {
+  double stored, later;
+};
+
+/// The exponent of the least power of two >= x, for x > 0.
+GKD_HD int ceil_log2(double x) {
+  int exponent = 0;
+  return std::frexp(x, &exponent) == 0.5 ? exponent - 1 : exponent;
 }
-GKD_HD double stored_scale(double weight, bool is_float16) {
-  return weight / later_scale(weight, is_float16);
+
+GKD_HD GradScale grad_scale(double weight, const Weights& w, bool is_float16) {
+  if (!is_float16) return {weight, 1};
+  const double largest = std::fmax(std::fabs(w.primary), std::fabs(w.secondary));
+  const double bound = w.temperature * (std::fabs(w.binary) + largest);
+  int exponent = bound > 0 ? 15 - ceil_log2(bound) : 0;
+  // Both factors stay normal float32 numbers. A gradient that would need more than 2^80 is far
+  // below what float16 can hold.
+  exponent = exponent > 80 ? 80 : exponent < -110 ? -110 : exponent;
+  const int of_weight = ceil_log2(weight);
+  return {std::ldexp(weight, exponent - of_weight), std::ldexp(1.0, of_weight - exponent)};
 }
 
 /// What the last sweep over a group needs: elementwise, no division.

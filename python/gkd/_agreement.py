@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,8 +21,9 @@ _MESSAGE_BYTES = 256
 _ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, IndexError, RuntimeError)
 #: What only has to fit together, not to be equal.
 _OWN = ("status", "class_start", "classes")
-#: Groups that have agreed once, by name: ranks of a group call this as often as one another.
-_agreed: set[str] = set()
+#: Groups that have agreed once; ranks of a group call this as often as one another. By the group
+#: itself: a name comes again with the next group, whose ranks may be others.
+_agreed: weakref.WeakSet[dist.ProcessGroup] = weakref.WeakSet()
 
 
 class _Fault(NamedTuple):
@@ -62,7 +64,7 @@ class Agreement:
 
     def check(self, validate: bool | None, local_target: bool) -> None:
         """Raises the same error on every rank, or on none; see ``validate`` of the operators."""
-        known = self.group.group_name in _agreed
+        known = self.group in _agreed
         if validate is None:
             validate = not known or os.environ.get("TORCH_DISTRIBUTED_DEBUG", "OFF") != "OFF"
         if not validate:
@@ -91,7 +93,7 @@ class Agreement:
         found = self._fault_of([x.tolist() for x in gathered], [*own, *shared])
         if found is not None:
             raise found.kind(f"{self.name}: {found.text}")
-        _agreed.add(self.group.group_name)
+        _agreed.add(self.group)
 
     def _own_fault(self, local_target: bool) -> _Fault | None:
         try:

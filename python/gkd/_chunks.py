@@ -1,4 +1,4 @@
-"""The autograd function behind gkd.linear_loss: chunks of rows through two heads and an operator.
+"""gkd.linear_loss: chunks of rows through two heads and an operator.
 
 The gradients of student features and weight are summed as the chunks pass. Where the ranks of a
 process group hold a shard of the classes each, only the operator and one all-reduce of the
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ._head import Head, finish_gradient, wide
 
-#: (student logits, teacher logits, target, need_grad) of a chunk -> its row losses and the gradient
-#: of each row's loss, times the headroom.
-RowLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor]]
+#: (student logits, teacher logits, target, need_grad) of a chunk -> its row losses, their gradient
+#: divided by grad_scale, and grad_scale, which is the same for all chunks.
+RowLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor, Tensor]]
 
 #: Bytes that a chunk's three [rows, C] matrices may take, and the rows that it has at least, by
 #: whether the device is a CPU. Every chunk reads both weights and reads and writes the weight's
@@ -37,6 +37,7 @@ class Shard:
     group: dist.ProcessGroup
     class_start: int
     num_classes: int  #: of all ranks together
+    reduce_features_grad: bool  #: sum the features' gradient over the ranks
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ class Plan:
     reduction: str
     ignore_index: int
     dtypes: tuple[torch.dtype, torch.dtype]  #: of the student's and the teacher's logits
-    headroom: float  #: see gradient_headroom in csrc/check.cpp
     row_loss: RowLoss
     shard: Shard | None
 
@@ -59,11 +59,13 @@ class Plan:
 
 @dataclass
 class _Sums:
-    """What the chunks leave behind: row losses [B] and, where wanted, [B, D] and [C, D] sums."""
+    """What the chunks leave behind: row losses [B] and, where wanted, [B, D] and [C, D] gradients
+    of the normalised features and weight, divided by grad_scale []."""
 
     rows: Tensor
     features: Tensor | None
     weight: Tensor | None
+    grad_scale: Tensor
 
 
 def run(
@@ -90,6 +92,7 @@ def run(
         torch.empty(count, dtype=wide(torch.promote_types(*plan.dtypes)), device=device),
         torch.zeros(student_features.shape, dtype=total, device=device) if wanted[0] else None,
         torch.zeros(student_weight.shape, dtype=total, device=device) if wanted[1] else None,
+        torch.ones((), dtype=total, device=device),
     )
     chunk = min(plan.chunk_rows, count)
     student_out, teacher_out = (
@@ -97,7 +100,7 @@ def run(
     )
     for start in range(0, count, max(1, chunk)):
         rows = slice(start, min(start + chunk, count))
-        sums.rows[rows], gradient = plan.row_loss(
+        sums.rows[rows], gradient, sums.grad_scale = plan.row_loss(
             student.logits(rows, student_out),
             teacher.logits(rows, teacher_out),
             None if target is None else target[rows],
@@ -107,7 +110,7 @@ def run(
             to_features = None if sums.features is None else sums.features[rows]
             student.add_gradients(gradient, rows, to_features, sums.weight, row_weight)
         del gradient  # before the next chunk's is made
-    if sums.features is not None and plan.shard is not None:
+    if sums.features is not None and plan.shard is not None and plan.shard.reduce_features_grad:
         dist.all_reduce(sums.features, group=plan.shard.group)
     return sums, student.norms
 
@@ -125,14 +128,6 @@ def _divisor(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
         return one
     counted = one * rows.shape[0] if target is None else (target != plan.ignore_index).sum()
     return one / counted.clamp(min=1)
-
-
-def _keeps_graph() -> bool:
-    """Whether the running backward may come again; true where torch does not say."""
-    if torch.compiler.is_compiling():  # which cannot trace the question
-        return True
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return ask is None or bool(ask())
 
 
 class _Once(torch.autograd.Function):
@@ -155,70 +150,87 @@ def reduce(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
     return total if total.dtype == rows.dtype else total.to(rows.dtype)
 
 
-class LinearLoss(torch.autograd.Function):
-    """The forward sums gradients for "mean" and "sum", which the backward finishes and scales.
+def with_gradients(plan: Plan, target: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:
+    """The loss reduced by "mean" or "sum", whose gradients the forward makes."""
+    wanted = (tensors[0].requires_grad, tensors[1].requires_grad)
+    with torch.no_grad(), without_autocast(tensors[0]):
+        sums, norms = run(plan, tensors, target, wanted)
+        factor = (sums.grad_scale.double() * _divisor(plan, target, tensors[0])).to(
+            sums.grad_scale.dtype
+        )
+        _finish(sums, tensors, norms, (factor, factor * plan.scale))
+        loss = reduce(plan, target, sums.rows)
+    value: Tensor = torch.ops.gkd._with_gradients(loss, *tensors[:2], sums.features, sums.weight)
+    return value
 
-    With "none" each row has a grad_output of its own, which the weight's gradient needs before the
-    sum: the backward runs the chunks again.
+
+def _finish(
+    sums: _Sums,
+    tensors: Sequence[Tensor],
+    norms: tuple[Tensor | None, Tensor | None],
+    factors: tuple[Tensor, Tensor],
+) -> None:
+    """Turns the sums into factor times the gradients of features and weight, in place."""
+    totals = (sums.features, sums.weight)
+    for total, source, norm, factor in zip(totals, tensors[:2], norms, factors, strict=True):
+        if total is not None:
+            finish_gradient(total, source, norm, factor)
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether vmap has wrapped it, torch.func's or that of is_grads_batched."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+
+
+class RowsLoss(torch.autograd.Function):
+    """The loss with reduction "none".
+
+    Each row has a grad_output of its own, which the weight's gradient needs before it is summed
+    over rows: the backward runs the chunks again.
     """
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, target: Tensor | None, *tensors: Tensor) -> Tensor:
-        again = plan.reduction == "none"
-        wanted = (False, False) if again else ctx.needs_input_grad[2:4]
+        ctx.plan = plan
+        given = (target, *tensors)
+        # autograd saves no tensors of inference mode: nobody can see them change outside it.
+        ctx.outside = [x if x is not None and x.is_inference() else None for x in given]
+        ctx.save_for_backward(
+            *(None if out is not None else x for x, out in zip(given, ctx.outside, strict=True))
+        )
         with without_autocast(tensors[0]):
-            sums, norms = run(plan, tensors, target, wanted)
-            ctx.plan = plan
-            ctx.save_for_backward(
-                target,
-                *tensors[:2],
-                *(tensors[2:] if again else (None, None)),
-                *(sums.features, sums.weight),
-                *((None, None) if again else norms),
-            )
-            return reduce(plan, target, sums.rows)
+            return run(plan, tensors, target, (False, False))[0].rows
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        plan: Plan = ctx.plan
-        target, *tensors, features, weight, of_features, of_weight = ctx.saved_tensors
-        in_place = not _keeps_graph()
-        with torch.no_grad(), without_autocast(grad_output):
-            factor = grad_output.to(wide(plan.dtypes[0])) / plan.headroom
-            if plan.reduction == "none":
-                # Divided by the largest: a float16 product takes row weights of at most 1.
-                most = factor.new_full((), torch.finfo(factor.dtype).tiny)
-                most = torch.cat([factor.abs(), most.unsqueeze(0)]).max()
-                wanted = ctx.needs_input_grad[2:4]
-                sums, (of_features, of_weight) = run(plan, tensors, target, wanted, factor / most)
-                features, weight, in_place = sums.features, sums.weight, True
-                factors = (factor.unsqueeze(1), most * plan.scale)
-            else:
-                factor = factor * _divisor(plan, target, tensors[0]).to(factor.dtype)
-                factors = (factor, factor * plan.scale)
-            sources = zip(
-                (features, weight), tensors[:2], (of_features, of_weight), factors, strict=True
+        if not torch.compiler.is_compiling() and _is_batched(grad_output):
+            raise NotImplementedError(
+                "gkd::linear_loss has no batched gradients (is_grads_batched, vmap over the "
+                "backward) with reduction none: call autograd.grad once for each grad_output"
             )
-            gradients = [
-                None
-                if total is None
-                else finish_gradient(total, source, norm, scale, in_place=in_place)
-                for total, source, norm, scale in sources
+        plan: Plan = ctx.plan
+        saved = zip(ctx.saved_tensors, ctx.outside, strict=True)
+        target, *tensors = (x if out is None else out for x, out in saved)
+        wanted = ctx.needs_input_grad[2:4]
+        with torch.no_grad(), without_autocast(grad_output):
+            factor = grad_output.to(wide(plan.dtypes[0]))
+            # Divided by the largest: a float16 product takes row weights of at most 1.
+            most = factor.new_full((), torch.finfo(factor.dtype).tiny)
+            most = torch.cat([factor.abs(), most.unsqueeze(0)]).max()
+            sums, norms = run(plan, tensors, target, wanted, factor / most)
+            scale = sums.grad_scale.to(factor.dtype)
+            factors = ((factor * scale).unsqueeze(1), most * scale * plan.scale)
+            _finish(sums, tensors, norms, factors)
+            gradients: list[Any] = [
+                None if total is None else total.to(x.dtype)
+                for total, x in zip((sums.features, sums.weight), tensors, strict=False)
             ]
         if torch.is_grad_enabled():
             graph = (*tensors[:2], grad_output)
             once: Any = _Once.apply
             gradients = [None if g is None else once(g, *graph) for g in gradients]
         return None, None, *gradients, None, None
-
-
-def headroom(dtype: torch.dtype, settings: dict[str, Any]) -> float:
-    """The power of two in a stored float16 gradient: gradient_headroom of csrc/check.cpp."""
-    largest = max(abs(settings["primary_weight"]), abs(settings["secondary_weight"]))
-    bound = settings["temperature"] * (abs(settings["binary_weight"]) + largest)
-    if dtype != torch.float16 or bound == 0:
-        return 1.0
-    return 2.0 ** math.floor(math.log2(32768.0 / bound))
 
 
 def default_rows(count: int, classes: int, dtypes: Sequence[torch.dtype], cpu: bool) -> int:

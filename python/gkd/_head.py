@@ -48,28 +48,23 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
-def finish_gradient(
-    total: Tensor, source: Tensor, norm: Tensor | None, factor: Tensor, *, in_place: bool
-) -> Tensor:
-    """factor times the gradient of `source`, of its dtype, given that of its normalised rows.
+def finish_gradient(total: Tensor, source: Tensor, norm: Tensor | None, factor: Tensor) -> None:
+    """Turns `total`, the gradient of the normalised rows of `source`, into factor times that of
+    `source`, in place.
 
     With n = 1/norm: n (g - n^2 <g, x> x) for each row g of `total` and x of `source`; n g where the
-    norm was clamped; g without norms. `factor` is [] or [rows, 1]. In place: writes
-    over `total`, where the dtypes agree.
+    norm was clamped; g without norms. `factor` is [] or [rows, 1].
     """
-    in_place = in_place and total.dtype == source.dtype
-    result = total if in_place else torch.empty_like(total, dtype=source.dtype)
+    if norm is None:
+        total.mul_(factor)
+        return
     for part in slabs(source):
         g, scale = total[part], factor if factor.dim() == 0 else factor[part]
-        if norm is None:
-            torch.mul(g, scale, out=result[part])
-            continue
         length = norm[part].unsqueeze(1)
         # A clamped norm is a constant. An ignored row counts as 0, and it may hold a NaN.
         x = torch.where(length > EPS, source[part].to(total.dtype), 0)
         along = (g * x).sum(1, keepdim=True) / length.square()
-        result[part] = torch.addcmul(g, along, x, value=-1).mul_(scale / length)
-    return result
+        total[part] = torch.addcmul(g, along, x, value=-1).mul_(scale / length)
 
 
 class Head:

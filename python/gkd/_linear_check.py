@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._settings import is_dtensor
 
 
 def logits_dtype(features: Tensor) -> torch.dtype:
@@ -21,6 +24,14 @@ def logits_dtype(features: Tensor) -> torch.dtype:
 def check_network(which: str, features: Tensor, weight: Tensor) -> None:
     name = "gkd::linear_loss: "
     for kind, shape, x in (("features", "[B, D]", features), ("weight", "[C, D]", weight)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}{which}_{kind} must be a Tensor, got {type(x).__name__}")
+        if is_dtensor(x):
+            raise TypeError(
+                f"{name}{which}_{kind} is a DTensor: call linear_loss inside the forward of the "
+                f"module that holds it, pass {which}_{kind}.full_tensor(), or call "
+                "gkd.distributed.linear_loss, which takes heads that are split by classes"
+            )
         if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TypeError(
                 f"{name}{which}_{kind} must be float16, bfloat16, float32 or float64, got {x.dtype}"
@@ -42,13 +53,15 @@ def check_network(which: str, features: Tensor, weight: Tensor) -> None:
 
 
 def check_call(
-    tensors: tuple[Tensor, ...],
+    tensors: Sequence[Tensor],
     target: Tensor | None,
-    num_classes: int,
+    num_classes: int | None,
     settings: dict[str, Any],
-    reduction: str,
 ) -> None:
-    """What the operator cannot check on a chunk; settings by the operator, on meta tensors."""
+    """What the operator cannot check on a chunk; settings by the operator, on meta tensors.
+
+    num_classes: of all ranks; None: the weights have all classes.
+    """
     name = "gkd::linear_loss: "
     student_features, student_weight, teacher_features, teacher_weight = tensors
     if teacher_features.shape[0] != student_features.shape[0]:
@@ -72,13 +85,13 @@ def check_call(
             raise ValueError(
                 f"{name}teacher_{which} needs no gradient; pass teacher_{which}.detach()"
             )
+    if num_classes is None:
+        num_classes = student_weight.shape[0]
     shape = (student_features.shape[0], num_classes)
     logits = torch.empty(shape, device="meta")
     shadow = None if target is None else torch.empty_like(target, device="meta")
     try:
-        torch.ops.gkd._forward(
-            logits, logits, shadow, reduction=reduction, need_grad=False, **settings
-        )
+        torch.ops.gkd._forward(logits, logits, shadow, False, **settings)
         # On CUDA a row out of bounds becomes NaN, as in gkd.loss: no wait for the device.
         if target is not None and target.device.type == "cpu":
             torch.ops.gkd._check_target(target, num_classes, settings["ignore_index"])

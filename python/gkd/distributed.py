@@ -1,25 +1,39 @@
-"""gkd.loss over logits whose classes are split over ranks (partial FC, tensor parallel).
+"""gkd.loss and gkd.linear_loss with classes split over ranks (partial FC, tensor parallel).
 
-The only file that talks to torch.distributed; the collectives inside the loss are in
-``csrc/sharded.cpp``. Names that end in ``_shard`` are one rank's part.
+The collectives inside the loss are in ``csrc/sharded.cpp``. Names that end in ``_shard`` are one
+rank's part.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ._agreement import Agreement
 from ._chunks import Shard
-from .functional import DEFAULT_THRESHOLD
-from .linear import run_linear
+from ._settings import (
+    DEFAULTS,
+    FLAG,
+    INTEGER,
+    LossSettings,
+    is_dtensor,
+    plain,
+    plain_settings,
+    takes_settings_of,
+)
+from .functional import loss as unsharded_loss
+from .linear import Call, run_linear
 
 _NAME = "gkd::sharded_loss"
+_LINEAR = "gkd::linear_loss"
 
 
+@takes_settings_of(unsharded_loss)
 def loss(
     student_shard: Tensor,
     teacher_shard: Tensor,
@@ -30,16 +44,7 @@ def loss(
     group: dist.ProcessGroup | None = None,
     local_target: bool = False,
     validate: bool | None = None,
-    threshold: float | None = None,
-    group_size: int | None = None,
-    temperature: float = 4.0,
-    primary_weight: float = 8.0,
-    binary_weight: float = 1.0,
-    secondary_weight: float = 0.0,
-    coupled: bool = False,
-    rank_by: str = "teacher",
-    reduction: str = "mean",
-    ignore_index: int = -100,
+    **settings: Unpack[LossSettings],
 ) -> Tensor:
     """`gkd.loss` of [B, num_classes] logits, of which this rank holds a slice of the classes.
 
@@ -65,16 +70,7 @@ def loss(
             the device, and raise the same error on all of them. None: in a group's first call, and
             in all with TORCH_DISTRIBUTED_DEBUG. Without it, a row with a target out of bounds has
             loss and gradient NaN, and ranks that disagree are not found out.
-        threshold: as in `gkd.loss`.
-        group_size: as in `gkd.loss`.
-        temperature: as in `gkd.loss`.
-        primary_weight: as in `gkd.loss`.
-        binary_weight: as in `gkd.loss`.
-        secondary_weight: as in `gkd.loss`.
-        coupled: as in `gkd.loss`.
-        rank_by: as in `gkd.loss`.
-        reduction: as in `gkd.loss`.
-        ignore_index: as in `gkd.loss`.
+        **settings: as in `gkd.loss`.
 
     Returns:
         A scalar, or [B] with reduction "none"; float32, or float64 where either input is.
@@ -97,42 +93,28 @@ def loss(
         True
         >>> dist.destroy_process_group()
     """
-    # Both of threshold and group_size are found out by all ranks together.
-    settings: dict[str, Any] = {
-        "threshold": DEFAULT_THRESHOLD if threshold is None else threshold,
-        "group_size": group_size,
-        "temperature": temperature,
-        "primary_weight": primary_weight,
-        "binary_weight": binary_weight,
-        "secondary_weight": secondary_weight,
-        "coupled": coupled,
-        "rank_by": rank_by,
-        "reduction": reduction,
-        "ignore_index": ignore_index,
-    }
-    if is_dtensor(student_shard) or is_dtensor(teacher_shard):
-        given = (group, class_start, num_classes)
-        student_shard, teacher_shard, group, class_start, num_classes = _unwrap(
-            student_shard, teacher_shard, *given
-        )
-        target = target.full_tensor() if is_dtensor(target) else target  # type: ignore[union-attr]
-    if class_start is None or num_classes is None:
-        raise ValueError(f"{_NAME}: class_start and num_classes are needed beside plain tensors")
-    group = _members(group, _NAME)
-    settings |= {"class_start": class_start, "num_classes": num_classes}
+    part = _part_of(_NAME, (student_shard, teacher_shard), 1, group, class_start, num_classes)
+    student_shard, teacher_shard = part.tensors
+    target = target.full_tensor() if is_dtensor(target) else target  # type: ignore[union-attr]
+    # A rank that raised alone would leave the others waiting: see Agreement.
+    own, fault = _attempt(lambda: plain_settings(_NAME, settings), DEFAULTS)
+    given = {**own, "class_start": part.class_start, "num_classes": part.num_classes}
     try:
         if not torch.compiler.is_compiling():
-            agreement = Agreement(_NAME, group, student_shard, teacher_shard, target, settings)
+            agreement = Agreement(
+                _NAME, part.group, student_shard, teacher_shard, target, given, own_check=fault
+            )
             agreement.check(validate, local_target)
-        if local_target and target is not None:
-            target = _global_target(target, student_shard.shape[1], settings, group)
+        fault()
+        if plain(_NAME, "local_target", local_target, FLAG) and target is not None:
+            target = _global_target(target, student_shard.shape[1], given, part.group)
         value: Tensor = torch.ops.gkd.sharded_loss(
             student_shard,
             teacher_shard,
             target,
-            dist.get_world_size(group),
-            group.group_name,
-            **settings,
+            world_size=dist.get_world_size(part.group),
+            group_name=part.group.group_name,
+            **given,
         )
     except RuntimeError as error:
         if str(error).startswith("gkd::"):
@@ -141,6 +123,7 @@ def loss(
     return value
 
 
+@takes_settings_of(unsharded_loss)
 def linear_loss(
     student_features: Tensor,
     student_weight: Tensor,
@@ -148,22 +131,14 @@ def linear_loss(
     teacher_weight: Tensor,
     target: Tensor | None = None,
     *,
-    class_start: int,
-    num_classes: int,
+    class_start: int | None = None,
+    num_classes: int | None = None,
     group: dist.ProcessGroup | None = None,
+    reduce_features_grad: bool = True,
     scale: float | None = None,
     normalize: bool = True,
     chunk_rows: int | None = None,
-    threshold: float | None = None,
-    group_size: int | None = None,
-    temperature: float = 4.0,
-    primary_weight: float = 8.0,
-    binary_weight: float = 1.0,
-    secondary_weight: float = 0.0,
-    coupled: bool = False,
-    rank_by: str = "teacher",
-    reduction: str = "mean",
-    ignore_index: int = -100,
+    **settings: Unpack[LossSettings],
 ) -> Tensor:
     """`gkd.linear_loss` where every rank of a group holds the weights of some of the classes.
 
@@ -173,26 +148,23 @@ def linear_loss(
 
     Args:
         student_features: [B, D_s], the same on every rank.
-        student_weight: [C_r, D_s], this rank's run of the classes.
+        student_weight: [C_r, D_s], this rank's run of the classes. Or a DTensor [C, D_s] with
+            Shard(0), as FSDP2 and tensor parallelism keep it, which has ``group``, ``class_start``
+            and ``num_classes`` in it; its gradient is a DTensor too.
         teacher_features: [B, D_t], the same on every rank.
-        teacher_weight: [C_r, D_t], of the same classes.
+        teacher_weight: [C_r, D_t], of the same classes; a DTensor where the student's is one.
         target: [B], counted from class 0 of the whole.
         class_start: the first class that this rank holds.
         num_classes: of all ranks together.
         group: the process group; the default one unless given.
+        reduce_features_grad: sum the features' gradient over the ranks. False leaves each rank its
+            own part of the sum, for features that come from an all-gather whose backward adds up
+            what the ranks have, as in partial FC: summed here too, the gradient would be
+            ``world_size`` times too large.
         scale: as in `gkd.linear_loss`.
         normalize: as in `gkd.linear_loss`.
         chunk_rows: as in `gkd.linear_loss`, and the same on every rank.
-        threshold: as in `gkd.loss`.
-        group_size: as in `gkd.loss`.
-        temperature: as in `gkd.loss`.
-        primary_weight: as in `gkd.loss`.
-        binary_weight: as in `gkd.loss`.
-        secondary_weight: as in `gkd.loss`.
-        coupled: as in `gkd.loss`.
-        rank_by: as in `gkd.loss`.
-        reduction: as in `gkd.loss`.
-        ignore_index: as in `gkd.loss`.
+        **settings: as in `gkd.loss`.
 
     Returns:
         As `gkd.linear_loss`, the same on every rank.
@@ -200,34 +172,49 @@ def linear_loss(
     Raises:
         ValueError: as in `gkd.linear_loss` and `gkd.distributed.loss`, as are the other errors.
     """
-    members = _members(group, "gkd::linear_loss")
-    return run_linear(
-        (student_features, student_weight, teacher_features, teacher_weight),
-        target,
-        scale,
-        normalize,
-        chunk_rows,
-        reduction,
-        {
-            "threshold": DEFAULT_THRESHOLD if threshold is None else threshold,
-            "group_size": group_size,
-            "temperature": temperature,
-            "primary_weight": primary_weight,
-            "binary_weight": binary_weight,
-            "secondary_weight": secondary_weight,
-            "coupled": coupled,
-            "rank_by": rank_by,
-            "ignore_index": ignore_index,
-        },
-        Shard(members, class_start, num_classes),
-    )
+    weights = (student_weight, teacher_weight)
+    part = _part_of(_LINEAR, weights, 0, group, class_start, num_classes)
+    features = (_replicated("student", student_features), _replicated("teacher", teacher_features))
+    tensors = (features[0], part.tensors[0], features[1], part.tensors[1])
+    given = (scale, normalize, chunk_rows)
+    call, fault = _attempt(lambda: Call.of(*given, settings), Call.of(None, True, None, {}))
+    summed = plain(_LINEAR, "reduce_features_grad", reduce_features_grad, FLAG)
+    if not torch.compiler.is_compiling():
+
+        def check() -> None:
+            fault()
+            call.check(tensors, target, part.num_classes)
+
+        # What the logits would be, without their memory.
+        rows, classes = (x.shape[0] if x.dim() > 0 else 0 for x in tensors[:2])
+        logits = [x.new_empty((1, 1)).expand((rows, classes)) for x in features]
+        own = {"class_start": part.class_start, "num_classes": part.num_classes}
+        more = {
+            "scale": call.scale,
+            "normalize": call.normalize,
+            "chunk_rows": call.chunk_rows,
+            "reduce_features_grad": summed,
+        }
+        agreement = Agreement(
+            _LINEAR, part.group, *logits, target, {**call.settings, **own}, more, check
+        )
+        agreement.check(validate=None, local_target=False)
+    fault()
+    shard = Shard(part.group, part.class_start, part.num_classes, summed)
+    return run_linear(tensors, target, call, shard)
 
 
-def _members(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
-    group = group if group is not None else dist.group.WORLD
-    if group is None:
-        raise RuntimeError(f"{name}: torch.distributed.init_process_group has not been called")
-    return group
+def _attempt(make: Callable[[], Any], otherwise: Any) -> tuple[Any, Callable[[], None]]:
+    """What ``make`` returns, or ``otherwise``; and a function that raises what ``make`` raised."""
+    try:
+        return make(), lambda: None
+    except (TypeError, ValueError) as error:
+        kept = error
+
+    def fault() -> None:
+        raise kept
+
+    return otherwise, fault
 
 
 def _global_target(
@@ -245,33 +232,70 @@ def _global_target(
     return torch.where(whole == nowhere, settings["ignore_index"], whole)
 
 
-def is_dtensor(value: object) -> bool:
-    """Without importing torch.distributed.tensor where nobody has."""
-    return isinstance(value, Tensor) and type(value).__name__ == "DTensor"
+class _Part(NamedTuple):
+    """One rank's part of two tensors, and where it lies in the whole."""
+
+    tensors: tuple[Tensor, Tensor]
+    group: dist.ProcessGroup
+    class_start: int
+    num_classes: int
 
 
-def _unwrap(
-    student: Any, teacher: Any, group: object, class_start: object, num_classes: object
-) -> tuple[Tensor, Tensor, dist.ProcessGroup, int, int]:
-    """A DTensor's local part and what it says of the classes."""
+def _part_of(
+    name: str,
+    pair: tuple[Tensor, Tensor],
+    dim: int,
+    group: dist.ProcessGroup | None,
+    class_start: int | None,
+    num_classes: int | None,
+) -> _Part:
+    """Student's and teacher's shards along ``dim``, from tensors and numbers or from DTensors."""
+    student, teacher = pair
+    if is_dtensor(student) or is_dtensor(teacher):
+        given = (group, class_start, num_classes)
+        if any(x is not None for x in given):
+            raise ValueError(f"{name}: group, class_start and num_classes are the DTensor's own")
+        return _unwrap(name, student, teacher, dim)
+    if class_start is None or num_classes is None:
+        raise ValueError(f"{name}: class_start and num_classes are needed beside plain tensors")
+    group = group if group is not None else dist.group.WORLD
+    if group is None:
+        raise RuntimeError(f"{name}: torch.distributed.init_process_group has not been called")
+    start = plain(name, "class_start", class_start, INTEGER)
+    return _Part(pair, group, start, plain(name, "num_classes", num_classes, INTEGER))
+
+
+def _unwrap(name: str, student: Any, teacher: Any, dim: int) -> _Part:
+    """DTensors' local parts and what they say of the classes."""
     if not (is_dtensor(student) and is_dtensor(teacher)):
-        raise TypeError(f"{_NAME}: student and teacher must both be DTensors or both plain tensors")
-    if group is not None or class_start is not None or num_classes is not None:
-        raise ValueError(f"{_NAME}: group, class_start and num_classes are the DTensor's own")
+        raise TypeError(f"{name}: student and teacher must both be DTensors or both plain tensors")
     mesh, placements = student.device_mesh, student.placements
     if teacher.device_mesh != mesh or teacher.placements != placements:
         raise ValueError(
-            f"{_NAME}: student and teacher must be placed alike, got {placements} and "
+            f"{name}: student and teacher must be placed alike, got {placements} and "
             f"{teacher.placements}"
         )
-    split = [k for k, place in enumerate(placements) if place.is_shard(1)]
-    if len(split) != 1 or not all(p.is_replicate() or p.is_shard(1) for p in placements):
+    split = [k for k, place in enumerate(placements) if place.is_shard(dim)]
+    if len(split) != 1 or not all(p.is_replicate() or p.is_shard(dim) for p in placements):
         raise ValueError(
-            f"{_NAME}: DTensor logits must be Shard(1) on one mesh dimension and Replicate() on "
+            f"{name}: DTensors must be Shard({dim}) on one mesh dimension and Replicate() on "
             f"the others, got {placements}"
         )
-    classes = student.shape[1]
+    classes = student.shape[dim]
     # Shard's slices are those of torch.chunk.
     slice_size = -(-classes // mesh.size(split[0]))
     start = min(mesh.get_local_rank(split[0]) * slice_size, classes)
-    return student.to_local(), teacher.to_local(), mesh.get_group(split[0]), start, classes
+    local = (student.to_local(), teacher.to_local())
+    return _Part(local, mesh.get_group(split[0]), start, classes)
+
+
+def _replicated(which: str, features: Any) -> Any:
+    """Features as a plain tensor that every rank has whole."""
+    if not is_dtensor(features):
+        return features
+    if not all(place.is_replicate() for place in features.placements):
+        raise ValueError(
+            f"{_LINEAR}: {which}_features must be the same on every rank, a DTensor Replicate(), "
+            f"got {features.placements}"
+        )
+    return features.to_local()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-DEFAULT_THRESHOLD = 0.93
+from ._settings import (
+    FLAG,
+    INTEGER,
+    NUMBER,
+    LossSettings,
+    is_dtensor,
+    plain,
+    plain_settings,
+    takes_settings_of,
+)
 
 
 class Group(NamedTuple):
@@ -37,15 +47,6 @@ class Group(NamedTuple):
     mask: Tensor
 
 
-def default_threshold(name: str, threshold: float | None, group_size: int | None) -> float:
-    if threshold is not None and group_size is not None:
-        raise ValueError(
-            f"gkd::{name}: give one of threshold and group_size, got threshold {threshold} "
-            f"and group_size {group_size}"
-        )
-    return DEFAULT_THRESHOLD if threshold is None else threshold
-
-
 def check_tensors(
     name: str, student_logits: object, teacher_logits: object, target: object = None
 ) -> None:
@@ -54,6 +55,14 @@ def check_tensors(
     for argument, value in given.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"gkd::{name}: {argument} must be a Tensor, got {_kind(value)}")
+        if is_dtensor(value):
+            raise TypeError(
+                f"gkd::{name}: {argument} is a DTensor: pass {argument}.to_local() where it is "
+                f"split by rows, {argument}.full_tensor() for the whole of it, or call "
+                "gkd.distributed.loss where it is split by classes"
+            )
+    if is_dtensor(target):
+        raise TypeError(f"gkd::{name}: target is a DTensor: pass target.to_local()")
     if target is not None and not isinstance(target, Tensor):
         raise TypeError(
             f"gkd::{name}: target must be a Tensor or None, got {_kind(target)}; "
@@ -77,10 +86,10 @@ def loss(
     binary_weight: float = 1.0,
     secondary_weight: float = 0.0,
     coupled: bool = False,
-    rank_by: str = "teacher",
-    reduction: str = "mean",
+    rank_by: Literal["teacher", "student"] = "teacher",
+    reduction: Literal["mean", "sum", "none"] = "mean",
     ignore_index: int = -100,
-    method: str = "auto",
+    method: Literal["auto", "sort", "select"] = "auto",
     check_target: bool = False,
 ) -> Tensor:
     """Grouped Knowledge Distillation loss (arXiv 2304.04462, Section 3).
@@ -131,40 +140,38 @@ def loss(
         (3.698, torch.Size([1, 4]))
     """
     check_tensors("loss", student_logits, teacher_logits, target)
-    value: Tensor = torch.ops.gkd.loss(
-        student_logits,
-        teacher_logits,
-        target,
-        threshold=default_threshold("loss", threshold, group_size),
-        group_size=group_size,
-        temperature=temperature,
-        primary_weight=primary_weight,
-        binary_weight=binary_weight,
-        secondary_weight=secondary_weight,
-        coupled=coupled,
-        rank_by=rank_by,
-        reduction=reduction,
-        ignore_index=ignore_index,
-        method=method,
+    settings = plain_settings(
+        "gkd::loss",
+        {
+            "threshold": threshold,
+            "group_size": group_size,
+            "temperature": temperature,
+            "primary_weight": primary_weight,
+            "binary_weight": binary_weight,
+            "secondary_weight": secondary_weight,
+            "coupled": coupled,
+            "rank_by": rank_by,
+            "reduction": reduction,
+            "ignore_index": ignore_index,
+            "method": method,
+        },
     )
+    value: Tensor = torch.ops.gkd.loss(student_logits, teacher_logits, target, **settings)
     # After the loss, whose checks of shape and dtype come first.
-    if check_target and target is not None:
-        torch.ops.gkd._check_target(target, student_logits.shape[1], ignore_index)
+    if plain("gkd::loss", "check_target", check_target, FLAG) and target is not None:
+        torch.ops.gkd._check_target(target, student_logits.shape[1], settings["ignore_index"])
     return value
 
 
+@takes_settings_of(loss)
 def group(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor | None = None,
     *,
-    threshold: float | None = None,
-    group_size: int | None = None,
-    temperature: float = 4.0,
-    rank_by: str = "teacher",
-    ignore_index: int = -100,
     return_mask: bool = False,
-    method: str = "auto",
+    method: Literal["auto", "sort", "select"] = "auto",
+    **settings: Unpack[LossSettings],
 ) -> Group:
     """The grouping that `gkd.loss` would use: sizes, masses, cuts and the unweighted terms.
 
@@ -175,13 +182,10 @@ def group(
         student_logits: as in `gkd.loss`.
         teacher_logits: as in `gkd.loss`.
         target: as in `gkd.loss`.
-        threshold: as in `gkd.loss`.
-        group_size: as in `gkd.loss`.
-        temperature: as in `gkd.loss`.
-        rank_by: as in `gkd.loss`.
-        ignore_index: as in `gkd.loss`.
         return_mask: also make the bool [B, C] mask of the groups.
         method: as in `gkd.loss`.
+        **settings: as in `gkd.loss`, so that one dict serves both. Weights and reduction have no
+            part in it.
 
     Returns:
         A `gkd.Group`, one entry per row in each field.
@@ -196,19 +200,10 @@ def group(
         (2, 7.0, [[True, True, False, False]])
     """
     check_tensors("group", student_logits, teacher_logits, target)
+    given = plain_settings("gkd::group", {**settings, "method": method})
+    mask = plain("gkd::group", "return_mask", return_mask, FLAG)
     with torch.no_grad():
-        parts = torch.ops.gkd.group(
-            student_logits,
-            teacher_logits,
-            target,
-            threshold=default_threshold("group", threshold, group_size),
-            group_size=group_size,
-            temperature=temperature,
-            rank_by=rank_by,
-            ignore_index=ignore_index,
-            return_mask=return_mask,
-            method=method,
-        )
+        parts = torch.ops.gkd.group(student_logits, teacher_logits, target, mask, **given)
     return Group(*parts)
 
 
@@ -235,6 +230,10 @@ def adaptive_group_size(student_logits: Tensor, rate: float = 0.93, step: int = 
         >>> size = int(gkd.adaptive_group_size(student, rate=0.5, step=10))
         >>> value = gkd.loss(student, teacher, group_size=size, rank_by="student")
     """
+    name = "gkd::adaptive_group_size"
+    if is_dtensor(student_logits):
+        raise TypeError(f"{name}: student_logits is a DTensor: pass student_logits.full_tensor()")
+    given = (plain(name, "rate", rate, NUMBER), plain(name, "step", step, INTEGER))
     with torch.no_grad():
-        size: Tensor = torch.ops.gkd.adaptive_group_size(student_logits, rate, step)
+        size: Tensor = torch.ops.gkd.adaptive_group_size(student_logits, *given)
     return size

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import Unpack
 
-from ._agreement import Agreement
 from ._chunks import (
-    LinearLoss,
     Plan,
     RowLoss,
+    RowsLoss,
     Shard,
     default_rows,
-    headroom,
     reduce,
     run,
+    with_gradients,
     without_autocast,
 )
 from ._linear_check import check_call, check_network, logits_dtype
-from .functional import default_threshold
+from ._settings import (
+    FLAG,
+    INTEGER,
+    NUMBER,
+    LossSettings,
+    plain,
+    plain_settings,
+    takes_settings_of,
+)
+from .functional import loss
+
+_NAME = "gkd::linear_loss"
 
 
 def _row_loss(settings: dict[str, Any]) -> RowLoss:
@@ -31,103 +43,100 @@ def _row_loss(settings: dict[str, Any]) -> RowLoss:
 
     def of(
         student: Tensor, teacher: Tensor, target: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor]:
-        rows, gradient, _ = torch.ops.gkd._forward(
-            student, teacher, target, reduction="none", need_grad=need_grad, **settings
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        made: tuple[Tensor, Tensor, Tensor] = torch.ops.gkd._forward(
+            student, teacher, target, need_grad, **settings
         )
-        return rows, gradient
+        return made
 
     return of
 
 
 def _sharded_row_loss(settings: dict[str, Any], shard: Shard) -> RowLoss:
     """The same where every rank of a group has some of the classes."""
+    classes = (shard.class_start, shard.num_classes)
     ranks = (dist.get_world_size(shard.group), shard.group.group_name)
-    classes = {"class_start": shard.class_start, "num_classes": shard.num_classes}
 
     def of(
         student: Tensor, teacher: Tensor, target: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor]:
-        rows, gradient, _ = torch.ops.gkd._sharded_forward(
-            student, teacher, target, *ranks, need_grad, reduction="none", **settings, **classes
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        made: tuple[Tensor, Tensor, Tensor] = torch.ops.gkd._sharded_forward(
+            student, teacher, target, *classes, *ranks, need_grad, **settings
         )
-        return rows, gradient
+        return made
 
     return of
 
 
-def _agree(
-    shard: Shard,
-    tensors: tuple[Tensor, ...],
-    target: Tensor | None,
-    settings: dict[str, Any],
-    more: dict[str, Any],
-    check: Callable[[], None],
-) -> None:
-    """Raises on all ranks what any of them finds wrong, in a group's first call."""
-    shape = (tensors[0].shape[0], tensors[1].shape[0])
-    student, teacher = (x.new_empty((1, 1)).expand(shape) for x in (tensors[0], tensors[2]))
-    settings |= {"class_start": shard.class_start, "num_classes": shard.num_classes}
-    name = "gkd::linear_loss"
-    agreement = Agreement(name, shard.group, student, teacher, target, settings, more, check)
-    agreement.check(validate=None, local_target=False)
+@dataclass(frozen=True)
+class Call:
+    """What a caller of linear_loss gives beside tensors, as plain values."""
+
+    scale: float
+    normalize: bool
+    chunk_rows: int | None
+    settings: dict[str, Any]  #: of the operator
+
+    @staticmethod
+    def of(
+        scale: float | None, normalize: bool, chunk_rows: int | None, settings: Mapping[str, Any]
+    ) -> Call:
+        normalize = plain(_NAME, "normalize", normalize, FLAG)
+        if scale is None:
+            scale = 64.0 if normalize else 1.0
+        scale = plain(_NAME, "scale", scale, NUMBER)
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"{_NAME}: scale must be finite and > 0, got {scale}")
+        if chunk_rows is not None:
+            chunk_rows = plain(_NAME, "chunk_rows", chunk_rows, INTEGER)
+            if chunk_rows < 1:
+                raise ValueError(f"{_NAME}: chunk_rows must be >= 1, got {chunk_rows}")
+        return Call(scale, normalize, chunk_rows, plain_settings(_NAME, settings))
+
+    def check(
+        self, tensors: Sequence[Tensor], target: Tensor | None, classes: int | None = None
+    ) -> None:
+        """Raises for tensors that do not fit, or settings that no operator takes."""
+        check_network("student", *tensors[:2])
+        check_network("teacher", *tensors[2:])
+        check_call(tensors, target, classes, self.settings)
 
 
 def run_linear(
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
-    target: Tensor | None,
-    scale: float | None,
-    normalize: bool,
-    chunk_rows: int | None,
-    reduction: str,
-    settings: dict[str, Any],
-    shard: Shard | None = None,
+    tensors: Sequence[Tensor], target: Tensor | None, call: Call, shard: Shard | None = None
 ) -> Tensor:
-    """Checks, plans and runs. settings: the operator's, but for the reduction."""
+    """A checked call."""
     student_features, student_weight = tensors[:2]
     classes = student_weight.shape[0] if shard is None else shard.num_classes
-    if scale is None:
-        scale = 64.0 if normalize else 1.0
-
-    def check() -> None:
-        check_network("student", *tensors[:2])
-        check_network("teacher", *tensors[2:])
-        check_call(tensors, target, classes, settings, reduction)
-        if chunk_rows is not None and chunk_rows < 1:
-            raise ValueError(f"gkd::linear_loss: chunk_rows must be >= 1, got {chunk_rows}")
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"gkd::linear_loss: scale must be finite and > 0, got {scale}")
-
-    if shard is None:
-        check()
-    elif not torch.compiler.is_compiling():
-        more = {"scale": scale, "normalize": normalize, "chunk_rows": chunk_rows}
-        _agree(shard, tensors, target, {**settings, "reduction": reduction}, more, check)
+    reduction = call.settings["reduction"]
     dtypes = (logits_dtype(student_features), logits_dtype(tensors[2]))
+    chunk_rows = call.chunk_rows
     if chunk_rows is None:
         # Of sizes that every rank knows: the ranks' collectives go by the chunk.
         held = classes if shard is None else math.ceil(classes / dist.get_world_size(shard.group))
         on_cpu = student_features.device.type == "cpu"
         chunk_rows = default_rows(student_features.shape[0], held, dtypes, on_cpu)
-    row_loss = _row_loss(settings) if shard is None else _sharded_row_loss(settings, shard)
+    of_rows = {**call.settings, "reduction": "none"}
     plan = Plan(
-        scale=float(scale),
-        normalize=normalize,
+        scale=float(call.scale),
+        normalize=call.normalize,
         chunk_rows=chunk_rows,
         reduction=reduction,
-        ignore_index=settings["ignore_index"],
+        ignore_index=call.settings["ignore_index"],
         dtypes=dtypes,
-        headroom=headroom(dtypes[0], settings),
-        row_loss=row_loss,
+        row_loss=_row_loss(of_rows) if shard is None else _sharded_row_loss(of_rows, shard),
         shard=shard,
     )
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        value: Tensor = LinearLoss.apply(plan, target, *tensors)  # type: ignore[no-untyped-call]
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        with without_autocast(student_features):
+            return reduce(plan, target, run(plan, tensors, target, (False, False))[0].rows)
+    if reduction == "none":
+        value: Tensor = RowsLoss.apply(plan, target, *tensors)  # type: ignore[no-untyped-call]
         return value
-    with without_autocast(student_features):
-        return reduce(plan, target, run(plan, tensors, target, (False, False))[0].rows)
+    return with_gradients(plan, target, tensors)
 
 
+@takes_settings_of(loss)
 def linear_loss(
     student_features: Tensor,
     student_weight: Tensor,
@@ -138,17 +147,8 @@ def linear_loss(
     scale: float | None = None,
     normalize: bool = True,
     chunk_rows: int | None = None,
-    threshold: float | None = None,
-    group_size: int | None = None,
-    temperature: float = 4.0,
-    primary_weight: float = 8.0,
-    binary_weight: float = 1.0,
-    secondary_weight: float = 0.0,
-    coupled: bool = False,
-    rank_by: str = "teacher",
-    reduction: str = "mean",
-    ignore_index: int = -100,
-    method: str = "auto",
+    method: Literal["auto", "sort", "select"] = "auto",
+    **settings: Unpack[LossSettings],
 ) -> Tensor:
     """`gkd.loss` of two heads' logits, of which no [B, C] tensor is ever made.
 
@@ -174,17 +174,8 @@ def linear_loss(
         chunk_rows: rows at a time, >= 1. More rows are faster, since every chunk reads the weights
             and reads and writes the gradient of [C, D]. Unless given: as many as keep the three
             matrices within 128 MiB (2 GiB on CUDA), but at least 32 (256).
-        threshold: as in `gkd.loss`.
-        group_size: as in `gkd.loss`.
-        temperature: as in `gkd.loss`.
-        primary_weight: as in `gkd.loss`.
-        binary_weight: as in `gkd.loss`.
-        secondary_weight: as in `gkd.loss`.
-        coupled: as in `gkd.loss`.
-        rank_by: as in `gkd.loss`.
-        reduction: as in `gkd.loss`.
-        ignore_index: as in `gkd.loss`.
         method: as in `gkd.loss`.
+        **settings: as in `gkd.loss`.
 
     Returns:
         A scalar, or [B] with reduction "none"; float32, or float64 where either network is. Logits
@@ -206,23 +197,7 @@ def linear_loss(
         >>> weight.grad.shape
         torch.Size([100, 16])
     """
-    return run_linear(
-        (student_features, student_weight, teacher_features, teacher_weight),
-        target,
-        scale,
-        normalize,
-        chunk_rows,
-        reduction,
-        {
-            "threshold": default_threshold("linear_loss", threshold, group_size),
-            "group_size": group_size,
-            "temperature": temperature,
-            "primary_weight": primary_weight,
-            "binary_weight": binary_weight,
-            "secondary_weight": secondary_weight,
-            "coupled": coupled,
-            "rank_by": rank_by,
-            "ignore_index": ignore_index,
-            "method": method,
-        },
-    )
+    tensors = (student_features, student_weight, teacher_features, teacher_weight)
+    call = Call.of(scale, normalize, chunk_rows, {**settings, "method": method})
+    call.check(tensors, target)
+    return run_linear(tensors, target, call)

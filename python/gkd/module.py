@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .functional import DEFAULT_THRESHOLD, loss
+from ._settings import DEFAULT_THRESHOLD
+from .functional import loss
 
 #: Every keyword of gkd.loss: what a GKDLoss keeps.
 SETTINGS = tuple(
@@ -41,10 +43,10 @@ class GKDLoss(nn.Module):
         binary_weight: float = 1.0,
         secondary_weight: float = 0.0,
         coupled: bool = False,
-        rank_by: str = "teacher",
-        reduction: str = "mean",
+        rank_by: Literal["teacher", "student"] = "teacher",
+        reduction: Literal["mean", "sum", "none"] = "mean",
         ignore_index: int = -100,
-        method: str = "auto",
+        method: Literal["auto", "sort", "select"] = "auto",
         check_target: bool = False,
     ) -> None:
         super().__init__()

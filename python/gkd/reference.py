@@ -11,31 +11,50 @@ in float32 lose their digits where student and teacher nearly agree.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from .functional import default_threshold
+from ._settings import (
+    DEFAULT_THRESHOLD,
+    LossSettings,
+    is_dtensor,
+    plain_settings,
+    takes_settings_of,
+)
+from .functional import loss as operator_loss
 
 _INF = float("inf")
 
 
-def _check(student: Tensor, teacher: Tensor, target: Tensor | None, **settings: object) -> None:
-    """The operator's own checks: on meta tensors, which no transform wraps."""
+#: Settings that the loss may be differentiated with respect to.
+_DIFFERENTIABLE = ("temperature", "primary_weight", "binary_weight", "secondary_weight")
+
+
+def _check(
+    student: Tensor, teacher: Tensor, target: Tensor | None, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The operator's own checks, on meta tensors, which no transform wraps; plain settings."""
+    for argument, x in (("student_logits", student), ("teacher_logits", teacher)):
+        if is_dtensor(x):
+            raise TypeError(f"gkd::loss: {argument} is a DTensor: pass {argument}.to_local()")
     if torch.is_grad_enabled() and teacher.requires_grad:
         raise ValueError("gkd::loss: teacher needs no gradient; pass teacher.detach()")
 
     def shadow(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
+    values = {
+        k: v.detach() if k in _DIFFERENTIABLE and isinstance(v, Tensor) else v
+        for k, v in settings.items()
+    }
+    plain = plain_settings("gkd::loss", values)
     torch.ops.gkd._forward(
-        shadow(student),
-        shadow(teacher),
-        None if target is None else shadow(target),
-        need_grad=False,
-        **settings,
+        shadow(student), shadow(teacher), None if target is None else shadow(target), False, **plain
     )
+    return plain
 
 
 def _primary(rank: Tensor, threshold: float, group_size: int | None, temperature: float) -> Tensor:
@@ -66,7 +85,7 @@ class _Side(NamedTuple):
     log_sum: Tensor  # [B, 1], -inf where the group has no mass
 
 
-def _side(logits: Tensor, members: Tensor, temperature: float) -> _Side:
+def _side(logits: Tensor, members: Tensor, temperature: float | Tensor) -> _Side:
     top = torch.where(members, logits, -_INF).amax(1, keepdim=True).detach()
     top = torch.where(top > -_INF, top, 0.0)
     # Replaced before exp, not after: a masked infinity would still make the gradient NaN.
@@ -89,7 +108,10 @@ def _divergence(student: _Side, teacher: _Side, members: Tensor) -> Tensor:
 
 
 def _binary(
-    student: tuple[_Side, _Side], teacher: tuple[_Side, _Side], both: Tensor, temperature: float
+    student: tuple[_Side, _Side],
+    teacher: tuple[_Side, _Side],
+    both: Tensor,
+    temperature: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """KL of the two groups' masses and the teacher's mass P, each [B]."""
 
@@ -110,21 +132,12 @@ def _binary(
     return torch.where(known, total, 0.0), u.sigmoid()
 
 
+@takes_settings_of(operator_loss)
 def loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor | None = None,
-    *,
-    threshold: float | None = None,
-    group_size: int | None = None,
-    temperature: float = 4.0,
-    primary_weight: float = 8.0,
-    binary_weight: float = 1.0,
-    secondary_weight: float = 0.0,
-    coupled: bool = False,
-    rank_by: str = "teacher",
-    reduction: str = "mean",
-    ignore_index: int = -100,
+    **settings: Unpack[LossSettings],
 ) -> Tensor:
     """`gkd.loss` in plain PyTorch, differentiable any number of times.
 
@@ -135,16 +148,8 @@ def loss(
         student_logits: as in `gkd.loss`.
         teacher_logits: as in `gkd.loss`.
         target: as in `gkd.loss`.
-        threshold: as in `gkd.loss`.
-        group_size: as in `gkd.loss`.
-        temperature: as in `gkd.loss`.
-        primary_weight: as in `gkd.loss`.
-        binary_weight: as in `gkd.loss`.
-        secondary_weight: as in `gkd.loss`.
-        coupled: as in `gkd.loss`.
-        rank_by: as in `gkd.loss`.
-        reduction: as in `gkd.loss`.
-        ignore_index: as in `gkd.loss`.
+        **settings: as in `gkd.loss`. Temperature and weights may be [] tensors that require grad:
+            the loss is differentiable with respect to them too. The group is not.
 
     Returns:
         A scalar, or [B] with reduction "none"; float32, or float64 where either input is.
@@ -155,21 +160,10 @@ def loss(
         >>> torch.autograd.gradgradcheck(lambda s: gkd.reference.loss(s, teacher), student)
         True
     """
-    limit = default_threshold("loss", threshold, group_size)
-    _check(
-        student_logits,
-        teacher_logits,
-        target,
-        threshold=limit,
-        group_size=group_size,
-        temperature=temperature,
-        primary_weight=primary_weight,
-        binary_weight=binary_weight,
-        secondary_weight=secondary_weight,
-        coupled=coupled,
-        rank_by=rank_by,
-        reduction=reduction,
-        ignore_index=ignore_index,
+    plain = _check(student_logits, teacher_logits, target, dict(settings))
+    temperature, *weights = (
+        value.reshape(()) if isinstance(value := settings.get(name), Tensor) else plain[name]
+        for name in _DIFFERENTIABLE
     )
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
@@ -180,7 +174,7 @@ def loss(
     ignored = torch.zeros_like(spoilt)
     chosen = None
     if target is not None:
-        ignored = target == ignore_index
+        ignored = target == plain["ignore_index"]
         spoilt = spoilt | (target < 0) | (target >= student.shape[1])
         chosen = torch.arange(student.shape[1], device=target.device) == target.unsqueeze(1)
         spoilt = spoilt & ~ignored
@@ -189,8 +183,9 @@ def loss(
     student = torch.where(ignored.unsqueeze(1), 0.0, student * factor.unsqueeze(1))
     teacher = torch.where(ignored.unsqueeze(1), 0.0, teacher)
 
-    rank = student.detach() if rank_by == "student" else teacher
-    inside = _primary(rank, limit, group_size, temperature)
+    rank = student.detach() if plain["rank_by"] == "student" else teacher
+    threshold = DEFAULT_THRESHOLD if plain["threshold"] is None else plain["threshold"]
+    inside = _primary(rank, threshold, plain["group_size"], plain["temperature"])
     if chosen is not None:
         inside = inside | chosen
     groups = (inside, ~inside)
@@ -200,16 +195,17 @@ def loss(
     binary, mass = _binary(students, teachers, both, temperature)
 
     rows = factor - factor  # 0, or NaN in a spoilt row whatever the weights
-    if binary_weight != 0:
+    primary_weight, binary_weight, secondary_weight = weights
+    if plain["binary_weight"] != 0 or isinstance(binary_weight, Tensor):
         rows = rows + binary_weight * binary
     # Where one group has every class its mass is 1, and the other's term is 0 already.
     masses = (torch.where(both, mass, 1.0), torch.where(both, 1.0 - mass, 1.0))
     for g, weight in enumerate((primary_weight, secondary_weight)):
-        if weight != 0:
+        if isinstance(weight, Tensor) or weight != 0:
             term = weight * _divergence(students[g], teachers[g], groups[g])
-            rows = rows + (masses[g] * term if coupled else term)
+            rows = rows + (masses[g] * term if plain["coupled"] else term)
     rows = torch.where(ignored, 0.0, temperature**2 * rows)
-    if reduction == "none":
+    if plain["reduction"] == "none":
         return rows
     total = rows.sum()
-    return total if reduction == "sum" else total / (~ignored).sum().clamp(min=1)
+    return total if plain["reduction"] == "sum" else total / (~ignored).sum().clamp(min=1)

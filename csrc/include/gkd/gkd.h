@@ -11,24 +11,9 @@
 #include <string>
 
 #include "gkd/export.h"
+#include "gkd/options.h"
 
 namespace gkd {
-
-/// Settings of one call; the defaults are the paper's. The formulas are in the README.
-struct LossOptions {
-  double threshold = 0.93;                   ///< mass of the primary group, in (0, 1]
-  std::optional<std::int64_t> group_size{};  ///< take this many classes instead, >= 0
-  double temperature = 4.0;                  ///< in [1e-6, 1e6]
-  double primary_weight = 8.0;               ///< Primary-KD; each weight in [-1e30, 1e30]
-  double binary_weight = 1.0;                ///< Binary-KD
-  double secondary_weight = 0.0;             ///< Secondary-KD
-  bool coupled = false;                      ///< multiply each group's KL by its teacher mass
-  std::string rank_by = "teacher";           ///< "teacher" or "student"
-  std::string reduction = "mean";            ///< "mean", "sum" or "none"
-  std::int64_t ignore_index = -100;          ///< rows with this target count for nothing
-  std::string method = "auto";               ///< how the cut is found: "auto", "sort" or "select"
-  bool check_target = false;  ///< throw for a bad target on a device too, at the cost of a wait
-};
 
 /// The GKD loss: a scalar, or [B] with reduction "none". float32, float64 for float64 logits.
 /// Differentiable once with respect to `student_logits`. Throws c10::ValueError, c10::TypeError,

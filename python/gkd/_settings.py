@@ -1,0 +1,174 @@
+"""The settings that every loss takes: their types, and what may be given for a number.
+
+Settings come from configuration files, numpy and tensors. Each is turned into the plain value that
+the operators take, or refused by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict, TypeVar
+
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class LossSettings(TypedDict, total=False):
+    """The keywords of `gkd.loss` that every other loss takes too, with the same defaults."""
+
+    threshold: float | None
+    """As in `gkd.loss`."""
+    group_size: int | None
+    """As in `gkd.loss`."""
+    temperature: float
+    """As in `gkd.loss`."""
+    primary_weight: float
+    """As in `gkd.loss`."""
+    binary_weight: float
+    """As in `gkd.loss`."""
+    secondary_weight: float
+    """As in `gkd.loss`."""
+    coupled: bool
+    """As in `gkd.loss`."""
+    rank_by: Literal["teacher", "student"]
+    """As in `gkd.loss`."""
+    reduction: Literal["mean", "sum", "none"]
+    """As in `gkd.loss`."""
+    ignore_index: int
+    """As in `gkd.loss`."""
+
+
+#: The threshold where neither it nor a group size is given: kDefaultThreshold in gkd/options.h.
+DEFAULT_THRESHOLD = 0.93
+
+#: What the operators take where a setting is not given.
+DEFAULTS: dict[str, Any] = {
+    "threshold": None,
+    "group_size": None,
+    "temperature": 4.0,
+    "primary_weight": 8.0,
+    "binary_weight": 1.0,
+    "secondary_weight": 0.0,
+    "coupled": False,
+    "rank_by": "teacher",
+    "reduction": "mean",
+    "ignore_index": -100,
+}
+
+
+def takes_settings_of(source: Callable[..., Any]) -> Callable[[F], F]:
+    """Shows the keywords of ``source`` in help() and inspect.signature() of a function that ends in
+    ``**settings``, and refuses any other keyword as Python would."""
+
+    def wrap(function: F) -> F:
+        own = inspect.signature(function)
+        kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        more = [
+            p
+            for p in inspect.signature(source).parameters.values()
+            if p.name in LossSettings.__annotations__ and p.name not in own.parameters
+        ]
+        function.__signature__ = own.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
+        return function
+
+    return wrap
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a Tensor of shape {list(value.shape)}"
+    return "None" if value is None else f"{value!r} of type {type(value).__name__}"
+
+
+def _item(value: object) -> object:
+    """The number in a tensor of one element; anything else as it is."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    return value
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, (float, int, torch.SymInt, torch.SymFloat)):
+        return None if isinstance(value, bool) else value  # type: ignore[return-value]
+    return float(value) if isinstance(value, numbers.Real) else None
+
+
+def _integer(value: object) -> int | None:
+    if isinstance(value, (int, torch.SymInt)):
+        return None if isinstance(value, bool) else value  # type: ignore[return-value]
+    return int(value) if isinstance(value, numbers.Integral) else None
+
+
+def _flag(value: object) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    return bool(value) if type(value).__name__ in ("bool_", "bool") else None  # numpy's
+
+
+def _text(value: object) -> str | None:
+    return str.__str__(value) if isinstance(value, str) else None
+
+
+_Kind = tuple[Callable[[object], Any], str]
+NUMBER: _Kind = (_number, "a number")
+INTEGER: _Kind = (_integer, "an integer")
+FLAG: _Kind = (_flag, "True or False")
+TEXT: _Kind = (_text, "a string")
+
+_KINDS: dict[str, _Kind] = {
+    "threshold": NUMBER,
+    "group_size": INTEGER,
+    "temperature": NUMBER,
+    "primary_weight": NUMBER,
+    "binary_weight": NUMBER,
+    "secondary_weight": NUMBER,
+    "coupled": FLAG,
+    "rank_by": TEXT,
+    "reduction": TEXT,
+    "ignore_index": INTEGER,
+    "method": TEXT,
+}
+_MAY_BE_NONE = ("threshold", "group_size")
+
+
+def plain(name: str, argument: str, value: object, kind: _Kind) -> Any:
+    """``value`` as the plain number, flag or string that it stands for.
+
+    Raises:
+        TypeError: it stands for none, or it is a tensor that requires grad.
+    """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(
+            f"{name}: {argument} must be {kind[1]}, got a Tensor that requires grad: the operator "
+            "has no gradient for its settings; gkd.reference.loss has for temperature and weights"
+        )
+    found = kind[0](_item(value))
+    if found is None:
+        raise TypeError(f"{name}: {argument} must be {kind[1]}, got {_described(value)}")
+    return found
+
+
+def plain_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting as the operators take it, DEFAULTS where it is not given.
+
+    Raises:
+        TypeError: naming the first setting that does not fit, or that no loss has.
+    """
+    for argument in settings:
+        if argument not in _KINDS:
+            raise TypeError(f"{name}: unexpected keyword argument {argument!r}")
+    return {
+        argument: None
+        if value is None and argument in _MAY_BE_NONE
+        else plain(name, argument, value, _KINDS[argument])
+        for argument, value in {**DEFAULTS, **settings}.items()
+    }
+
+
+def is_dtensor(value: object) -> bool:
+    """Without importing torch.distributed.tensor where nobody has."""
+    return isinstance(value, Tensor) and type(value).__name__ == "DTensor"
