@@ -104,8 +104,8 @@ def calls_of(student: Tensor, teacher: Tensor, rank: int, world_size: int) -> di
 def stages_of(student: Tensor, teacher: Tensor) -> dict[str, Callable[[], object]]:
     """One rank's stages by name; their inputs are computed here, of a rank that has all."""
     ops, classes = torch.ops.gkd, student.shape[1]
-    settings = {**SETTINGS, "class_start": 0, "num_classes": classes}
-    logit = (student.detach(), teacher, None)
+    settings = SETTINGS
+    logit = (student.detach(), teacher, None, 0, classes)
     extremes = ops._shard_extremes(*logit, **settings)
     counts = ops._shard_counts(*logit, extremes, **settings)
     nothing = torch.empty(0, dtype=torch.int64)

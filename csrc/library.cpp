@@ -50,7 +50,7 @@ TORCH_LIBRARY(gkd, m) {
         "Tensor primary, Tensor binary, Tensor secondary, Tensor mask)");
   // The reduced loss; its gradient [B, C] in the student's dtype, divided by grad_scale, [0]
   // without need_grad; grad_scale [], a power of two (math/loss.h).
-  m.def("_forward(" GKD_LOGITS ", bool need_grad, " GKD_SETTINGS
+  m.def("_forward(" GKD_LOGITS ", bool need_grad=True, " GKD_SETTINGS
         ") -> (Tensor loss, Tensor gradient, Tensor grad_scale)");
   // [] int64 on the logits' device; see csrc/adaptive.cpp.
   m.def("adaptive_group_size(Tensor student_logits, float rate=0.93, int step=100) -> Tensor");

@@ -101,7 +101,7 @@ void bench(const char* dtype_name, Dtype dtype, std::int64_t rows, std::int64_t 
            float spread, const Device& device, const Memory& flush, int repeats) {
   const auto count = static_cast<std::size_t>(rows * classes);
   const Memory student(count * sizeof(Elem)), teacher(count * sizeof(Elem));
-  const Memory gradient(count * sizeof(Elem)), loss(8), weight(8);
+  const Memory gradient(count * sizeof(Elem)), loss(8), grad_scale(8);
   fill<<<1024, 256>>>(static_cast<Elem*>(student.get()), rows * classes, spread, 1u);
   fill<<<1024, 256>>>(static_cast<Elem*>(teacher.get()), rows * classes, spread, 2u);
   require(cudaGetLastError(), "fill");
@@ -110,7 +110,7 @@ void bench(const char* dtype_name, Dtype dtype, std::int64_t rows, std::int64_t 
   p.classes = classes;
   p.student = {student.get(), classes, 1, dtype};
   p.teacher = {teacher.get(), classes, 1, dtype};
-  const Results results{loss.get(), weight.get(), gradient.get()};
+  const Results results{loss.get(), grad_scale.get(), gradient.get()};
   const double bytes = 3.0 * static_cast<double>(count * sizeof(Elem));
 
   // Half the bytes read and half written: the traffic of 1.5 matrices copied.

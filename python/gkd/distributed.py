@@ -187,7 +187,7 @@ def linear_loss(
 
         # What the logits would be, without their memory.
         rows, classes = (x.shape[0] if x.dim() > 0 else 0 for x in tensors[:2])
-        logits = [x.new_empty((1, 1)).expand((rows, classes)) for x in features]
+        student, teacher = (x.new_empty((1, 1)).expand((rows, classes)) for x in features)
         own = {"class_start": part.class_start, "num_classes": part.num_classes}
         more = {
             "scale": call.scale,
@@ -196,7 +196,7 @@ def linear_loss(
             "reduce_features_grad": summed,
         }
         agreement = Agreement(
-            _LINEAR, part.group, *logits, target, {**call.settings, **own}, more, check
+            _LINEAR, part.group, student, teacher, target, {**call.settings, **own}, more, check
         )
         agreement.check(validate=None, local_target=False)
     fault()

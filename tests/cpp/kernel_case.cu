@@ -75,12 +75,12 @@ Outcome run_either(Case& c, const Way& way, bool with_loss) {
     p.target.data = target.get();
   }
   const std::size_t wide = p.wide() ? 8 : 4, grad_bytes = bytes_of(p.student.dtype);
-  Buffer loss(rows * wide), weight(wide), gradient(rows * classes * grad_bytes);
+  Buffer loss(rows * wide), grad_scale(wide), gradient(rows * classes * grad_bytes);
   Buffer size(rows * 8), mask(rows * classes);
   Buffer column[6] = {Buffer(rows * wide), Buffer(rows * wide), Buffer(rows * wide),
                       Buffer(rows * wide), Buffer(rows * wide), Buffer(rows * wide)};
   Buffer workspace(workspace_bytes(p, device, method));
-  const Results results{loss.get(), weight.get(), gradient.get()};
+  const Results results{loss.get(), grad_scale.get(), gradient.get()};
   if (with_loss)
     EXPECT_EQ(forward(p, results, device, method, workspace.get(), nullptr), cudaSuccess);
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
@@ -97,11 +97,17 @@ Outcome run_either(Case& c, const Way& way, bool with_loss) {
 
   Outcome o;
   o.loss = read_column(loss, p.wide(), p.reduction == Reduction::kNone ? rows : 1);
-  const double w = read_column(weight, p.wide(), 1)[0];
+  const double scale = read_column(grad_scale, p.wide(), 1)[0];
+  // Of each row's loss, whatever the reduction.
+  double counted = 1;
+  if (p.reduction == Reduction::kMean) {
+    const auto ignored = std::count(c.target.begin(), c.target.end(), p.target.ignore_index);
+    counted = std::max<double>(1, static_cast<double>(p.rows - ignored));
+  }
   const auto raw = gradient.read<char>(rows * classes * grad_bytes);
   for (std::size_t k = 0; k < rows * classes; ++k) {
     const double stored = get(p.student.dtype, raw.data() + k * grad_bytes);
-    o.gradient.push_back(stored / (p.headroom * stored_scale(w, p.student.dtype == Dtype::kHalf)));
+    o.gradient.push_back(stored * scale * counted);
   }
   for (int k = 0; k < 6; ++k) o.columns[k] = read_column(column[k], p.wide(), rows);
   o.size = size.read<std::int64_t>(rows);

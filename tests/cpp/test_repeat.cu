@@ -33,7 +33,7 @@ struct Call {
   Device device;
   Method method;
   std::size_t classes, bytes;
-  Buffer student, teacher, loss, weight, gradient, workspace;
+  Buffer student, teacher, loss, grad_scale, gradient, workspace;
 
   Call(const Problem& problem, const Way& way)
       : p(problem),
@@ -44,7 +44,7 @@ struct Call {
         student(bytes),
         teacher(bytes),
         loss(sizeof(float)),
-        weight(sizeof(float)),
+        grad_scale(sizeof(float)),
         gradient(bytes),
         workspace(workspace_bytes(problem, way.device, way.method)) {
     p.student.data = student.get();
@@ -57,7 +57,7 @@ struct Call {
     teacher.write(t.data());
   }
   cudaError_t launch(cudaStream_t stream) {
-    const Results results{loss.get(), weight.get(), gradient.get()};
+    const Results results{loss.get(), grad_scale.get(), gradient.get()};
     return forward(p, results, device, method, workspace.get(), stream);
   }
   /// Loss and gradient as they lie in memory.

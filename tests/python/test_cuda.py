@@ -86,12 +86,12 @@ def test_row_58_graph_replays_on_new_data(settings, need_grad):
     grad_output = torch.full((), 3.0, device="cuda")
 
     def work():
-        loss, gradient, weight = torch.ops.gkd._forward(
+        loss, gradient, grad_scale = torch.ops.gkd._forward(
             student, teacher, target, need_grad=need_grad, **settings
         )
         if not need_grad:
             return (loss,)
-        return loss, torch.ops.gkd._scale(gradient, grad_output, weight, 0.5)
+        return loss, torch.ops.gkd._scale(gradient, grad_output, grad_scale)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -5,9 +5,8 @@ import torch
 
 import gkd
 from cases import MODES, logits, settings_of, targets
-from gkd._chunks import headroom
 from oracle import BOUND, DTYPES, error, expected_rows, gradient_bound
-from virtual_ranks import DEFAULTS, sharded
+from virtual_ranks import sharded
 
 #: 507 classes: no world size divides it, and it is no multiple of a vector or a warp. Two uneven
 #: slices; four, with an empty one at either end and one of a single class.
@@ -25,16 +24,11 @@ def test_equals_the_oracle_and_the_group_of_the_whole_row(mode, layout, dtype, d
     target = targets(shape, device) if with_target else None
     rows, wide = expected_rows(student, teacher, target, settings)
     expected = torch.autograd.grad(rows.sum() / len(rows), wide)[0]
-    loss, stored, weight, cut = sharded(student, teacher, target, LAYOUTS[layout], **settings)
+    loss, stored, grad_scale, cut = sharded(student, teacher, target, LAYOUTS[layout], **settings)
     assert error(loss, rows.sum() / len(rows)) <= BOUND[dtype]
-    gradient = torch.ops.gkd._scale(
-        stored, torch.ones_like(weight), weight, 1.0 / headroom(dtype, {**DEFAULTS, **settings})
-    )
+    gradient = torch.ops.gkd._scale(stored, torch.ones_like(grad_scale), grad_scale)
     assert error(gradient, expected) <= gradient_bound(dtype, 0.51)
-    grouping = ("threshold", "group_size", "temperature", "rank_by")
-    whole = gkd.group(
-        student, teacher, target, **{k: v for k, v in settings.items() if k in grouping}
-    )
+    whole = gkd.group(student, teacher, target, **settings)
     assert cut.equal(whole.cut.double())
 
 
@@ -49,7 +43,9 @@ def test_bad_and_ignored_rows_stay_apart(reduction, device, filled_with_nan):
     target[3] = 507
     target[4] = -100
     teacher[5, 300:] = -float("inf")
-    loss, gradient, weight, _ = sharded(student, teacher, target, (300, 207), reduction=reduction)
+    loss, gradient, grad_scale, _ = sharded(
+        student, teacher, target, (300, 207), reduction=reduction
+    )
     assert gradient[1:4].isnan().all()
     assert gradient[4].eq(0).all()
     assert gradient[[0, 5]].isfinite().all()
@@ -58,7 +54,9 @@ def test_bad_and_ignored_rows_stay_apart(reduction, device, filled_with_nan):
         assert loss[0].equal(before[0]) and gradient[0].equal(clean[0])
     else:
         assert loss.isnan()
-    assert weight.item() == pytest.approx(0.2 if reduction == "mean" else 1.0)
+    assert grad_scale == 1
+    counted = 5 if reduction == "mean" else 1
+    assert error(gradient[0] * counted, clean[0]) <= BOUND[torch.float32]
 
 
 def test_a_slice_may_have_no_probability_at_all(device):
@@ -83,11 +81,11 @@ def test_no_rows(device):
 def test_opcheck_of_the_stages(device):
     student, teacher = logits((3, 20), device=device)
     target = targets((3, 33), device)
-    keywords = {"class_start": 6, "num_classes": 33, "threshold": 0.8}
+    keywords = {"threshold": 0.8}
     ops = torch.ops.gkd
 
     def check(op, *told):
-        args = (student, teacher, target, *told)
+        args = (student, teacher, target, 6, 33, *told)
         torch.library.opcheck(op.default, args, keywords)
         return op(*args, **keywords)
 

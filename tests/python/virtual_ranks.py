@@ -8,7 +8,7 @@ import torch
 
 ops = torch.ops.gkd
 DEFAULTS = {
-    "threshold": 0.93,
+    "threshold": None,
     "group_size": None,
     "temperature": 4.0,
     "primary_weight": 8.0,
@@ -35,16 +35,14 @@ def bounds(sizes):
 
 
 def sharded(student, teacher, target, sizes, need_grad=True, **settings):
-    """(loss, [B, C] gradient as stored, weight, cut) of a call whose classes are split."""
+    """(loss, [B, C] gradient as stored, grad_scale, cut) of a call whose classes are split."""
     assert sum(sizes) == student.shape[1]
-    settings = {**DEFAULTS, **settings, "num_classes": student.shape[1]}
-    parts = [
-        ((student[:, a:b], teacher[:, a:b], target), {**settings, "class_start": a})
-        for a, b in bounds(sizes)
-    ]
+    settings = {**DEFAULTS, **settings}
+    classes = student.shape[1]
+    parts = [(student[:, a:b], teacher[:, a:b], target, a, classes) for a, b in bounds(sizes)]
 
     def each(stage, *told):
-        return [stage(*logits, *told, **keywords) for logits, keywords in parts]
+        return [stage(*part, *told, **settings) for part in parts]
 
     cut = constant_cut(student, teacher, settings)
     if cut is None:
@@ -60,9 +58,9 @@ def sharded(student, teacher, target, sizes, need_grad=True, **settings):
     emitted = each(ops._shard_emit, cut, moments, need_grad)
     kl = torch.stack([k for _, k in emitted])
     results = each(ops._shard_loss, moments, kl)
-    for loss, weight in results[1:]:
+    for loss, grad_scale in results[1:]:
         assert loss.equal(results[0][0]) or loss.isnan().any()
-        assert weight.equal(results[0][1])
+        assert grad_scale.equal(results[0][1])
     gradient = torch.cat([g for g, _ in emitted], dim=1) if need_grad else None
     return *results[0][:1], gradient, results[0][1], cut
 
