@@ -188,10 +188,12 @@ at::Tensor with_gradients_autograd(Ref loss, Ref features, Ref weight,
   constexpr const char* kName = "gkd::linear_loss";
   check_differentiable(kName, features, loss);
   check_differentiable(kName, weight, loss);
+  // Python's object of a tensor counts as a reference to it for as long as it lives; detach() makes
+  // a tensor without one.
+  const auto own = [](const OptionalTensor& t) { return t ? t->detach() : at::Tensor(); };
   return attach_gradients(kName, {features, weight}, [&]() -> LossAndGradients {
-    return {loss.clone(),
-            {features_gradient.value_or(at::Tensor()), weight_gradient.value_or(at::Tensor())},
-            at::ones({}, loss.options())};
+    return {
+        loss.clone(), {own(features_gradient), own(weight_gradient)}, at::ones({}, loss.options())};
   });
 }
 

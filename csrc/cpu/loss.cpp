@@ -123,8 +123,8 @@ GroupTensors group_cpu(const LossOptions& s, Ref student, Ref teacher, const Opt
 /// to = from * grad_output * grad_scale, both contiguous; they may be one.
 void scale_rows(Ref from, Ref to_tensor, Ref grad_output, Ref grad_scale) {
   const std::int64_t rows = from.size(0), classes = from.size(1);
-  const at::Tensor factors =
-      (grad_output.to(at::kDouble) * grad_scale.item<double>()).expand({rows}).contiguous();
+  const at::Tensor factors = grad_output.to(at::kDouble) * grad_scale.item<double>();
+  const std::int64_t stride = factors.dim() == 0 ? 0 : factors.stride(0);
   const double* factor = factors.const_data_ptr<double>();
   if (rows == 0) return;
   const char* in = static_cast<const char*>(from.const_data_ptr());
@@ -135,9 +135,10 @@ void scale_rows(Ref from, Ref to_tensor, Ref grad_output, Ref grad_scale) {
   take_turns(rows * pieces, [&](auto next) {
     for (std::int64_t k = next(); k < rows * pieces; k = next()) {
       const std::int64_t row = k / pieces, first = k % pieces * cpu::kSegment;
-      if (in == to && factor[row] == 1) continue;  // it is there already
+      const double by = factor[row * stride];
+      if (in == to && by == 1) continue;  // it is there already
       const std::int64_t at = (row * classes + first) * from.element_size();
-      run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first), factor[row]);
+      run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first), by);
     }
   });
 }

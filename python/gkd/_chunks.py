@@ -194,11 +194,12 @@ class RowsLoss(torch.autograd.Function):
     def forward(ctx: Any, plan: Plan, target: Tensor | None, *tensors: Tensor) -> Tensor:
         ctx.plan = plan
         given = (target, *tensors)
-        # autograd saves no tensors of inference mode: nobody can see them change outside it.
-        ctx.outside = [x if x is not None and x.is_inference() else None for x in given]
-        ctx.save_for_backward(
-            *(None if out is not None else x for x, out in zip(given, ctx.outside, strict=True))
-        )
+        ctx.outside = [None] * len(given)
+        if not torch.compiler.is_compiling():
+            # autograd saves no tensors of inference mode, which have no version to compare.
+            ctx.outside = [x if x is not None and x.is_inference() else None for x in given]
+        kept = zip(given, ctx.outside, strict=True)
+        ctx.save_for_backward(*(x if out is None else None for x, out in kept))
         with without_autocast(tensors[0]):
             return run(plan, tensors, target, (False, False))[0].rows
 

@@ -1,6 +1,9 @@
 """gkd.distributed.loss where users have it: compiled, on DTensors, beside DDP, with partial FC's
 targets. Two ranks over gloo: what differs between world sizes is in test_distributed.py."""
 
+import os
+import tempfile
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -77,7 +80,7 @@ def test_dtensors_sharded_by_class_and_no_others(pair):
         assert apart[0] == "ValueError" and "must be placed alike" in apart[1]
         assert one[0] == "TypeError" and "must both be DTensors" in one[1]
         assert given[0] == "ValueError" and "are the DTensor's own" in given[1]
-        assert unsharded[0] == "RuntimeError" and "mixed torch.Tensor and DTensor" in unsharded[1]
+        assert unsharded[0] == "TypeError" and "call gkd.distributed.loss" in unsharded[1]
 
 
 def with_local_targets(rank, world_size):
@@ -167,6 +170,73 @@ def linear(rank, world_size):
     return wrong
 
 
+def networks():
+    """Student features and weight, teacher features and weight, the same on every rank."""
+    torch.manual_seed(0)
+    return [torch.randn(n, d, dtype=torch.float64) for n, d in ((6, 8), (507, 8), (6, 5), (507, 5))]
+
+
+def dtensor_heads(rank, world_size):
+    """Heads as FSDP2 and tensor parallelism keep them, split by class."""
+    features, weight, teacher, teacher_weight = networks()
+    mesh = init_device_mesh("cpu", (world_size,))
+    whole = weight.clone().requires_grad_()
+    expected = gkd.linear_loss(features, whole, teacher, teacher_weight)
+    (3 * expected).backward()
+    heads = [distribute_tensor(w, mesh, [Shard(0)]) for w in (weight, teacher_weight)]
+    heads[0].requires_grad_()
+    loss = gkd.distributed.linear_loss(features, heads[0], teacher, heads[1])
+    (3 * loss).backward()
+    right = error(loss, expected) <= 1e-12
+    right &= error(heads[0].grad.full_tensor(), whole.grad) <= 1e-12
+    replicated = distribute_tensor(features, mesh, [Replicate()])
+    right &= error(
+        gkd.distributed.linear_loss(replicated, heads[0], teacher, heads[1]), expected
+    ) <= 1e-12  # fmt: skip
+    by_rows = distribute_tensor(features, mesh, [Shard(0)])
+    other = distribute_tensor(teacher_weight, mesh, [Shard(1)])
+    faults = [
+        fault_of(lambda: gkd.linear_loss(features, heads[0], teacher, teacher_weight)),
+        fault_of(lambda: gkd.distributed.linear_loss(by_rows, heads[0], teacher, heads[1])),
+        fault_of(lambda: gkd.distributed.linear_loss(features, heads[0], teacher, other)),
+        fault_of(lambda: gkd.distributed.linear_loss(features, weight, teacher, teacher_weight)),
+    ]
+    return bool(right), faults
+
+
+def test_heads_that_are_dtensors(pair):
+    for right, (alone, by_rows, other, plain) in pair("dtensor_heads"):
+        assert right
+        assert alone[0] == "TypeError" and "student_weight is a DTensor" in alone[1]
+        assert by_rows[0] == "ValueError" and "student_features must be the same" in by_rows[1]
+        assert other[0] == "ValueError" and "must be placed alike" in other[1]
+        assert plain[0] == "ValueError" and "class_start and num_classes are needed" in plain[1]
+
+
+def gathered_features(rank, world_size):
+    """Own rows on every rank, gathered by an all-gather whose backward sums, as in partial FC."""
+    features, weight, teacher, teacher_weight = networks()
+    leaf = features.clone().requires_grad_()
+    whole = gkd.linear_loss(leaf, weight, teacher, teacher_weight)
+    (expected,) = torch.autograd.grad(3 * whole, leaf)
+    start, end = slices(507, world_size, "uneven")[rank]
+    own = slice(3 * rank, 3 * rank + 3)
+    off = {}
+    for summed in (True, False):
+        mine = features[own].clone().requires_grad_()
+        loss = gkd.distributed.linear_loss(
+            torch.cat(all_gather(mine)), weight[start:end], teacher, teacher_weight[start:end],
+            class_start=start, num_classes=507, reduce_features_grad=summed,
+        )  # fmt: skip
+        (gradient,) = torch.autograd.grad(3 * loss, mine)
+        off[summed] = error(gradient, expected[own] * (world_size if summed else 1))
+    return max(off.values()) <= 1e-12
+
+
+def test_features_from_an_autograd_all_gather(pair):
+    assert pair("gathered_features") == [True, True]
+
+
 def mixed_dtypes(rank, world_size):
     """Double arithmetic over float32 ranks takes a spread more than float32 arithmetic."""
     student, teacher, target = batch(507, torch.float64, True)
@@ -190,7 +260,10 @@ def test_heads_split_by_class(pair):
 
 
 def everything(rank, world_size):
-    works = (compiled, on_dtensors, with_local_targets, beside_ddp, linear, mixed_dtypes)
+    works = (
+        compiled, on_dtensors, with_local_targets, beside_ddp, linear, dtensor_heads,
+        gathered_features, mixed_dtypes,
+    )  # fmt: skip
     return {work.__name__: work(rank, world_size) for work in works}
 
 
@@ -217,3 +290,32 @@ def in_a_subgroup(rank, world_size):
 
 def test_subgroups_and_any_order_of_slices():
     assert ranks.run(4, in_a_subgroup) == [True] * 4
+
+
+def restarted(rank, world_size):
+    """The group ends and starts again under its old name, with another process as rank 1."""
+    student, teacher, target = batch(507, torch.float64, True)
+    start, end = slices(507, world_size, "even")[rank]
+
+    def call(**settings):
+        return gkd.distributed.loss(
+            student[:, start:end], teacher[:, start:end], target, class_start=start,
+            num_classes=507, **settings,
+        )  # fmt: skip
+
+    first = call()
+    dist.destroy_process_group()
+    if rank == 1:  # a new process knows nobody
+        gkd._agreement._agreed.clear()
+    meet = os.path.join(tempfile.gettempdir(), f"gkd-restarted-{os.getppid()}")
+    dist.init_process_group(
+        "gloo", f"file://{meet}", rank=rank, world_size=world_size, timeout=ranks.TIMEOUT
+    )
+    fault = fault_of(lambda: call(temperature=1.0 + rank))
+    return fault, error(call(), first) == 0
+
+
+def test_a_group_that_starts_again_compares_again():
+    for fault, same in ranks.run(2, restarted):
+        assert fault == ("ValueError", "gkd::sharded_loss: ranks 0 and 1 disagree on temperature")
+        assert same

@@ -108,8 +108,9 @@ def test_retain_graph_with_two_grad_outputs(device, reduction):
 
 
 def test_a_weight_edited_between_the_passes_is_reported(device):
+    """Where the backward makes the logits again; with "mean" it does not need the weight."""
     net = networks(device)
-    value = gkd.linear_loss(*net)
+    value = gkd.linear_loss(*net, reduction="none").sum()
     with torch.no_grad():
         net[1].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -153,3 +154,55 @@ def test_compiles_without_a_break(device, reduction, dtype):
     ]
     for a, b in zip(*results, strict=True):
         assert error(a, b) <= 10 * BOUND[dtype]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("frozen", ["teacher", "features"])
+def test_tensors_of_inference_mode(device, reduction, frozen):
+    """Embeddings of a frozen network, made under inference_mode."""
+    net = networks(device)
+    target = targets((B, C), device)
+    expected = gkd.linear_loss(*net, target, reduction=reduction)
+    grad_output = torch.randn(expected.shape)
+    wanted = gradients(expected, net[:2], grad_output)
+    with torch.inference_mode():
+        made = [x.clone() for x in (*net, target)]
+    wants = (0, 1) if frozen == "teacher" else (1,)
+    given = [net[k] if k in wants else made[k] for k in range(4)]
+    value = gkd.linear_loss(*given, made[4], reduction=reduction)
+    got = gradients(value, [net[k] for k in wants], grad_output)
+    for k, gradient in zip(wants, got, strict=True):
+        assert same_bits(gradient, wanted[k])
+
+
+def test_batched_gradients(device):
+    net = networks(device)
+    rows = gkd.linear_loss(*net, reduction="none")
+    with pytest.raises(NotImplementedError, match="gkd::linear_loss has no batched gradients"):
+        torch.autograd.grad(rows, net[0], torch.eye(B).to(rows), is_grads_batched=True)
+    mean = gkd.linear_loss(*net)
+    factors = torch.tensor([1.0, -2.0]).to(mean)
+    (got,) = torch.autograd.grad(mean, net[0], factors, is_grads_batched=True, retain_graph=True)
+    (once,) = torch.autograd.grad(mean, net[0])
+    assert error(got, torch.stack([once, -2 * once])) <= 1e-12
+
+
+@pytest.mark.parametrize("grad_output", [1.0, 2.0**16])
+def test_forward_and_backward_take_one_gradient_of_the_weight(grad_output):
+    net = networks("cpu", torch.float32, classes=20_000)
+    net[0].requires_grad_(False)
+    buffer = net[1].numel() * net[1].element_size()
+    peaks = {}
+    for hooked in (False, True):
+        value = None
+        with torch.profiler.profile(profile_memory=True) as profile:
+            if hooked:
+                with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+                    value = gkd.linear_loss(*net, chunk_rows=1)
+            else:
+                value = gkd.linear_loss(*net, chunk_rows=1)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            value.backward(torch.tensor(grad_output))
+        peaks[hooked] = sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages())
+        net[1].grad = None
+    assert peaks[False] < 2**16 < buffer <= peaks[True]

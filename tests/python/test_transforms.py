@@ -140,13 +140,16 @@ def mesh(device):
 def test_row_64_dtensors_are_not_unwrapped(mesh, device, placement):
     here = logits((4, 40), device=device)
     student, teacher = (distribute_tensor(x, mesh, [placement]) for x in here)
-    for call in (gkd.loss, gkd.group):
+    for call in (gkd.loss, gkd.group, gkd.reference.loss):
         for leaf in (student, student.detach().requires_grad_()):
-            with pytest.raises(NotImplementedError, match=r"^Operator gkd\.\w+\.default does not"):
+            with pytest.raises(TypeError, match=r"^gkd::\w+: student_logits is a DTensor: pass"):
                 call(leaf, teacher)
-        for args in ((student, here[1]), (here[0], teacher)):
-            with pytest.raises(RuntimeError, match=r"^gkd\.\w+\.default got mixed torch\.Tensor"):
-                call(*args)
+        with pytest.raises(TypeError, match=r"^gkd::\w+: student_logits is a DTensor: pass"):
+            call(student, here[1])
+        with pytest.raises(TypeError, match=r"^gkd::\w+: teacher_logits is a DTensor: pass"):
+            call(here[0], teacher)
+    with pytest.raises(TypeError, match=r"student_logits is a DTensor"):
+        gkd.adaptive_group_size(student)
 
 
 def layouts():
