@@ -13,7 +13,7 @@ from oracle import error, same_bits
 CLASSES = 120
 
 
-@pytest.fixture(params=["loss", "sharded", "linear"])
+@pytest.fixture(params=["loss", "sharded", pytest.param("linear", marks=pytest.mark.products)])
 def loss(request, device):
     """(loss of a leaf and nothing else, the leaf, its gradient for a grad_output of 1)."""
     student, teacher = logits((4, CLASSES), device=device)
