@@ -58,7 +58,7 @@ def seconds(call: Callable[[], object], budget: float, together: bool) -> list[f
 
 
 def messages(rows: int, dtype: torch.dtype) -> list[tuple[Tensor, str]]:
-    """What a rank sends in a call, and how it is reduced; see csrc/math/shard.h."""
+    """What a rank sends in a call, and how it is reduced; see csrc/math/messages.h."""
     spreads = {torch.float32: 3, torch.float64: 6}.get(dtype, 2)
     amounts = (torch.ones(rows, 2050, dtype=torch.int64), "sum")
     return [
@@ -109,18 +109,18 @@ def stages_of(student: Tensor, teacher: Tensor) -> dict[str, Callable[[], object
     extremes = ops._shard_extremes(*logit, **settings)
     counts = ops._shard_counts(*logit, extremes, **settings)
     nothing = torch.empty(0, dtype=torch.int64)
-    amounts = ops._shard_amounts(*logit, extremes, counts, nothing, **settings)
-    search, cut = ops._shard_narrow(*logit, extremes, amounts, nothing, **settings)
+    amounts = ops._shard_histogram(*logit, extremes, counts, nothing, **settings)
+    search, cut = ops._shard_refine(*logit, extremes, amounts, nothing, **settings)
     moments = ops._shard_moments(*logit, cut, **settings)[None]
-    kl = ops._shard_emit(*logit, cut, moments, True, **settings)[1][None]
+    kl = ops._shard_gradient(*logit, cut, moments, True, **settings)[1][None]
     return {
         "extremes": partial(ops._shard_extremes, *logit, **settings),
         "counts": partial(ops._shard_counts, *logit, extremes, **settings),
-        "first amounts": partial(ops._shard_amounts, *logit, extremes, counts, nothing, **settings),
-        "later amounts": partial(ops._shard_amounts, *logit, extremes, counts, search, **settings),
-        "narrow": partial(ops._shard_narrow, *logit, extremes, amounts, nothing, **settings),
+        "first amounts": partial(ops._shard_histogram, *logit, extremes, counts, nothing, **settings),
+        "later amounts": partial(ops._shard_histogram, *logit, extremes, counts, search, **settings),
+        "narrow": partial(ops._shard_refine, *logit, extremes, amounts, nothing, **settings),
         "moments": partial(ops._shard_moments, *logit, cut, **settings),
-        "emit": partial(ops._shard_emit, *logit, cut, moments, True, **settings),
+        "emit": partial(ops._shard_gradient, *logit, cut, moments, True, **settings),
         "loss": partial(ops._shard_loss, *logit, moments, kl, **settings),
     }
 

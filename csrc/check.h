@@ -10,7 +10,8 @@
 
 namespace gkd {
 
-/// Throws unless tensors and options are usable. `name` is the operator's, for the message.
+/// Throws unless tensors and options are sums_are_accurate. `name` is the operator's, for the
+/// message.
 void check_inputs(const char* name, const at::Tensor& student, const at::Tensor& teacher,
                   const std::optional<at::Tensor>& target, const LossOptions& options,
                   bool may_lack_classes = false);
@@ -19,7 +20,7 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
 void check_shard_range(const char* name, const c10::SymInt& classes, std::int64_t class_start,
                        std::int64_t num_classes);
 
-/// Throws unless the arguments of adaptive_group_size are usable.
+/// Throws unless the arguments of adaptive_group_size are sums_are_accurate.
 void check_adaptive(const char* name, const at::Tensor& student, double rate, std::int64_t step);
 
 /// Throws IndexError naming value and row unless `value` is a class index.

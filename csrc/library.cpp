@@ -13,8 +13,8 @@
 
 namespace {
 
-/// One rank's part of a class-sharded call (csrc/sharded.cpp). math/shard.h says what travels, with
-/// [B] before it.
+/// One rank's part of a class-sharded call (csrc/sharded.cpp). math/messages.h says what travels,
+/// with [B] before it.
 void define_sharded(torch::Library& m) {
   m.def("sharded_loss(" GKD_SHARD "int world_size, str group_name, " GKD_SETTINGS ") -> Tensor");
   // As _forward.
@@ -25,15 +25,15 @@ void define_sharded(torch::Library& m) {
   m.def("_check_shard(" GKD_SHARD GKD_SETTINGS ") -> ()");
   m.def("_shard_extremes(" GKD_SHARD GKD_SETTINGS ") -> Tensor");
   m.def("_shard_counts(" GKD_SHARD "Tensor extremes, " GKD_SETTINGS ") -> Tensor");
-  // `search` is [0] before the first spread, and comes from _shard_narrow after it.
-  m.def("_shard_amounts(" GKD_SHARD "Tensor extremes, Tensor counts, Tensor search, " GKD_SETTINGS
+  // `search` is [0] before the first spread, and comes from _shard_refine after it.
+  m.def("_shard_histogram(" GKD_SHARD "Tensor extremes, Tensor counts, Tensor search, " GKD_SETTINGS
         ") -> Tensor");
-  m.def("_shard_narrow(" GKD_SHARD "Tensor extremes, Tensor amounts, Tensor search, " GKD_SETTINGS
+  m.def("_shard_refine(" GKD_SHARD "Tensor extremes, Tensor amounts, Tensor search, " GKD_SETTINGS
         ") -> (Tensor search, Tensor cut)");
   // cut: double [B], smallest ranking logit in the group.
   m.def("_shard_moments(" GKD_SHARD "Tensor cut, " GKD_SETTINGS ") -> Tensor");
   // moments: all ranks', [W, B, 13]. gradient: [B, C_r], or [0] without need_grad.
-  m.def("_shard_emit(" GKD_SHARD "Tensor cut, Tensor moments, bool need_grad, " GKD_SETTINGS
+  m.def("_shard_gradient(" GKD_SHARD "Tensor cut, Tensor moments, bool need_grad, " GKD_SETTINGS
         ") -> (Tensor gradient, Tensor kl)");
   m.def("_shard_loss(" GKD_SHARD "Tensor moments, Tensor kl, " GKD_SETTINGS
         ") -> (Tensor loss, Tensor grad_scale)");

@@ -2,7 +2,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "math/shard.h"
+#include "math/messages.h"
 #include "shard_call.h"
 
 namespace gkd {
@@ -38,15 +38,15 @@ GroupTensors group_meta(const LossOptions& /*options*/, Ref student, Ref teacher
 at::Tensor wire(const ShardCall& c, std::int64_t width, at::ScalarType dtype) {
   return at::empty_symint({c.student.sym_size(0), width}, c.student.options().dtype(dtype));
 }
-at::Tensor extremes_meta(const ShardCall& c) { return wire(c, kWireExtremes, at::kLong); }
+at::Tensor extremes_meta(const ShardCall& c) { return wire(c, kMsgExtremes, at::kLong); }
 at::Tensor counts_meta(const ShardCall& c, Ref) { return wire(c, kBins, at::kInt); }
 at::Tensor amounts_meta(const ShardCall& c, Ref, Ref, Ref) {
-  return wire(c, kWireAmounts, at::kLong);
+  return wire(c, kMsgHistogram, at::kLong);
 }
 TensorPair narrow_meta(const ShardCall& c, Ref, Ref, Ref) {
   return {wire(c, kSearchFields, at::kLong), wire(c, 1, at::kDouble).squeeze(1)};
 }
-at::Tensor moments_meta(const ShardCall& c, Ref) { return wire(c, kWireMoments, at::kDouble); }
+at::Tensor moments_meta(const ShardCall& c, Ref) { return wire(c, kMsgMoments, at::kDouble); }
 TensorPair emit_meta(const ShardCall& c, Ref, Ref, bool need_grad) {
   const auto options = c.student.options();
   return {need_grad ? at::empty_symint(c.student.sym_sizes(), options) : at::empty({0}, options),

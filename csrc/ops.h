@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "check.h"
-#include "dtype.h"
+#include "math/dtype.h"
 #include "settings.h"
 
 namespace gkd {

@@ -1,4 +1,4 @@
-// Operators over a class shard: one stage each of a call, between collectives (math/shard.h).
+// Operators over a class shard: one stage each of a call, between collectives (math/messages.h).
 #pragma once
 
 #include "ops.h"
@@ -39,14 +39,15 @@ R call_stage(const char* name, const ShardCall& c, More... more) {
 }
 
 /// Registers a backend's stages under their schemas.
-template <auto extremes, auto counts, auto amounts, auto narrow, auto moments, auto emit, auto loss>
+template <auto extremes, auto counts, auto amounts, auto narrow, auto moments, auto write_gradient,
+          auto loss>
 void register_stages(torch::Library& m) {
   m.impl("_shard_extremes", shard_op<extremes>);
   m.impl("_shard_counts", shard_op<counts>);
-  m.impl("_shard_amounts", shard_op<amounts>);
-  m.impl("_shard_narrow", shard_op<narrow>);
+  m.impl("_shard_histogram", shard_op<amounts>);
+  m.impl("_shard_refine", shard_op<narrow>);
   m.impl("_shard_moments", shard_op<moments>);
-  m.impl("_shard_emit", shard_op<emit>);
+  m.impl("_shard_gradient", shard_op<write_gradient>);
   m.impl("_shard_loss", shard_op<loss>);
 }
 

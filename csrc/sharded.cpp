@@ -1,6 +1,6 @@
 // gkd::sharded_loss: stages of the local part (shard_call.h) with collectives between them.
 //
-// The collectives are torch's functional ones, reached through the dispatcher: NCCL or gloo, traced
+// The collectives are torch's functional ones, is_met through the dispatcher: NCCL or gloo, traced
 // by torch.compile, and no link to torch's distributed library. Their number depends on dtype and
 // settings alone. See docs/scaling.md for the count and the bytes.
 #include <ATen/ATen.h>
@@ -8,7 +8,7 @@
 
 #include "autograd.h"
 #include "gkd/gkd.h"
-#include "math/search.h"
+#include "math/radix_select.h"
 #include "shard_call.h"
 
 namespace gkd {
@@ -46,7 +46,7 @@ struct Ranks {
 int spreads_of(const ShardCall& c) {
   const auto dtype = dtype_of(c.options.rank_by == "student" ? c.student : c.teacher);
   const bool wide = compute_dtype(c.student, c.teacher) == at::kDouble;
-  return wide ? Keys<double>(dtype).spreads() : Keys<float>(dtype).spreads();
+  return wide ? Keys<double>(dtype).num_passes() : Keys<float>(dtype).num_passes();
 }
 
 /// The cut of every row, double [B]: the whole row's, the same on all ranks.
@@ -71,10 +71,10 @@ at::Tensor find_cut(const ShardCall& c, const Ranks& ranks) {
   at::Tensor search = at::empty({0}, options.dtype(at::kLong)), cut;
   for (int spread = 0; spread < spreads_of(c); ++spread) {
     const auto amounts = ranks.reduce(
-        call_stage<at::Tensor, Ref, Ref, Ref>("gkd::_shard_amounts", c, extremes, counts, search),
+        call_stage<at::Tensor, Ref, Ref, Ref>("gkd::_shard_histogram", c, extremes, counts, search),
         "sum");
     std::tie(search, cut) =
-        call_stage<TensorPair, Ref, Ref, Ref>("gkd::_shard_narrow", c, extremes, amounts, search);
+        call_stage<TensorPair, Ref, Ref, Ref>("gkd::_shard_refine", c, extremes, amounts, search);
   }
   return cut;
 }
@@ -91,7 +91,7 @@ ForwardTensors forward(const ShardCall& c, bool need_grad, const Ranks& ranks) {
   const at::Tensor cut = find_cut(c, ranks);
   const auto moments = ranks.gather(call_stage<at::Tensor, Ref>("gkd::_shard_moments", c, cut));
   const auto [gradient, kl] =
-      call_stage<TensorPair, Ref, Ref, bool>("gkd::_shard_emit", c, cut, moments, need_grad);
+      call_stage<TensorPair, Ref, Ref, bool>("gkd::_shard_gradient", c, cut, moments, need_grad);
   const auto [loss, grad_scale] =
       call_stage<TensorPair, Ref, Ref>("gkd::_shard_loss", c, moments, ranks.gather(kl));
   return {loss, gradient, grad_scale};

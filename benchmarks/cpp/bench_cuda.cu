@@ -82,14 +82,14 @@ Times measure(const std::function<void()>& run, const Memory& flush, int repeats
   return {at(0.5), at(0.2), at(0.8)};
 }
 
-const char* name_of(Method method, Regime regime) {
+const char* name_of(Method method, LaunchStrategy regime) {
   if (method == Method::kSort) return "sort";
   switch (regime) {
-    case Regime::kBlock:
+    case LaunchStrategy::kBlock:
       return "block";
-    case Regime::kCluster:
+    case LaunchStrategy::kCluster:
       return "cluster";
-    case Regime::kGrid:
+    case LaunchStrategy::kGrid:
       return "grid";
     default:
       return "split";
@@ -141,7 +141,7 @@ void bench(const char* dtype_name, Dtype dtype, std::int64_t rows, std::int64_t 
           require(forward(p, results, way.device, way.method, workspace.get(), nullptr), "forward");
         },
         flush, way.method == Method::kSort ? std::min(repeats, 5) : repeats);
-    report(name_of(way.method, regime_of(p, way.device, way.method)), t);
+    report(name_of(way.method, strategy_of(p, way.device, way.method)), t);
   }
 }
 

@@ -14,7 +14,7 @@ namespace {
 /// Float sums run over this many classes, then go to double.
 inline constexpr std::int64_t kBlock = 512;
 template <class T>
-constexpr int kWidth = Traits<PackOf<T>>::kWidth;
+constexpr int kWidth = VecTraits<VecOf<T>>::kWidth;
 template <class T>
 constexpr Dtype kDtype = std::is_same_v<T, float> ? Dtype::kFloat : Dtype::kDouble;
 
@@ -26,14 +26,14 @@ std::int64_t padded(std::int64_t count) {
 
 template <class T>
 T widen_one(std::uint16_t bits, Dtype dtype) {
-  HalfPack v{};
+  VecU16 v{};
   v[0] = bits;
   return static_cast<T>(widen(v, dtype)[0]);
 }
 
 /// One logit.
 template <class T>
-T read_one(const Source& from, std::int64_t j) {
+T read_one(const LogitsRow& from, std::int64_t j) {
   const std::int64_t at = j * from.stride;
   switch (from.dtype) {
     case Dtype::kFloat:
@@ -46,14 +46,14 @@ T read_one(const Source& from, std::int64_t j) {
 }
 
 /// Whether 16-bit logits lie side by side.
-inline bool is_half_row(const Source& from) {
+inline bool is_half_row(const LogitsRow& from) {
   return from.stride == 1 && (from.dtype == Dtype::kHalf || from.dtype == Dtype::kBFloat16);
 }
 
 /// Logits [begin, begin + count), count <= kBlock, followed by -inf up to a whole pack: classes of
 /// probability 0, which add nothing to any sum. Points into the tensor where it can.
 template <class T>
-const T* read(const Source& from, std::int64_t begin, std::int64_t count, T* buffer) {
+const T* read(const LogitsRow& from, std::int64_t begin, std::int64_t count, T* buffer) {
   const std::int64_t whole = padded<T>(count);
   if (from.stride == 1 && from.dtype == kDtype<T>) {
     const T* direct = static_cast<const T*>(from.data) + begin;
@@ -76,12 +76,12 @@ const T* read(const Source& from, std::int64_t begin, std::int64_t count, T* buf
 
 /// Where a block of the gradient is computed: in the tensor, or in a buffer that write() converts.
 template <class T>
-T* writable(const Sink& to, std::int64_t begin, std::int64_t count, T* buffer) {
+T* writable(const GradientRow& to, std::int64_t begin, std::int64_t count, T* buffer) {
   const bool direct = to.dtype == kDtype<T> && padded<T>(count) == count;
   return direct ? static_cast<T*>(to.data) + begin : buffer;
 }
 template <class T>
-void write(const Sink& to, std::int64_t begin, std::int64_t count, const T* from) {
+void write(const GradientRow& to, std::int64_t begin, std::int64_t count, const T* from) {
   if (to.dtype == kDtype<T>) {
     T* out = static_cast<T*>(to.data) + begin;
     if (from != out) std::copy(from, from + count, out);
@@ -96,7 +96,7 @@ void write(const Sink& to, std::int64_t begin, std::int64_t count, const T* from
       return;
     }
     for (std::int64_t k = 0; k < count; ++k) {
-      const HalfPack v = narrow(splat<FloatPack>(static_cast<float>(from[k])), to.dtype);
+      const VecU16 v = narrow(splat<VecF32>(static_cast<float>(from[k])), to.dtype);
       static_cast<std::uint16_t*>(to.data)[begin + k] = v[0];
     }
   }
@@ -106,7 +106,7 @@ void write(const Sink& to, std::int64_t begin, std::int64_t count, const T* from
 template <class T>
 struct Block {
   const T* at;
-  PackOf<T> operator[](std::int64_t k) const { return load<PackOf<T>>(at + k); }
+  VecOf<T> operator[](std::int64_t k) const { return load<VecOf<T>>(at + k); }
 };
 
 /// The same of 16-bit logits, widened where they lie: a buffer in between costs more than the
@@ -114,14 +114,15 @@ struct Block {
 template <Dtype kHere>
 struct HalfBlock {
   const std::uint16_t* at;
-  FloatPack operator[](std::int64_t k) const { return widen(load_half(at + k), kHere); }
+  VecF32 operator[](std::int64_t k) const { return widen(load_half(at + k), kHere); }
 };
 
 /// Calls visit with one HalfBlock per source, from class `begin` on. All are half rows of one
 /// dtype.
 template <class Visit, class... Sources>
-void visit_halves(std::int64_t begin, Visit visit, const Source& first, const Sources&... others) {
-  const auto at = [begin](const Source& from) {
+void visit_halves(std::int64_t begin, Visit visit, const LogitsRow& first,
+                  const Sources&... others) {
+  const auto at = [begin](const LogitsRow& from) {
     return static_cast<const std::uint16_t*>(from.data) + begin;
   };
   if (first.dtype == Dtype::kHalf) {
@@ -133,7 +134,7 @@ void visit_halves(std::int64_t begin, Visit visit, const Source& first, const So
 
 /// Calls visit(begin, count, values) on each block of [from, to).
 template <class T, class Visit>
-void each_of(const Source& source, std::int64_t from, std::int64_t to, Visit visit) {
+void each_of(const LogitsRow& source, std::int64_t from, std::int64_t to, Visit visit) {
   alignas(64) T buffer[kBlock];
   for (std::int64_t j = from; j < to; j += kBlock) {
     const std::int64_t count = std::min(kBlock, to - j);
@@ -144,7 +145,7 @@ void each_of(const Source& source, std::int64_t from, std::int64_t to, Visit vis
 /// One row under sweep.
 template <class T>
 struct Row {
-  Source s, u, rank;
+  LogitsRow s, u, rank;
   std::int64_t classes, target;
 
   struct Buffers {

@@ -16,8 +16,8 @@ struct Extremes {
 
 /// A NaN is passed over.
 template <class T>
-Extremes<T> extremes_of(const Source& row, std::int64_t begin, std::int64_t end) {
-  using V = PackOf<T>;
+Extremes<T> extremes_of(const LogitsRow& row, std::int64_t begin, std::int64_t end) {
+  using V = VecOf<T>;
   const V none = splat<V>(-kInfinity<T>);
   V high = none, low = none;  // low: the largest of -r
   each_of<T>(row, begin, end, [&](std::int64_t, std::int64_t count, const T* r) {
@@ -30,11 +30,11 @@ Extremes<T> extremes_of(const Source& row, std::int64_t begin, std::int64_t end)
     high = top;
     low = bottom;
   });
-  return {max_lane(high), -max_lane(low)};
+  return {reduce_max(high), -reduce_max(low)};
 }
 
-typedef std::int16_t KeyPack __attribute__((vector_size(GKD_PACK_BYTES)));
-typedef std::uint16_t WrappingKeyPack __attribute__((vector_size(GKD_PACK_BYTES)));
+typedef std::int16_t KeyPack __attribute__((vector_size(GKD_VEC_BYTES)));
+typedef std::uint16_t WrappingKeyPack __attribute__((vector_size(GKD_VEC_BYTES)));
 
 /// 16 bits of a logit as an integer of the same order, NaNs beyond the infinities; its own inverse.
 template <class K>
@@ -45,7 +45,7 @@ K ordered16(K bits) {
 /// Contiguous 16-bit logits without conversion, twice as many a pack. A NaN of positive sign counts
 /// as +inf, which makes the row NaN too; one of negative sign is passed over.
 template <class T>
-Extremes<T> extremes_of_half(const Source& row, std::int64_t begin, std::int64_t end) {
+Extremes<T> extremes_of_half(const LogitsRow& row, std::int64_t begin, std::int64_t end) {
   constexpr int kKeys = sizeof(KeyPack) / 2;
   const std::int16_t infinity = row.dtype == Dtype::kHalf ? 0x7c00 : 0x7f80;
   const std::int16_t none = static_cast<std::int16_t>(~infinity);  // -inf
@@ -87,7 +87,7 @@ Extremes<T> extremes_of_half(const Source& row, std::int64_t begin, std::int64_t
 template <class T>
 void find_extremes(const Row<T>& row, bool by_student, const Executor& each,
                    std::vector<Segment>& segments) {
-  auto extremes = [](const Source& from, std::int64_t begin, std::int64_t end) {
+  auto extremes = [](const LogitsRow& from, std::int64_t begin, std::int64_t end) {
     return is_half_row(from) ? extremes_of_half<T>(from, begin, end)
                              : extremes_of<T>(from, begin, end);
   };

@@ -132,7 +132,7 @@ void scale_rows(Ref from, Ref to_tensor, Ref grad_output, Ref grad_scale) {
   const cpu::ScaleFunction run = cpu::kernels().scale;
   // Pieces of rows, so that one row too is shared.
   const std::int64_t pieces = (classes + cpu::kSegment - 1) / cpu::kSegment;
-  take_turns(rows * pieces, [&](auto next) {
+  parallel_for_dynamic(rows * pieces, [&](auto next) {
     for (std::int64_t k = next(); k < rows * pieces; k = next()) {
       const std::int64_t row = k / pieces, first = k % pieces * cpu::kSegment;
       const double by = factor[row * stride];

@@ -38,12 +38,12 @@ template <class V>
 struct MassSum;
 
 template <>
-struct MassSum<FloatPack> {
-  WordPack all[3] = {}, in[3] = {};  // a narrow pack's lanes gather up to 2^31 in a block
+struct MassSum<VecF32> {
+  VecU32 all[3] = {}, in[3] = {};  // a narrow pack's lanes gather up to 2^31 in a block
 
-  static IntPack whole(FloatPack x) { return __builtin_convertvector(x, IntPack); }
-  void add(FloatPack weight, IntPack inside, const MassRule<float>& rule) {
-    FloatPack rest = weight * float(1 << MassRule<float>::kHighBits);
+  static VecI32 whole(VecF32 x) { return __builtin_convertvector(x, VecI32); }
+  void add(VecF32 weight, VecI32 inside, const MassRule<float>& rule) {
+    VecF32 rest = weight * float(1 << MassRule<float>::kHighBits);
     part(&rest, inside, 0);
     rest = rest * float(1 << rule.mid_bits);
     part(&rest, inside, 1);
@@ -57,18 +57,18 @@ struct MassSum<FloatPack> {
     for (int k = 0; k < 3; ++k) {
       *total += sum(all[k]) << shift[k];
       *mass_in += sum(in[k]) << shift[k];
-      all[k] = in[k] = WordPack{};
+      all[k] = in[k] = VecU32{};
     }
   }
 
  private:
-  void part(FloatPack* rest, IntPack inside, int k) {
-    const IntPack n = whole(*rest);
-    *rest = *rest - __builtin_convertvector(n, FloatPack);
-    all[k] += reinterpret_cast<WordPack>(n);
-    in[k] += reinterpret_cast<WordPack>(inside & n);
+  void part(VecF32* rest, VecI32 inside, int k) {
+    const VecI32 n = whole(*rest);
+    *rest = *rest - __builtin_convertvector(n, VecF32);
+    all[k] += reinterpret_cast<VecU32>(n);
+    in[k] += reinterpret_cast<VecU32>(inside & n);
   }
-  static std::uint64_t sum(WordPack v) {
+  static std::uint64_t sum(VecU32 v) {
     std::uint32_t lanes[kFloats];
     std::memcpy(lanes, &v, sizeof(v));
     std::uint64_t total = 0;
@@ -95,7 +95,7 @@ struct MassSum<double> {
 /// The masses of `count` classes, in packs: `keys` has room for a whole number of them.
 template <class T>
 void masses_of(const MassRule<T>& rule, const T* keys, std::int64_t count, std::uint64_t* masses) {
-  using V = PackOf<T>;
+  using V = VecOf<T>;
   for (std::int64_t k = 0; k < count; k += kWidth<T>) {
     T weights[kWidth<T>];
     store(rule.weight(load<V>(keys + k)), weights);

@@ -3,7 +3,7 @@
 // against exact sums, and the slow way round gives the same cut.
 #include "cpu/row.h"
 
-#include "cpu/bracket.h"
+#include "cpu/estimate_range.h"
 #include "cpu/row_kernel.h"
 #include "cpu/scale.h"
 
@@ -17,8 +17,8 @@ struct WholeRow : RowKernel<T> {
   using Kernel::Kernel, Kernel::temperature;
 
   /// The open classes' sums, once the cut is known; in the order of the classes.
-  Sums sum_open(T cut, const Reference<T> (&ref)[2], const MassRule<T>& rule) {
-    Summer<T, MassFrom::kNothing> summer{{cut, cut}, {ref[0], ref[1]}, inv_t, rule, false};
+  Sums sum_open(T cut, const Shift<T> (&shift)[2], const MassRule<T>& rule) {
+    Summer<T, MassFrom::kNothing> summer{{cut, cut}, {shift[0], shift[1]}, inv_t, rule, false};
     alignas(64) T s[kBlock], u[kBlock], r[kBlock];
     std::int64_t held = 0;
     auto flush = [&] {
@@ -40,16 +40,17 @@ struct WholeRow : RowKernel<T> {
   }
 
   /// The cut by window and sums; false where the window missed it.
-  bool try_window(const Goal& goal, const Bracket<T>& found, const MassRule<T>& rule, Cut<T>* cut) {
-    const Window<T>& w = found.window;
-    guess_references(row, w, task.how.by_student, temperature, scratch->segments, cut->ref);
+  bool try_window(const StopRule& goal, const RangeEstimate<T>& found, const MassRule<T>& rule,
+                  Cut<T>* cut) {
+    const LogitRange<T>& w = found.window;
+    guess_shifts(row, w, task.how.by_student, temperature, scratch->segments, cut->shift);
     Sums sums;
     if (!goal.by_mass) {
-      sums = this->template sum<MassFrom::kNothing>(w, cut->ref, rule);
+      sums = this->template sum<MassFrom::kNothing>(w, cut->shift, rule);
     } else if (task.how.by_student) {
-      sums = this->template sum<MassFrom::kRank>(w, cut->ref, rule);
+      sums = this->template sum<MassFrom::kRank>(w, cut->shift, rule);
     } else {
-      sums = this->template sum<MassFrom::kTeacherTerm>(w, cut->ref, rule);
+      sums = this->template sum<MassFrom::kTeacherTerm>(w, cut->shift, rule);
     }
     // The target was counted in wherever it stands; the search ignores it.
     std::uint64_t above = goal.by_mass ? sums.mass_in : static_cast<std::uint64_t>(sums.count[0]);
@@ -63,8 +64,8 @@ struct WholeRow : RowKernel<T> {
     if (w.low == w.high) {
       cut->value = w.low;
       const std::uint64_t tie = goal.by_mass ? mass_of(rule, w.low) : 1;
-      if (!goal.reached(above, total)) return false;
-      if (goal.reached(above - tie * static_cast<std::uint64_t>(found.ties), total) &&
+      if (!goal.is_met(above, total)) return false;
+      if (goal.is_met(above - tie * static_cast<std::uint64_t>(found.ties), total) &&
           found.ties > 0)
         return false;
     } else {
@@ -72,9 +73,9 @@ struct WholeRow : RowKernel<T> {
         for (std::uint32_t offset : scratch->segments[k].window)
           keys.push_back(read_one<T>(row.rank, k * kSegment + offset));
       }
-      if (keys.empty() || goal.reached(above, total)) return false;
+      if (keys.empty() || goal.is_met(above, total)) return false;
       if (!resolve(goal, rule, keys, above, total, &cut->value)) return false;
-      sums.merge(sum_open(cut->value, cut->ref, rule));
+      sums.merge(sum_open(cut->value, cut->shift, rule));
     }
     cut->sums = sums;
     cut->summed = true;
@@ -92,13 +93,13 @@ struct WholeRow : RowKernel<T> {
     } else if (by_mass && how.threshold == 1.0) {
       cut.value = std::numeric_limits<T>::lowest();
     } else {
-      const Goal goal{by_mass, how.threshold,
-                      static_cast<std::uint64_t>(std::max<std::int64_t>(how.group_size, 0))};
+      const StopRule goal{by_mass, how.threshold,
+                          static_cast<std::uint64_t>(std::max<std::int64_t>(how.group_size, 0))};
       if (how.sort) {
         cut.value = sorted_cut(row, goal, rule);
       } else {
-        const Bracket<T> found =
-            bracket(row, goal, high, low, task.weights.temperature, each, scratch);
+        const RangeEstimate<T> found =
+            estimate_range(row, goal, high, low, task.weights.temperature, each, scratch);
         if (!found.found || !try_window(goal, found, rule, &cut)) {
           cut.value = exact_cut(row, goal, rule, scratch);
         }
@@ -114,13 +115,13 @@ struct WholeRow : RowKernel<T> {
     if (!std::isfinite(high) || !std::isfinite(ends.teacher_high)) return not_a_number();
     const MassRule<T> rule(row.classes, high, inv_t);
     Cut<T> cut = find_cut(high, static_cast<T>(ends.low), rule);
-    if (!Kernel::summarise(&cut, rule, /*whole=*/true)) return not_a_number();
+    if (!Kernel::accumulate_moments(&cut, rule, /*whole=*/true)) return not_a_number();
     RowResult result;
     result.cut = cut.value + T(0);  // of the two zeros one, whichever a sweep met first
     result.size = cut.sums.count[0];
     const auto moments = Kernel::moments_of(cut);
     double kl[2];
-    result.summary = Kernel::emit(cut.value, moments.data(), kl);
+    result.summary = Kernel::write_gradient(cut.value, moments.data(), kl);
     result.primary = kl[0];
     result.secondary = kl[1];
     result.loss = row_loss(result.summary, task.weights, kl[0], kl[1]);

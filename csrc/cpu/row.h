@@ -1,6 +1,6 @@
 // One row on the CPU: selection, summary, loss and gradient.
 //
-// No torch here: the implementation is compiled once per instruction set and reached through a
+// No torch here: the implementation is compiled once per instruction set and is_met through a
 // table of function pointers. Rows are read and written in blocks of classes, in their own dtype.
 #pragma once
 
@@ -8,21 +8,21 @@
 #include <functional>
 #include <vector>
 
-#include "dtype.h"
 #include "math/cut.h"
+#include "math/dtype.h"
 #include "math/loss.h"
 
 namespace gkd::cpu {
 
 /// One row of logits; `stride` in elements.
-struct Source {
+struct LogitsRow {
   const void* data = nullptr;
   std::int64_t stride = 1;
   Dtype dtype = Dtype::kFloat;
 };
 
 /// One contiguous row of the gradient; no data: none is wanted.
-struct Sink {
+struct GradientRow {
   void* data = nullptr;
   Dtype dtype = Dtype::kFloat;
 };
@@ -37,8 +37,8 @@ struct Selection {
 
 /// `target` < 0: none. The gradient is multiplied by `gradient_scale`.
 struct RowTask {
-  Source student, teacher;
-  Sink gradient;
+  LogitsRow student, teacher;
+  GradientRow gradient;
   std::int64_t classes = 0, target = -1;
   double gradient_scale = 1;
   Selection how;

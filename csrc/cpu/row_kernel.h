@@ -7,7 +7,7 @@
 #include <array>
 
 #include "cpu/extremes.h"
-#include "cpu/references.h"
+#include "cpu/shifts.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
@@ -18,7 +18,7 @@ struct Cut {
   T value;
   bool summed = false;
   Sums sums;
-  Reference<T> ref[2];
+  Shift<T> shift[2];
 };
 
 /// One row, or a part, under its sweeps.
@@ -52,9 +52,9 @@ struct RowKernel {
   }
 
   template <MassFrom kMass>
-  Sums sum(const Window<T>& window, const Reference<T> (&ref)[2], const MassRule<T>& rule) {
+  Sums sum(const LogitRange<T>& window, const Shift<T> (&shift)[2], const MassRule<T>& rule) {
     each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
-      Summer<T, kMass> summer{window, {ref[0], ref[1]}, inv_t, rule, task.how.by_student};
+      Summer<T, kMass> summer{window, {shift[0], shift[1]}, inv_t, rule, task.how.by_student};
       segment.window.clear();
       row.each_block(begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
         summer.add(s, u, r, count, static_cast<std::uint32_t>(j - begin), &segment.window);
@@ -83,23 +83,24 @@ struct RowKernel {
 
   /// The sums of a row whose cut and extremes are known, against references that keep their digits;
   /// false where the row is bad (is_bad()).
-  bool summarise(Cut<T>* cut, const MassRule<T>& rule, bool whole) {
-    const Window<T> known{cut->value, cut->value};
+  bool accumulate_moments(Cut<T>* cut, const MassRule<T>& rule, bool whole) {
+    const LogitRange<T> known{cut->value, cut->value};
     if (!cut->summed) {
-      guess_references(row, known, task.how.by_student, temperature, scratch->segments, cut->ref);
-      cut->sums = sum<MassFrom::kNothing>(known, cut->ref, rule);
+      guess_shifts(row, known, task.how.by_student, temperature, scratch->segments, cut->shift);
+      cut->sums = sum<MassFrom::kNothing>(known, cut->shift, rule);
     }
     // A few classes average no rounding out: their exponents are taken from one of their own.
     const auto few = [&](int g) {
       return cut->sums.count[g] > 0 && cut->sums.count[g] <= kFewClasses;
     };
     const bool rest_has_kl = task.weights.secondary != 0;
-    const T rank = task.how.by_student ? cut->ref[0].student : cut->ref[0].teacher;
+    const T rank = task.how.by_student ? cut->shift[0].student : cut->shift[0].teacher;
     const bool borrowed = !(rank >= cut->value);
-    if (!usable(cut->sums, rest_has_kl) || (borrowed && few(0)) || (rest_has_kl && few(1))) {
+    if (!sums_are_accurate(cut->sums, rest_has_kl) || (borrowed && few(0)) ||
+        (rest_has_kl && few(1))) {
       if (is_bad(row, whole)) return false;
-      find_references(row, cut->value, temperature, cut->ref);
-      cut->sums = sum<MassFrom::kNothing>(known, cut->ref, rule);
+      exact_shifts(row, cut->value, temperature, cut->shift);
+      cut->sums = sum<MassFrom::kNothing>(known, cut->shift, rule);
     }
     return true;
   }
@@ -107,7 +108,7 @@ struct RowKernel {
   static std::array<GroupMoments<double>, 2> moments_of(const Cut<T>& cut) {
     std::array<GroupMoments<double>, 2> moments;
     for (int g = 0; g < 2; ++g) {
-      moments[g].ref = {cut.ref[g].teacher, cut.ref[g].student};
+      moments[g].shift = {cut.shift[g].teacher, cut.shift[g].student};
       moments[g].a = cut.sums.a[g];
       moments[g].b = cut.sums.b[g];
       moments[g].x = cut.sums.x[g];
@@ -117,14 +118,16 @@ struct RowKernel {
   }
 
   /// Gradient and each group's KL, from the two summaries of the whole row.
-  RowSummary emit(T cut, const GroupMoments<double>* moments, double (&kl)[2]) {
+  RowSummary write_gradient(T cut, const GroupMoments<double>* moments, double (&kl)[2]) {
     GroupCoef<T> coef[2];
-    const RowSummary summary = finish_row(moments, task.weights, coef);
-    const bool rest = coef[1].on_gap != T(0);
+    const RowSummary summary = row_coefficients(moments, task.weights, coef);
+    const bool rest = coef[1].coef_diff != T(0);
     if (task.gradient.data) {
-      rest ? emit_all<true, true>(cut, coef) : emit_all<false, true>(cut, coef);
+      rest ? write_all_gradients<true, true>(cut, coef)
+           : write_all_gradients<false, true>(cut, coef);
     } else {
-      rest ? emit_all<true, false>(cut, coef) : emit_all<false, false>(cut, coef);
+      rest ? write_all_gradients<true, false>(cut, coef)
+           : write_all_gradients<false, false>(cut, coef);
     }
     kl[0] = kl[1] = 0;
     for (std::int64_t k = 0; k < row.segments(); ++k) {
@@ -135,11 +138,11 @@ struct RowKernel {
   }
 
   template <bool kRest, bool kGradient>
-  void emit_all(T cut, const GroupCoef<T> (&coef)[2]) {
+  void write_all_gradients(T cut, const GroupCoef<T> (&coef)[2]) {
     const T scale = static_cast<T>(task.gradient_scale);
     each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
-      emit_classes<kRest, kGradient>(row, begin, end, cut, inv_t, coef, scale, task.gradient,
-                                     segment.kl);
+      write_class_gradients<kRest, kGradient>(row, begin, end, cut, inv_t, coef, scale,
+                                              task.gradient, segment.kl);
     });
   }
 

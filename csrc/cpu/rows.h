@@ -4,18 +4,18 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
+#include "cpu/parallel.h"
 #include "cpu/row.h"
-#include "cpu/turns.h"
 #include "ops.h"
 
 namespace gkd::cpu {
 
-inline Source source(const at::Tensor& t, std::int64_t row) {
+inline LogitsRow source(const at::Tensor& t, std::int64_t row) {
   const char* data = static_cast<const char*>(t.const_data_ptr());
   return {data + row * t.stride(0) * t.element_size(), t.stride(1), dtype_of(t)};
 }
 
-inline Sink sink(const at::Tensor& t, std::int64_t row) {
+inline GradientRow sink(const at::Tensor& t, std::int64_t row) {
   char* data = static_cast<char*>(t.mutable_data_ptr());
   return {data + row * t.stride(0) * t.element_size(), dtype_of(t)};
 }
@@ -56,7 +56,7 @@ template <class Body>
 void each_row(std::int64_t rows, std::int64_t classes, Body body) {
   if (share_rows(rows, classes)) {
     const Executor together = [](std::int64_t n, const auto& part) {
-      take_turns(n, [&](auto next) {
+      parallel_for_dynamic(n, [&](auto next) {
         for (std::int64_t k = next(); k < n; k = next()) part(k);
       });
     };
@@ -64,7 +64,7 @@ void each_row(std::int64_t rows, std::int64_t classes, Body body) {
     for (std::int64_t row = 0; row < rows; ++row) body(row, together, &scratch);
     return;
   }
-  take_turns(rows, [&](auto next) {
+  parallel_for_dynamic(rows, [&](auto next) {
     const Executor alone = [](std::int64_t n, const auto& part) {
       for (std::int64_t k = 0; k < n; ++k) part(k);
     };

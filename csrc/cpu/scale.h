@@ -24,7 +24,7 @@ inline void scale_row(const void* from, void* to, Dtype dtype, std::int64_t coun
   }
   const auto* in = static_cast<const std::uint16_t*>(from);
   auto* out = static_cast<std::uint16_t*>(to);
-  HalfPack v{};
+  VecU16 v{};
   std::int64_t j = 0;
   for (; j + kFloats <= count; j += kFloats) {
     std::memcpy(&v, in + j, sizeof(v));

@@ -1,10 +1,11 @@
 // The cut of a row, the smallest ranking logit in its group, without sorting the row.
 //
-// - bracket() counts classes by logit in up to 2,048 bins, without one exponential, and estimates
+// - estimate_range() counts classes by logit in up to 2,048 bins, without one exponential, and
+// estimates
 //   from the counts a narrow window that holds the cut. It promises nothing: the sums over the row
 //   then weigh both sides of the window exactly, in integers, and resolve() finds the cut inside.
 // - exact_cut() needs no luck: radix selection over ordered keys, three passes over a float row. It
-//   serves rows that the bracket cannot narrow.
+//   serves rows that the estimate_range cannot narrow.
 // - sorted_cut() sorts. All three weigh classes by the same integers, so all give the same cut.
 // A template header, because row.cpp compiles it once per instruction set.
 #pragma once
@@ -12,15 +13,15 @@
 #include <functional>
 
 #include "cpu/sweeps.h"
-#include "math/bins.h"
+#include "math/histogram.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
 /// The amounts of `count` keys.
 template <class T>
-void amounts_of(const Goal& goal, const MassRule<T>& rule, const T* keys, std::int64_t count,
-                std::uint64_t* amounts) {
+void class_weights(const StopRule& goal, const MassRule<T>& rule, const T* keys, std::int64_t count,
+                   std::uint64_t* amounts) {
   if (goal.by_mass) {
     masses_of(rule, keys, count, amounts);
   } else {
@@ -28,11 +29,11 @@ void amounts_of(const Goal& goal, const MassRule<T>& rule, const T* keys, std::i
   }
 }
 
-/// The first of `keys`, in descending order and on top of `above`, at which the goal is reached;
+/// The first of `keys`, in descending order and on top of `above`, at which the goal is is_met;
 /// false where none does. Halves until few are left: linear in all.
 template <class T>
-bool resolve(const Goal& goal, const MassRule<T>& rule, std::vector<T>& keys, std::uint64_t above,
-             std::uint64_t total, T* cut) {
+bool resolve(const StopRule& goal, const MassRule<T>& rule, std::vector<T>& keys,
+             std::uint64_t above, std::uint64_t total, T* cut) {
   constexpr std::int64_t kFew = 64;
   std::int64_t first = 0, last = static_cast<std::int64_t>(keys.size());
   auto amount = [&](std::int64_t from, std::int64_t to) {
@@ -42,7 +43,7 @@ bool resolve(const Goal& goal, const MassRule<T>& rule, std::vector<T>& keys, st
       const std::int64_t count = std::min(kBlock, to - j);
       std::copy(keys.begin() + j, keys.begin() + j + count, block);
       std::fill(block + count, block + padded<T>(count), -kInfinity<T>);
-      amounts_of(goal, rule, block, count, amounts);
+      class_weights(goal, rule, block, count, amounts);
       for (std::int64_t k = 0; k < count; ++k) sum += amounts[k];
     }
     return sum;
@@ -52,7 +53,7 @@ bool resolve(const Goal& goal, const MassRule<T>& rule, std::vector<T>& keys, st
     std::nth_element(keys.begin() + first, keys.begin() + middle, keys.begin() + last,
                      std::greater<T>());
     const std::uint64_t upper = amount(first, middle);
-    if (goal.reached(above + upper, total)) {
+    if (goal.is_met(above + upper, total)) {
       last = middle;
     } else {
       above += upper;
@@ -62,7 +63,7 @@ bool resolve(const Goal& goal, const MassRule<T>& rule, std::vector<T>& keys, st
   std::sort(keys.begin() + first, keys.begin() + last, std::greater<T>());
   for (std::int64_t j = first; j < last; ++j) {
     above += amount(j, j + 1);
-    if (goal.reached(above, total)) {
+    if (goal.is_met(above, total)) {
       *cut = keys[j];
       return true;
     }
@@ -71,12 +72,12 @@ bool resolve(const Goal& goal, const MassRule<T>& rule, std::vector<T>& keys, st
 }
 
 template <class T>
-T sorted_cut(const Row<T>& row, const Goal& goal, const MassRule<T>& rule) {
+T sorted_cut(const Row<T>& row, const StopRule& goal, const MassRule<T>& rule) {
   std::vector<T> keys;
   keys.reserve(row.classes);
   std::uint64_t total = 0, amounts[kBlock];
   row.each_rank(0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
-    amounts_of(goal, rule, r, count, amounts);
+    class_weights(goal, rule, r, count, amounts);
     for (std::int64_t k = 0; k < count; ++k) total += amounts[k];
     keys.insert(keys.end(), r, r + count);
   });
@@ -87,17 +88,17 @@ T sorted_cut(const Row<T>& row, const Goal& goal, const MassRule<T>& rule) {
     const std::int64_t count = std::min(kBlock, row.classes - j);
     std::copy(keys.begin() + j, keys.begin() + j + count, block);
     std::fill(block + count, block + padded<T>(count), -kInfinity<T>);
-    amounts_of(goal, rule, block, count, amounts);
+    class_weights(goal, rule, block, count, amounts);
     for (std::int64_t k = 0; k < count; ++k) {
       above += amounts[k];
-      if (goal.reached(above, total)) return block[k];
+      if (goal.is_met(above, total)) return block[k];
     }
   }
   return keys.back();
 }
 
 template <class T>
-T exact_cut(const Row<T>& row, const Goal& goal, const MassRule<T>& rule, Scratch* scratch) {
+T exact_cut(const Row<T>& row, const StopRule& goal, const MassRule<T>& rule, Scratch* scratch) {
   using Bits = std::conditional_t<std::is_same_v<T, float>, std::uint32_t, std::uint64_t>;
   constexpr int kDigit = 11, kBits = 8 * sizeof(Bits);
   constexpr Bits kMask = (Bits(1) << kDigit) - 1;
@@ -113,7 +114,7 @@ T exact_cut(const Row<T>& row, const Goal& goal, const MassRule<T>& rule, Scratc
     totals.assign(kMask + 1, 0);
     counts.assign(kMask + 1, 0);
     row.each_rank(0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
-      amounts_of(goal, rule, r, count, amounts);
+      class_weights(goal, rule, r, count, amounts);
       for (std::int64_t k = 0; k < count; ++k) {
         Bits bits;
         std::memcpy(&bits, r + k, sizeof(T));
@@ -135,7 +136,7 @@ T exact_cut(const Row<T>& row, const Goal& goal, const MassRule<T>& rule, Scratc
       if (found) above += totals[digit];
       digit = static_cast<Bits>(b);
       found = true;
-      if (goal.reached(above + totals[b], total)) break;
+      if (goal.is_met(above + totals[b], total)) break;
     }
     prefix = (prefix << width) | digit;
     known += width;

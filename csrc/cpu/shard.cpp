@@ -17,7 +17,7 @@ void find_shard_extremes(const ShardTask& task, const Executor& each, Scratch* s
     high = static_cast<T>(ends.high);
     low = static_cast<T>(ends.low);
   }
-  extremes_to_wire(high, low, extremes);
+  extremes_to_message(high, low, extremes);
 }
 
 template <class T>
@@ -33,15 +33,15 @@ void count_shard(const ShardTask& task, const long long* extremes, std::int32_t*
 template <class T>
 struct Spreader {
   const ShardRow<T>& row;
-  const Search<T> search;
+  const RadixSearch<T> search;
   long long* amounts;
-  const int shift = search.shift();
+  const int shift = search.bin_bits();
 
   /// `kept` has room for whole packs.
   void add(T* kept, std::int64_t n) const {
     std::uint64_t part[kBlock];
     std::fill(kept + n, kept + padded<T>(n), -kInfinity<T>);
-    amounts_of(row.goal, row.rule, kept, n, part);
+    class_weights(row.goal, row.rule, kept, n, part);
     for (std::int64_t k = 0; k < n; ++k) {
       const KeyOf<T> key = row.keys.of(kept[k]);
       if (search.holds(key)) amounts[search.bin(key, shift)] += part[k];
@@ -51,8 +51,8 @@ struct Spreader {
 
 /// Whether each lane's bin lies before `first`.
 inline bool before(const int* bin, int first, double) { return *bin < first; }
-inline IntPack before(const int* bin, int first, FloatPack) {
-  IntPack bins;
+inline VecI32 before(const int* bin, int first, VecF32) {
+  VecI32 bins;
   std::memcpy(&bins, bin, sizeof(bins));
   return bins < first;
 }
@@ -60,7 +60,7 @@ inline IntPack before(const int* bin, int first, FloatPack) {
 /// The first spread, which also adds up every class and what lies above the window.
 template <class T>
 void spread_all(const Spreader<T>& to, const BinRange& window) {
-  using V = PackOf<T>;
+  using V = VecOf<T>;
   const ShardRow<T>& row = to.row;
   std::uint64_t above = 0, total = 0;
   row.each_binned([&](std::int64_t count, const T* r, const int* bin) {
@@ -82,14 +82,14 @@ void spread_all(const Spreader<T>& to, const BinRange& window) {
     }
     to.add(kept, n);
   });
-  to.amounts[kWireTotal] = static_cast<long long>(total);
-  to.amounts[kWireAbove] = static_cast<long long>(above);
+  to.amounts[kMsgTotal] = static_cast<long long>(total);
+  to.amounts[kMsgAbove] = static_cast<long long>(above);
 }
 
 /// A later one: only classes within the search have to be looked at, and those are few.
 template <class T>
 void spread_narrowed(const Spreader<T>& to, const BinRange& window) {
-  using V = PackOf<T>;
+  using V = VecOf<T>;
   const ShardRow<T>& row = to.row;
   // A key that is no number's bounds nothing: only -inf lies beyond it. No library function: a copy
   // compiled for this instruction set could be the one that the program keeps.
@@ -102,7 +102,7 @@ void spread_narrowed(const Spreader<T>& to, const BinRange& window) {
                std::int64_t n = 0;
                for (std::int64_t k = 0; k < count; k += kWidth<T>) {
                  const V v = load<V>(r + k);
-                 unsigned bits = mask_bits((v >= from) & (v <= last));
+                 unsigned bits = movemask((v >= from) & (v <= last));
                  for (; bits != 0; bits &= bits - 1) {
                    const std::int64_t j = k + __builtin_ctz(bits);
                    kept[n] = r[j];
@@ -118,7 +118,7 @@ void spread_shard(const ShardTask& task, const long long* extremes, const std::i
                   const long long* wire, long long* amounts) {
   const ShardRow<T> row(task, extremes);
   const BinRange window = row.window(counts);
-  std::fill(amounts, amounts + kWireAmounts, 0);
+  std::fill(amounts, amounts + kMsgHistogram, 0);
   const Spreader<T> to{row, row.search(wire), amounts};
   wire == nullptr ? spread_all(to, window) : spread_narrowed(to, window);
 }
@@ -127,28 +127,28 @@ template <class T>
 double narrow_shard(const ShardTask& task, const long long* extremes, const long long* amounts,
                     const long long* wire, long long* next) {
   const ShardRow<T> row(task, extremes);
-  Search<T> search = row.search(wire);
+  RadixSearch<T> search = row.search(wire);
   if (wire == nullptr) {
-    search.above = static_cast<unsigned long long>(amounts[kWireAbove]);
-    search.total = static_cast<unsigned long long>(amounts[kWireTotal]);
+    search.above = static_cast<unsigned long long>(amounts[kMsgAbove]);
+    search.total = static_cast<unsigned long long>(amounts[kMsgTotal]);
   }
-  const int shift = search.shift(), last = search.bin(search.low, shift);
+  const int shift = search.bin_bits(), last = search.bin(search.low, shift);
   unsigned long long over = 0;
   int bin = 0;
   for (; bin < last; ++bin) {
     const auto more = static_cast<unsigned long long>(amounts[bin]);
-    if (row.goal.reached(search.above + over + more, search.total)) break;
+    if (row.goal.is_met(search.above + over + more, search.total)) break;
     over += more;
   }
-  search = search.narrowed(bin, shift, over);
-  search_to_wire(search, next);
+  search = search.refined(bin, shift, over);
+  search_to_message(search, next);
   return static_cast<double>(row.keys.logit(search.high));
 }
 
 template <class T>
 void summarise_shard(const ShardTask& task, const Executor& each, Scratch* scratch, double cut,
                      double* wire) {
-  std::fill(wire, wire + kWireMoments, 0.0);
+  std::fill(wire, wire + kMsgMoments, 0.0);
   RowKernel<T> kernel(task.row, each, scratch);
   Cut<T> known;
   known.value = static_cast<T>(cut);
@@ -157,11 +157,11 @@ void summarise_shard(const ShardTask& task, const Executor& each, Scratch* scrat
     const Segment ends = kernel.extremes();
     const MassRule<T> unused(task.all_classes, T(0), T(1));
     const bool bad = ends.high == kInfinity<double> || ends.teacher_high == kInfinity<double> ||
-                     !kernel.summarise(&known, unused, /*whole=*/false);
-    wire[kWireBad] = bad;
+                     !kernel.accumulate_moments(&known, unused, /*whole=*/false);
+    wire[kMsgInvalid] = bad;
     if (!bad) moments = kernel.moments_of(known);
   }
-  for (int g = 0; g < 2; ++g) moments_to_wire(moments[g], g, wire);
+  for (int g = 0; g < 2; ++g) moments_to_message(moments[g], g, wire);
 }
 
 template <class T>
@@ -169,7 +169,7 @@ void emit_shard(const ShardTask& task, const Executor& each, Scratch* scratch, d
                 const GroupMoments<double>* group, double* kl) {
   double sums[2] = {0, 0};
   if (task.row.classes > 0) {
-    RowKernel<T>(task.row, each, scratch).emit(static_cast<T>(cut), group, sums);
+    RowKernel<T>(task.row, each, scratch).write_gradient(static_cast<T>(cut), group, sums);
   }
   std::copy(sums, sums + 2, kl);
 }

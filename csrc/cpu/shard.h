@@ -1,9 +1,9 @@
 // One row of a class shard: what a rank tells the others about its part, and what it makes of their
-// answers (math/shard.h). No torch, compiled once per instruction set like cpu/row.h.
+// answers (math/messages.h). No torch, compiled once per instruction set like cpu/row.h.
 #pragma once
 
 #include "cpu/row.h"
-#include "math/shard.h"
+#include "math/messages.h"
 
 namespace gkd::cpu {
 
@@ -26,8 +26,8 @@ struct ShardKernels {
                    const long long* search, long long* next);
   void (*moments)(const ShardTask&, const Executor&, Scratch*, double cut, double* moments);
   /// The gradient of this part, and its KL sums; `group`: the whole row's summaries.
-  void (*emit)(const ShardTask&, const Executor&, Scratch*, double cut,
-               const GroupMoments<double>* group, double* kl);
+  void (*write_gradient)(const ShardTask&, const Executor&, Scratch*, double cut,
+                         const GroupMoments<double>* group, double* kl);
   void (*fill)(const ShardTask&, double value);
 };
 

@@ -20,7 +20,7 @@ struct BinRange {
 template <class T>
 struct ShardRow {
   const ShardTask& task;
-  Goal goal;
+  StopRule goal;
   T high, inv_t;
   Keys<T> keys;
   gkd::Bins<T> bins;
@@ -30,14 +30,14 @@ struct ShardRow {
       : task(task),
         goal{task.row.how.group_size < 0, task.row.how.threshold,
              static_cast<std::uint64_t>(task.row.how.group_size)},
-        high(high_from_wire<T>(extremes)),
+        high(high_from_message<T>(extremes)),
         inv_t(T(1) / static_cast<T>(task.row.weights.temperature)),
         keys(ranking().dtype),
         bins{high, inv_t,
-             bin_reach(goal, task.all_classes, high, low_from_wire<T>(extremes), inv_t)},
+             bin_reach(goal, task.all_classes, high, low_from_message<T>(extremes), inv_t)},
         rule(task.all_classes, high, inv_t) {}
 
-  const Source& ranking() const {
+  const LogitsRow& ranking() const {
     return task.row.how.by_student ? task.row.student : task.row.teacher;
   }
   /// visit(count, ranking logits, their bins) on every block.
@@ -50,8 +50,8 @@ struct ShardRow {
     });
   }
   BinRange window(const std::int32_t* counts) const;
-  Search<T> search(const long long* wire) const {
-    return wire == nullptr ? first_search(keys, high) : search_from_wire<T>(wire);
+  RadixSearch<T> search(const long long* wire) const {
+    return wire == nullptr ? first_search(keys, high) : search_from_message<T>(wire);
   }
 };
 

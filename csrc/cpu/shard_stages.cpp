@@ -76,7 +76,7 @@ long long* row_of(const at::Tensor& t, std::int64_t row) {
 }
 
 at::Tensor extremes(const ShardCall& c) {
-  at::Tensor out = wire(c, kWireExtremes, at::kLong);
+  at::Tensor out = wire(c, kMsgExtremes, at::kLong);
   const Rows rows(c);
   rows.each([&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
     kernels_of(c).extremes(rows.task(row), each, scratch, row_of(out, row));
@@ -95,7 +95,7 @@ at::Tensor counts(const ShardCall& c, Ref extremes) {
 }
 
 at::Tensor amounts(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
-  at::Tensor out = wire(c, kWireAmounts, at::kLong);
+  at::Tensor out = wire(c, kMsgHistogram, at::kLong);
   const bool first = search.dim() == 1;
   const Rows rows(c);
   rows.each([&](std::int64_t row, const cpu::Executor&, cpu::Scratch*) {
@@ -120,13 +120,13 @@ TensorPair narrow(const ShardCall& c, Ref extremes, Ref amounts, Ref search) {
 }
 
 at::Tensor moments(const ShardCall& c, Ref cut) {
-  at::Tensor out = wire(c, kWireMoments, at::kDouble);
+  at::Tensor out = wire(c, kMsgMoments, at::kDouble);
   const Rows rows(c);
   rows.each([&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
-    double* to = out.mutable_data_ptr<double>() + row * kWireMoments;
+    double* to = out.mutable_data_ptr<double>() + row * kMsgMoments;
     kernels_of(c).moments(rows.task(row), each, scratch, cut.const_data_ptr<double>()[row], to);
     // Told to the others, whose targets may differ by mistake.
-    if (!is_valid(c, rows.target(row))) to[kWireBad] = 1;
+    if (!is_valid(c, rows.target(row))) to[kMsgInvalid] = 1;
   });
   return out;
 }
@@ -140,10 +140,10 @@ Merged merge(const ShardCall& c, Ref moments, std::int64_t row) {
   Merged all;
   const double* from = moments.const_data_ptr<double>();
   for (std::int64_t rank = 0; rank < moments.size(0); ++rank) {
-    const double* part = from + (rank * c.rows() + row) * kWireMoments;
-    all.bad |= part[kWireBad] != 0;
+    const double* part = from + (rank * c.rows() + row) * kMsgMoments;
+    all.bad |= part[kMsgInvalid] != 0;
     for (int g = 0; g < 2; ++g) {
-      all.group[g].merge(moments_from_wire(part, g), 1 / c.options.temperature);
+      all.group[g].merge(moments_from_message(part, g), 1 / c.options.temperature);
     }
   }
   const auto& [in, rest] = all.group;
@@ -151,7 +151,7 @@ Merged merge(const ShardCall& c, Ref moments, std::int64_t row) {
   return all;
 }
 
-TensorPair emit(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
+TensorPair write_gradient(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
   at::Tensor gradient = need_grad ? at::empty({c.rows(), c.classes()}, c.student.options())
                                   : at::empty({0}, c.student.options());
   at::Tensor kl = wire(c, 2, at::kDouble);
@@ -168,7 +168,8 @@ TensorPair emit(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
     } else if (all.bad) {
       kernels_of(c).fill(task, kNan);
     } else {
-      kernels_of(c).emit(task, each, scratch, cut.const_data_ptr<double>()[row], all.group, to);
+      kernels_of(c).write_gradient(task, each, scratch, cut.const_data_ptr<double>()[row],
+                                   all.group, to);
     }
   });
   return {gradient, kl};
@@ -193,7 +194,7 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
       value = kNan;
     } else {
       GroupCoef<double> unused[2];
-      value = row_loss(finish_row(all.group, weights, unused), weights, sum[0], sum[1]);
+      value = row_loss(row_coefficients(all.group, weights, unused), weights, sum[0], sum[1]);
     }
   }
   const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
@@ -204,7 +205,7 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CPU, m) {
-  register_stages<extremes, counts, amounts, narrow, moments, emit, loss>(m);
+  register_stages<extremes, counts, amounts, narrow, moments, write_gradient, loss>(m);
 }
 
 }  // namespace gkd

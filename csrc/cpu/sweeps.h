@@ -13,7 +13,7 @@ namespace {
 /// Ranking logits from `high` up are in the group, those under `low` are not, and those between are
 /// open: the sums leave them out and list them. high == low: the cut is known.
 template <class T>
-struct Window {
+struct LogitRange {
   T high, low;
 };
 
@@ -23,9 +23,9 @@ enum class MassFrom { kNothing, kTeacherTerm, kRank };
 /// Gathers a segment's sums block by block.
 template <class T, MassFrom kMass>
 struct Summer {
-  using V = PackOf<T>;
-  Window<T> window;
-  Reference<T> ref[2];
+  using V = VecOf<T>;
+  LogitRange<T> window;
+  Shift<T> shift[2];
   T inv_t;
   MassRule<T> rule;
   bool rank_is_student;
@@ -36,25 +36,25 @@ struct Summer {
   template <class B>
   void add(B s, B u, B r, std::int64_t count, std::uint32_t at, std::vector<std::uint32_t>* open) {
     const V high = splat<V>(window.high), low = splat<V>(window.low), zero{};
-    const V in_u = splat<V>(ref[0].teacher), in_s = splat<V>(ref[0].student);
-    const V out_u = splat<V>(ref[1].teacher), out_s = splat<V>(ref[1].student);
+    const V in_u = splat<V>(shift[0].teacher), in_s = splat<V>(shift[0].student);
+    const V out_u = splat<V>(shift[1].teacher), out_s = splat<V>(shift[1].student);
     V sum_a[2] = {}, sum_b[2] = {}, sum_x[2] = {};
     MassSum<V> mass;
     std::int64_t inside = 0, between = 0;
     for (std::int64_t k = 0; k < count; k += kWidth<T>) {
       const V student = s[k], teacher = u[k], rank = r[k];
       const MaskOf<V> in = rank >= high;
-      const Reference<V> at_ref{kMass == MassFrom::kTeacherTerm ? in_u : (in ? in_u : out_u),
-                                in ? in_s : out_s};
+      const Shift<V> at_ref{kMass == MassFrom::kTeacherTerm ? in_u : (in ? in_u : out_u),
+                            in ? in_s : out_s};
       Terms<V> t = class_terms(student, teacher, at_ref, inv_t);
       if constexpr (kMass == MassFrom::kTeacherTerm) {
         mass.add(t.a, in, rule);
       } else if constexpr (kMass == MassFrom::kRank) {
         mass.add(rule.weight(rank_is_student ? student : teacher), in, rule);
       }
-      const unsigned in_bits = mask_bits(in);
+      const unsigned in_bits = movemask(in);
       const MaskOf<V> not_under = rank >= low;
-      unsigned open_bits = mask_bits(not_under) & ~in_bits;
+      unsigned open_bits = movemask(not_under) & ~in_bits;
       if (open_bits != 0) {
         const MaskOf<V> between_edges = not_under ^ in;
         between += __builtin_popcount(open_bits);
@@ -99,23 +99,24 @@ struct Summer {
 template <class V, class T>
 GroupCoef<V> splat_coef(const GroupCoef<T>& from) {
   GroupCoef<V> to;
-  to.ref = {splat<V>(from.ref.teacher), splat<V>(from.ref.student)};
-  to.inv_a = splat<V>(from.inv_a);
-  to.inv_b = splat<V>(from.inv_b);
-  to.shift = splat<V>(from.shift);
-  to.on_q = splat<V>(from.on_q);
-  to.on_gap = splat<V>(from.on_gap);
+  to.shift = {splat<V>(from.shift.teacher), splat<V>(from.shift.student)};
+  to.inv_sum_teacher = splat<V>(from.inv_sum_teacher);
+  to.inv_sum_student = splat<V>(from.inv_sum_student);
+  to.log_ratio = splat<V>(from.log_ratio);
+  to.coef_q = splat<V>(from.coef_q);
+  to.coef_diff = splat<V>(from.coef_diff);
   return to;
 }
 
 /// Loss and gradient of classes [begin, end). kRest: the rest carries a KL.
 template <bool kRest, bool kGradient, class T>
-void emit_classes(const Row<T>& row, std::int64_t begin, std::int64_t end, T cut, T inv_t,
-                  const GroupCoef<T> (&coef)[2], T scale, const Sink& gradient, double (&kl)[2]) {
-  using V = PackOf<T>;
+void write_class_gradients(const Row<T>& row, std::int64_t begin, std::int64_t end, T cut, T inv_t,
+                           const GroupCoef<T> (&coef)[2], T scale, const GradientRow& gradient,
+                           double (&kl)[2]) {
+  using V = VecOf<T>;
   const GroupCoef<V> near = splat_coef<V>(coef[0]), far = splat_coef<V>(coef[1]);
   const V at_cut = splat<V>(cut), zero{};
-  const V rest_scale = splat<V>(coef[1].on_q * coef[1].inv_b * scale);
+  const V rest_scale = splat<V>(coef[1].coef_q * coef[1].inv_sum_student * scale);
   Lanes<V> sum[2];
   row.each_block(begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
     alignas(64) T buffer[kBlock];
@@ -124,21 +125,21 @@ void emit_classes(const Row<T>& row, std::int64_t begin, std::int64_t end, T cut
     for (std::int64_t k = 0; k < count; k += kWidth<T>) {
       const V student = s[k];
       const MaskOf<V> in = r[k] >= at_cut;
-      const unsigned bits = mask_bits(in);
+      const unsigned bits = movemask(in);
       if (!kRest && bits == 0) {
         if (!kGradient) continue;
-        store(V(exp_of(V((student - far.ref.student) * inv_t)) * rest_scale), out + k);
+        store(V(exp_of(V((student - far.shift.student) * inv_t)) * rest_scale), out + k);
         continue;
       }
       GroupCoef<V> c = near;
-      if (bits != kAllLanes<V>) {
-        c.ref.teacher = in ? near.ref.teacher : far.ref.teacher;
-        c.ref.student = in ? near.ref.student : far.ref.student;
-        c.inv_a = in ? near.inv_a : far.inv_a;
-        c.inv_b = in ? near.inv_b : far.inv_b;
-        c.shift = in ? near.shift : far.shift;
-        c.on_q = in ? near.on_q : far.on_q;
-        c.on_gap = in ? near.on_gap : far.on_gap;
+      if (bits != kAllTrue<V>) {
+        c.shift.teacher = in ? near.shift.teacher : far.shift.teacher;
+        c.shift.student = in ? near.shift.student : far.shift.student;
+        c.inv_sum_teacher = in ? near.inv_sum_teacher : far.inv_sum_teacher;
+        c.inv_sum_student = in ? near.inv_sum_student : far.inv_sum_student;
+        c.log_ratio = in ? near.log_ratio : far.log_ratio;
+        c.coef_q = in ? near.coef_q : far.coef_q;
+        c.coef_diff = in ? near.coef_diff : far.coef_diff;
       }
       const ClassTerms<V> t = class_kl(student, u[k], c, inv_t);
       block[0] += in ? t.kl : zero;

@@ -61,12 +61,12 @@ __device__ RowReport finish_merged(const Problem& p, const MergedParts& all, dou
     row->kind = RowKind::kInvalid;
     return report;
   }
-  report.summary = finish_row(group, p.weights, row->coef);
+  report.summary = row_coefficients(group, p.weights, row->coef);
   report.size = group[0].count;
   const T scale = static_cast<T>(p.grad_scale(weight).stored);
   for (int g = 0; g < 2; ++g) {
-    row->coef[g].on_q *= scale;
-    row->coef[g].on_gap *= scale;
+    row->coef[g].coef_q *= scale;
+    row->coef[g].coef_diff *= scale;
   }
   return report;
 }
@@ -82,7 +82,7 @@ __device__ RowReport finish_parts(const Problem& p, PartAt part_at, std::int64_t
 }
 
 /// Completes a report by the KL sums of the whole row.
-__device__ inline void close_row(const Problem& p, RowKind kind, PartKl kl, RowReport* report) {
+__device__ inline void finalize_row(const Problem& p, RowKind kind, PartKl kl, RowReport* report) {
   report->primary = kl.group[0];
   report->secondary = kl.group[1];
   report->loss = row_loss(report->summary, p.weights, kl.group[0], kl.group[1]);

@@ -100,7 +100,7 @@ struct FusedStorage {
 template <class T, int kThreads, class Source, class Team>
 __device__ T fused_cut(const Problem& p, const Source& source, Slice slice, T inv_temperature,
                        FusedStorage<T, Team, kThreads>& shared, Team& team) {
-  const Goal goal = goal_of<T>(p);
+  const StopRule goal = goal_of<T>(p);
   for (int b = threadIdx.x; b < kBins; b += kThreads) shared.counts[b] = 0;
   if (threadIdx.x == 0) shared.kept = 0;
   Extremes<T> ends =
@@ -113,11 +113,11 @@ __device__ T fused_cut(const Problem& p, const Source& source, Slice slice, T in
   const Bins<T> bins = bins_of(p, ends, inv_temperature);
   count_slice<T, kThreads>(source, slice, p.by_student, bins, shared.counts);
   team.add(shared.counts);
-  const Window window =
+  const BinRange window =
       find_window<T, kThreads>(shared.counts, goal, bins, p.row_classes(), shared.use.window);
 
   const Keys<T> keys(p.ranking().dtype);
-  const Amount<T> amount = amount_of(p, ends.high, inv_temperature);
+  const ClassWeight<T> amount = amount_of(p, ends.high, inv_temperature);
   Weighed<T> weighed = weigh_slice<T, kThreads>(source, slice, p.by_student, bins, amount, keys,
                                                 window, shared.list, kFusedList, &shared.kept);
   __syncthreads();  // the window's storage is read no more
@@ -129,9 +129,9 @@ __device__ T fused_cut(const Problem& p, const Source& source, Slice slice, T in
     weighed = AddWeighed{}(weighed, mail_of<Weighed<T>>(mail, m));
   }
 
-  Search<T> search{weighed.high, weighed.low, weighed.above, weighed.total};
+  RadixSearch<T> search{weighed.high, weighed.low, weighed.above, weighed.total};
   while (!search.found()) {  // as often in every member: they hold the same search
-    const int shift = search.shift();
+    const int shift = search.bin_bits();
     team.sync();  // no peer still reads the bins
     for (int b = threadIdx.x; b < kBins; b += kThreads) shared.amounts[b] = 0;
     __syncthreads();  // all zero before the first amount
@@ -167,7 +167,7 @@ __device__ void fused_rows(const FusedCall<T>& c, FusedStorage<T, Team, kThreads
       fill_slice<T, kThreads>(Resident<T, Elem>{}, slice, value, c.gradient, at);
       if (team.rank() == 0 && threadIdx.x == 0) {
         RowReport report;
-        close_row(p, kind, PartKl{}, &report);
+        finalize_row(p, kind, PartKl{}, &report);
         c.report[row] = report;
       }
       continue;
@@ -214,7 +214,7 @@ __device__ void fused_rows(const FusedCall<T>& c, FusedStorage<T, Team, kThreads
       PartKl sum{};
       for (int m = 0; m < team.size(); ++m) sum = AddKl{}(sum, mail_of<PartKl>(mail, m));
       RowReport report = shared.report;
-      close_row(p, shared.row.kind, sum, &report);
+      finalize_row(p, shared.row.kind, sum, &report);
       c.report[row] = report;
       c.state[row].kind = shared.row.kind;
       c.state[row].cut = cut;

@@ -6,11 +6,11 @@
 namespace gkd::cuda {
 
 struct FusedPlan {
-  Regime regime = Regime::kSplit;  ///< kSplit: no fused kernel fits
-  int members = 1;                 ///< blocks that share a row
-  std::int64_t slice_classes = 0;  ///< of each of them
-  std::size_t shared_bytes = 0;    ///< dynamic shared memory of a block
-  std::int64_t teams = 0;          ///< rows in flight
+  LaunchStrategy regime = LaunchStrategy::kMultiKernel;  ///< kMultiKernel: no fused kernel fits
+  int members = 1;                                       ///< blocks that share a row
+  std::int64_t slice_classes = 0;                        ///< of each of them
+  std::size_t shared_bytes = 0;                          ///< dynamic shared memory of a block
+  std::int64_t teams = 0;                                ///< rows in flight
 };
 
 /// Decides from shapes, dtypes and the device's limits alone.

@@ -33,19 +33,19 @@ cudaError_t launch_fused(const FusedCall<T>& call, const FusedPlan& plan, cudaSt
   config.dynamicSmemBytes = plan.shared_bytes;
   config.stream = stream;
   cudaLaunchAttribute attribute{};
-  if (plan.regime == Regime::kCluster) {
+  if (plan.regime == LaunchStrategy::kCluster) {
     if (plan.members > kPortableCluster) {
       GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
     }
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = static_cast<unsigned>(plan.members);
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  } else if (plan.regime == Regime::kGrid) {
+  } else if (plan.regime == LaunchStrategy::kGrid) {
     attribute.id = cudaLaunchAttributeCooperative;
     attribute.val.cooperative = 1;
   }
   config.attrs = &attribute;
-  config.numAttrs = plan.regime == Regime::kBlock ? 0 : 1;
+  config.numAttrs = plan.regime == LaunchStrategy::kBlock ? 0 : 1;
   return cudaLaunchKernelEx(&config, kernel, call);
 }
 

@@ -27,7 +27,7 @@ FusedPlan plan_for(const Problem& p, const Device& d) {
   using T = Arithmetic<Elem>;
   auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
   FusedPlan plan;
-  auto fit = [&](Regime regime, std::int64_t members, std::int64_t longest, auto bytes_of) {
+  auto fit = [&](LaunchStrategy regime, std::int64_t members, std::int64_t longest, auto bytes_of) {
     const std::int64_t slice = ceil_div(p.classes, members);
     if (longest <= 0 || slice > longest) return false;
     plan = {regime, static_cast<int>(members), slice, bytes_of(slice), p.rows};
@@ -35,7 +35,7 @@ FusedPlan plan_for(const Problem& p, const Device& d) {
   };
   using Block = Fused<T, Elem, BlockTeam>;
   const bool fits_block =
-      fit(Regime::kBlock, 1, Block::slice_in(d.shared_bytes), &Block::shared_bytes);
+      fit(LaunchStrategy::kBlock, 1, Block::slice_in(d.shared_bytes), &Block::shared_bytes);
   // A row that fits one block is still shared where rows alone would leave the device idle.
   if (fits_block && (p.rows >= d.multiprocessors || p.classes < 2 * kLeastSlice)) return plan;
   using Cluster = Fused<T, Elem, ClusterTeam>;
@@ -43,7 +43,7 @@ FusedPlan plan_for(const Problem& p, const Device& d) {
     const bool enough = p.rows * members >= d.multiprocessors ||
                         p.classes < 2 * members * kLeastSlice || 2 * members > d.cluster;
     FusedPlan before = plan;
-    if (!fit(Regime::kCluster, members, Cluster::slice_in(d.shared_bytes),
+    if (!fit(LaunchStrategy::kCluster, members, Cluster::slice_in(d.shared_bytes),
              &Cluster::shared_bytes)) {
       continue;
     }
@@ -53,7 +53,7 @@ FusedPlan plan_for(const Problem& p, const Device& d) {
     }
     if (enough) return plan;
   }
-  if (plan.regime != Regime::kSplit) return plan;
+  if (plan.regime != LaunchStrategy::kMultiKernel) return plan;
   if (!d.cooperative) return plan;
   using Grid = Fused<T, Elem, GridTeam>;
   const std::int64_t longest = Grid::slice_in(d.shared_bytes);
@@ -63,7 +63,7 @@ FusedPlan plan_for(const Problem& p, const Device& d) {
   if (members > std::min<std::int64_t>(resident, kGridMembers)) return plan;
   const std::int64_t teams = std::min(p.rows, resident / members);
   const std::int64_t spread = std::min<std::int64_t>(resident / teams, kGridMembers);
-  if (fit(Regime::kGrid, spread, longest, &Grid::shared_bytes)) plan.teams = teams;
+  if (fit(LaunchStrategy::kGrid, spread, longest, &Grid::shared_bytes)) plan.teams = teams;
   return plan;
 }
 
@@ -77,8 +77,9 @@ FusedPlan plan_fused(const Problem& p, const Device& d) {
 }
 
 std::size_t fused_scratch_bytes(const FusedPlan& plan) {
-  return plan.regime == Regime::kGrid ? static_cast<std::size_t>(plan.teams) * sizeof(GridScratch)
-                                      : 0;
+  return plan.regime == LaunchStrategy::kGrid
+             ? static_cast<std::size_t>(plan.teams) * sizeof(GridScratch)
+             : 0;
 }
 
 template <class T>
@@ -95,7 +96,7 @@ cudaError_t run_fused(const Problem& p, const FusedPlan& plan, const Workspace<T
   call.slice_classes = plan.slice_classes;
   call.constant_cut = constant_cut;
   call.all_kl = all_kl;
-  if (plan.regime == Regime::kGrid) {
+  if (plan.regime == LaunchStrategy::kGrid) {
     GKD_TRY(cudaMemsetAsync(call.scratch, 0, fused_scratch_bytes(plan), stream));
   }
   return with_elem(p.student.dtype, [&](auto elem) -> cudaError_t {
@@ -104,11 +105,11 @@ cudaError_t run_fused(const Problem& p, const FusedPlan& plan, const Workspace<T
       return cudaErrorInvalidValue;  // equal dtypes decide the arithmetic
     } else {
       switch (plan.regime) {
-        case Regime::kBlock:
+        case LaunchStrategy::kBlock:
           return launch_fused<T, Elem, BlockTeam>(call, plan, stream);
-        case Regime::kCluster:
+        case LaunchStrategy::kCluster:
           return launch_fused<T, Elem, ClusterTeam>(call, plan, stream);
-        case Regime::kGrid:
+        case LaunchStrategy::kGrid:
           return launch_fused<T, Elem, GridTeam>(call, plan, stream);
         default:
           return cudaErrorInvalidValue;

@@ -20,7 +20,7 @@ Workspace<T> lay_out(const Problem& p, const Device& device, Method method, cons
   w.state = arena.take<RowState<T>>(rows);
   w.report = arena.take<RowReport>(rows);
   w.weight = arena.take<T>(1);
-  if (plan.regime != Regime::kSplit) {
+  if (plan.regime != LaunchStrategy::kMultiKernel) {
     w.selection = arena.take<char>(fused_scratch_bytes(plan));
   } else {
     const bool sort = method == Method::kSort;
@@ -42,7 +42,7 @@ cudaError_t run_rows(const Problem& p, const Device& device, Method method, cons
   T cut;
   const bool constant = constant_cut(p, &cut);
   if (constant) GKD_TRY(fill_cuts(p, w.state, cut, stream));
-  if (plan.regime != Regime::kSplit) {
+  if (plan.regime != LaunchStrategy::kMultiKernel) {
     return run_fused(p, plan, w, constant, all_kl, gradient, stream);
   }
   for (std::int64_t row = 0; row < p.rows; row += w.chunk_rows) {
@@ -91,7 +91,7 @@ cudaError_t query_device(int index, Device* device) {
   return cudaSuccess;
 }
 
-Regime regime_of(const Problem& p, const Device& device, Method method) {
+LaunchStrategy strategy_of(const Problem& p, const Device& device, Method method) {
   return plan_of(p, device, method).regime;
 }
 

@@ -16,7 +16,7 @@ enum class Method {
   /// threshold. At least 72 bytes of traffic per class, and up to 256 MiB of scratch.
   kSort,
   /// Counts by bin narrow the cut to a few classes, which are weighed exactly. No [B, C] scratch.
-  /// One kernel where a row fits on chip, several elsewhere: see Regime.
+  /// One kernel where a row fits on chip, several elsewhere: see LaunchStrategy.
   kSelect,
 };
 
@@ -24,7 +24,7 @@ enum class Method {
 cudaError_t query_device(int index, Device* device);
 
 /// The kernels that `forward` would run.
-Regime regime_of(const Problem& problem, const Device& device, Method method);
+LaunchStrategy strategy_of(const Problem& problem, const Device& device, Method method);
 
 /// Bytes of device scratch that `forward` and `group` need.
 std::size_t workspace_bytes(const Problem& problem, const Device& device, Method method);

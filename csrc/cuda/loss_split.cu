@@ -87,7 +87,7 @@ __global__ void rows_kernel(Problem p, Chunk chunk, const RowState<T>* state, co
   }
   sum = Reduce(storage[warp]).Reduce(sum, AddKl{});
   if (lane != 0) return;
-  close_row(p, state[row].kind, sum, &report[row]);
+  finalize_row(p, state[row].kind, sum, &report[row]);
 }
 
 unsigned blocks_of(std::int64_t rows, int rows_per_block) {
@@ -97,8 +97,8 @@ unsigned blocks_of(std::int64_t rows, int rows_per_block) {
 }  // namespace
 
 template <class T>
-cudaError_t summarise_parts(const Problem& p, const Chunk& chunk, const Workspace<T>& w,
-                            cudaStream_t stream) {
+cudaError_t accumulate_parts(const Problem& p, const Chunk& chunk, const Workspace<T>& w,
+                             cudaStream_t stream) {
   const T inv_temperature = static_cast<T>(1 / p.weights.temperature);
   return with_source_of<T>(p, [&](auto* tag) -> cudaError_t {
     using Source = std::remove_pointer_t<decltype(tag)>;
@@ -110,8 +110,8 @@ cudaError_t summarise_parts(const Problem& p, const Chunk& chunk, const Workspac
 
 /// The last sweep over a chunk, and each row's report.
 template <class T>
-cudaError_t emit_parts(const Problem& p, const Chunk& chunk, const Workspace<T>& w, bool all_kl,
-                       void* gradient, cudaStream_t stream) {
+cudaError_t write_gradient_parts(const Problem& p, const Chunk& chunk, const Workspace<T>& w,
+                                 bool all_kl, void* gradient, cudaStream_t stream) {
   const T inv_temperature = static_cast<T>(1 / p.weights.temperature);
   GKD_TRY(with_source_of<T>(p, [&](auto* tag) -> cudaError_t {
     using Source = std::remove_pointer_t<decltype(tag)>;
@@ -127,19 +127,19 @@ cudaError_t emit_parts(const Problem& p, const Chunk& chunk, const Workspace<T>&
 template <class T>
 cudaError_t run_split(const Problem& p, const Chunk& chunk, const Workspace<T>& w, bool all_kl,
                       void* gradient, cudaStream_t stream) {
-  GKD_TRY(summarise_parts(p, chunk, w, stream));
+  GKD_TRY(accumulate_parts(p, chunk, w, stream));
   finish_kernel<T><<<blocks_of(chunk.rows, kWarpsPerBlock), kWarpsPerBlock * kWarp, 0, stream>>>(
       p, chunk, w.state, w.moments, w.report, w.weight);
   GKD_TRY(cudaGetLastError());
-  return emit_parts(p, chunk, w, all_kl, gradient, stream);
+  return write_gradient_parts(p, chunk, w, all_kl, gradient, stream);
 }
 
-#define GKD_INSTANTIATE(T)                                                                    \
-  template cudaError_t summarise_parts<T>(const Problem&, const Chunk&, const Workspace<T>&,  \
-                                          cudaStream_t);                                      \
-  template cudaError_t emit_parts<T>(const Problem&, const Chunk&, const Workspace<T>&, bool, \
-                                     void*, cudaStream_t);                                    \
-  template cudaError_t run_split<T>(const Problem&, const Chunk&, const Workspace<T>&, bool,  \
+#define GKD_INSTANTIATE(T)                                                                        \
+  template cudaError_t accumulate_parts<T>(const Problem&, const Chunk&, const Workspace<T>&,     \
+                                           cudaStream_t);                                         \
+  template cudaError_t write_gradient_parts<T>(const Problem&, const Chunk&, const Workspace<T>&, \
+                                               bool, void*, cudaStream_t);                        \
+  template cudaError_t run_split<T>(const Problem&, const Chunk&, const Workspace<T>&, bool,      \
                                     void*, cudaStream_t);
 GKD_INSTANTIATE(float)
 GKD_INSTANTIATE(double)

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "dtype.h"
+#include "math/dtype.h"
 #include "math/loss.h"
 
 namespace gkd::cuda {
@@ -76,11 +76,11 @@ struct Device {
 };
 
 /// The kernels that a call runs.
-enum class Regime : std::int32_t {
-  kSplit,    ///< several kernels, any row, any device
-  kBlock,    ///< one kernel, one block a row: the row pair fits a block's shared memory
-  kCluster,  ///< one kernel, one cluster a row: it fits 2 to 16 blocks' (sm_90 and later)
-  kGrid,     ///< one cooperative kernel, a team of blocks a row: it fits up to 128 blocks'
+enum class LaunchStrategy : std::int32_t {
+  kMultiKernel,  ///< several kernels, any row, any device
+  kBlock,        ///< one kernel, one block a row: the row pair fits a block's shared memory
+  kCluster,      ///< one kernel, one cluster a row: it fits 2 to 16 blocks' (sm_90 and later)
+  kGrid,         ///< one cooperative kernel, a team of blocks a row: it fits up to 128 blocks'
 };
 
 }  // namespace gkd::cuda

@@ -3,8 +3,8 @@
 // counts are added up, never in what is counted.
 //
 //   extremes  the largest and smallest ranking logit
-//   count     int32 counts by bin (math/bins.h), then the bins that must hold the cut: the window
-//   weigh     the exact amount of all classes and of those above the window; its keys' range
+//   count     int32 counts by bin (math/histogram.h), then the bins that must hold the cut: the
+//   window weigh     the exact amount of all classes and of those above the window; its keys' range
 //   spread    exact amounts of the window's classes by key, 2,048 bins at a time, until a bin is
 //             one key: the cut. A window of equal keys is one already.
 //
@@ -18,7 +18,7 @@
 #include "cuda/search.cuh"
 #include "cuda/sweeps.cuh"
 #include "cuda/tuning.h"
-#include "math/bins.h"
+#include "math/histogram.h"
 
 namespace gkd::cuda {
 
@@ -38,7 +38,7 @@ struct WidenExtremes {
 };
 
 /// The bins that must hold the cut.
-struct Window {
+struct BinRange {
   int first, last;
 
   __device__ __forceinline__ bool holds(int bin) const { return bin >= first && bin <= last; }
@@ -95,7 +95,7 @@ __device__ __forceinline__ Extremes<T> extremes_of(const Source& source, Slice s
 }
 
 template <class T>
-__device__ __forceinline__ Goal goal_of(const Problem& p) {
+__device__ __forceinline__ StopRule goal_of(const Problem& p) {
   return {p.group_size < 0, p.threshold, static_cast<std::uint64_t>(p.group_size)};
 }
 
@@ -106,7 +106,7 @@ __device__ __forceinline__ Bins<T> bins_of(const Problem& p, Extremes<T> e, T in
 }
 
 template <class T>
-__device__ __forceinline__ Amount<T> amount_of(const Problem& p, T high, T inv_temperature) {
+__device__ __forceinline__ ClassWeight<T> amount_of(const Problem& p, T high, T inv_temperature) {
   return {p.group_size < 0, high, inv_temperature, static_cast<T>(mass_scale(p.row_classes()))};
 }
 
@@ -142,8 +142,8 @@ struct WindowStorage {
 /// misses the cut: its first bin is the earliest at which the goal can be met, its last one the
 /// earliest at which it must be.
 template <class T, int kThreads>
-__device__ Window find_window(const int* counts, const Goal& goal, const Bins<T>& bins,
-                              std::int64_t classes, WindowStorage<kThreads>& storage) {
+__device__ BinRange find_window(const int* counts, const StopRule& goal, const Bins<T>& bins,
+                                std::int64_t classes, WindowStorage<kThreads>& storage) {
   constexpr int kPer = kBins / kThreads;
   static_assert(kBins % kThreads == 0, "every thread scans as many bins");
   if (threadIdx.x == 0) {
@@ -183,8 +183,8 @@ __device__ Window find_window(const int* counts, const Goal& goal, const Bins<T>
 template <class T, int kThreads, class Source>
 __device__ __forceinline__ Weighed<T> weigh_slice(const Source& source, Slice slice,
                                                   bool by_student, const Bins<T>& bins,
-                                                  const Amount<T>& amount, const Keys<T>& keys,
-                                                  Window window, KeyOf<T>* list, int capacity,
+                                                  const ClassWeight<T>& amount, const Keys<T>& keys,
+                                                  BinRange window, KeyOf<T>* list, int capacity,
                                                   int* kept) {
   Weighed<T> w;
   sweep_ranks<T, kThreads>(source, slice, by_student, [&](T r) {

@@ -14,14 +14,14 @@ namespace {
 template <class T>
 struct RowSearch {
   KeyOf<T> high_key, inverted_low_key;  ///< extremes as whole keys
-  Window window;
+  BinRange window;
   unsigned long long total, above;
   KeyOf<T> window_high, inverted_window_low;
   int kept;
-  Search<T> search;
+  RadixSearch<T> search;
 
-  __device__ Search<T> at_level(int level) const {
-    return level > 0 ? search : Search<T>{window_high, ~inverted_window_low, above, total};
+  __device__ RadixSearch<T> at_level(int level) const {
+    return level > 0 ? search : RadixSearch<T>{window_high, ~inverted_window_low, above, total};
   }
 };
 
@@ -97,7 +97,7 @@ template <class T>
 __global__ void __launch_bounds__(kSweepThreads) window_kernel(Call<T> c) {
   __shared__ WindowStorage<kSweepThreads> storage;
   RowSearch<T>& row = c.scratch.row[blockIdx.x];
-  const Window w =
+  const BinRange w =
       find_window<T, kSweepThreads>(c.scratch.counts + blockIdx.x * kBins, goal_of<T>(c.p),
                                     c.bins(row), c.p.row_classes(), storage);
   if (threadIdx.x == 0) row.window = w;
@@ -129,13 +129,13 @@ __global__ void __launch_bounds__(kSweepThreads) spread_kernel(Call<T> c, int le
   const std::int64_t local = c.local_row();
   if (!c.counted(local)) return;
   const RowSearch<T>& row = c.scratch.row[local];
-  const Search<T> search = row.at_level(level);
+  const RadixSearch<T> search = row.at_level(level);
   if (search.found()) return;
   for (int b = threadIdx.x; b < kBins; b += kSweepThreads) amounts[b] = 0;
   __syncthreads();  // all zero before the first amount
   const Keys<T> keys(c.p.ranking().dtype);
-  const Amount<T> amount = amount_of(c.p, c.extremes(row).high, c.inv_temperature);
-  const int shift = search.shift();
+  const ClassWeight<T> amount = amount_of(c.p, c.extremes(row).high, c.inv_temperature);
+  const int shift = search.bin_bits();
   if (row.kept <= c.scratch.capacity) {
     const KeyOf<T>* list = c.scratch.list + local * c.scratch.capacity;
     const std::int64_t part = blockIdx.x % c.split.parts;
@@ -162,11 +162,11 @@ __global__ void __launch_bounds__(kSweepThreads) narrow_kernel(Call<T> c, int le
   const std::int64_t local = blockIdx.x;
   if (!c.counted(local)) return;
   RowSearch<T>& row = c.scratch.row[local];
-  Search<T> search = row.at_level(level);
+  RadixSearch<T> search = row.at_level(level);
   if (search.found() && level > 0) return;
   if (!search.found()) {
     unsigned long long* amounts = c.scratch.amounts + local * kBins;
-    Goal goal = goal_of<T>(c.p);
+    StopRule goal = goal_of<T>(c.p);
     search = narrow_search<T, kSweepThreads>(amounts, goal, search, storage);
     for (int b = threadIdx.x; b < kBins; b += kSweepThreads) amounts[b] = 0;  // for the next level
   }
@@ -229,8 +229,8 @@ cudaError_t find_cuts_select(const Problem& p, const Chunk& chunk, RowState<T>* 
     GKD_TRY(cudaGetLastError());
     weigh_kernel<T, Source><<<parts, kSweepThreads, 0, stream>>>(c);
     GKD_TRY(cudaGetLastError());
-    const int spreads = Keys<T>(p.ranking().dtype).spreads();
-    for (int level = 0; level < spreads; ++level) {
+    const int num_passes = Keys<T>(p.ranking().dtype).num_passes();
+    for (int level = 0; level < num_passes; ++level) {
       spread_kernel<T, Source><<<parts, kSweepThreads, 0, stream>>>(c, level);
       GKD_TRY(cudaGetLastError());
       narrow_kernel<T><<<rows, kSweepThreads, 0, stream>>>(c, level);

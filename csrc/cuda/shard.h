@@ -1,16 +1,16 @@
 // Launchers of a class-sharded call, one stage each; between them the caller lets ranks add up or
-// gather what they have (math/shard.h). As in launch.h: raw device pointers, one stream, no torch,
-// no synchronisation, no allocation.
+// gather what they have (math/messages.h). As in launch.h: raw device pointers, one stream, no
+// torch, no synchronisation, no allocation.
 //
 // Problem: `classes` are the rank's and may be 0, `all_classes` the whole row's.
 #pragma once
 
 #include "cuda/launch.h"
-#include "math/shard.h"
+#include "math/messages.h"
 
 namespace gkd::cuda {
 
-/// -> extremes [rows, kWireExtremes]
+/// -> extremes [rows, kMsgExtremes]
 cudaError_t shard_extremes(const Problem& problem, const Device& device, long long* extremes,
                            cudaStream_t stream);
 
@@ -18,7 +18,7 @@ cudaError_t shard_extremes(const Problem& problem, const Device& device, long lo
 cudaError_t shard_counts(const Problem& problem, const Device& device, const long long* extremes,
                          std::int32_t* counts, cudaStream_t stream);
 
-/// -> amounts [rows, kWireAmounts]; `search` is null before the first spread.
+/// -> amounts [rows, kMsgHistogram]; `search` is null before the first spread.
 cudaError_t shard_amounts(const Problem& problem, const Device& device, const long long* extremes,
                           const std::int32_t* counts, const long long* search, long long* amounts,
                           cudaStream_t stream);
@@ -31,11 +31,11 @@ cudaError_t shard_narrow(const Problem& problem, const long long* extremes,
 /// Bytes of device scratch that each of the following needs.
 std::size_t shard_workspace_bytes(const Problem& problem, const Device& device);
 
-/// -> moments [rows, kWireMoments]
+/// -> moments [rows, kMsgMoments]
 cudaError_t shard_moments(const Problem& problem, const Device& device, const double* cut,
                           double* moments, void* workspace, cudaStream_t stream);
 
-/// Of `ranks` ranks' moments [ranks, rows, kWireMoments] -> gradient as of Results, kl [rows, 2]
+/// Of `ranks` ranks' moments [ranks, rows, kMsgMoments] -> gradient as of Results, kl [rows, 2]
 cudaError_t shard_emit(const Problem& problem, const Device& device, const double* cut,
                        const double* moments, std::int64_t ranks, void* gradient, double* kl,
                        void* workspace, cudaStream_t stream);

@@ -10,10 +10,10 @@ namespace {
 
 constexpr int kWarpsPerBlock = 4;
 
-__device__ PartMoments part_from_wire(const double* wire) {
+__device__ PartMoments part_from_message(const double* wire) {
   PartMoments part;
-  for (int g = 0; g < 2; ++g) part.group[g] = moments_from_wire(wire, g);
-  part.bad = wire[kWireBad] != 0;
+  for (int g = 0; g < 2; ++g) part.group[g] = moments_from_message(wire, g);
+  part.bad = wire[kMsgInvalid] != 0;
   return part;
 }
 
@@ -38,10 +38,10 @@ __global__ void send_moments_kernel(Problem p, Chunk chunk, const RowState<T>* s
         chunk.split.parts, storage[warp]);
   }
   if (threadIdx.x % kWarp != 0) return;
-  double* to = wire + row * kWireMoments;
-  for (int g = 0; g < 2; ++g) moments_to_wire(all.group[g], g, to);
+  double* to = wire + row * kMsgMoments;
+  for (int g = 0; g < 2; ++g) moments_to_message(all.group[g], g, to);
   // A target out of bounds is told too: the others' may differ by mistake.
-  to[kWireBad] = all.bad || state[row].kind == RowKind::kInvalid;
+  to[kMsgInvalid] = all.bad || state[row].kind == RowKind::kInvalid;
 }
 
 /// One warp a row: all ranks' summaries to the row's constants.
@@ -57,7 +57,7 @@ __global__ void finish_shard_kernel(Problem p, std::int64_t ranks, const double*
     result = finish_parts(
         p,
         [&](std::int64_t rank) {
-          return part_from_wire(moments + (rank * p.rows + row) * kWireMoments);
+          return part_from_message(moments + (rank * p.rows + row) * kMsgMoments);
         },
         ranks, static_cast<double>(*weight), &state[row], storage[warp]);
   }
@@ -81,7 +81,7 @@ __global__ void close_shard_kernel(Problem p, std::int64_t ranks, const RowState
     const double* part = kl + (rank * p.rows + row) * 2;
     sum = AddKl{}(sum, PartKl{{part[0], part[1]}});
   }
-  close_row(p, state[row].kind, sum, &report[row]);
+  finalize_row(p, state[row].kind, sum, &report[row]);
 }
 
 unsigned blocks_of(std::int64_t rows, int rows_per_block) {
@@ -142,7 +142,7 @@ cudaError_t shard_moments(const Problem& p, const Device& device, const double* 
   return with_workspace(p, device, workspace, [&](const auto& w) -> cudaError_t {
     const Chunk chunk = all_rows(p, device);
     GKD_TRY(set_cuts(p, cut, w, stream));
-    GKD_TRY(summarise_parts(p, chunk, w, stream));
+    GKD_TRY(accumulate_parts(p, chunk, w, stream));
     send_moments_kernel<<<blocks_of(p.rows, kWarpsPerBlock), kWarpsPerBlock * kWarp, 0, stream>>>(
         p, chunk, w.state, w.moments, moments);
     return cudaGetLastError();
@@ -155,7 +155,7 @@ cudaError_t shard_emit(const Problem& p, const Device& device, const double* cut
   return with_workspace(p, device, workspace, [&](const auto& w) -> cudaError_t {
     GKD_TRY(set_cuts(p, cut, w, stream));
     GKD_TRY(finish_shard(p, moments, ranks, w, stream));
-    GKD_TRY(emit_parts(p, all_rows(p, device), w, /*all_kl=*/false, gradient, stream));
+    GKD_TRY(write_gradient_parts(p, all_rows(p, device), w, /*all_kl=*/false, gradient, stream));
     send_kl_kernel<<<blocks_of(p.rows, kSweepThreads), kSweepThreads, 0, stream>>>(p.rows, w.report,
                                                                                    kl);
     return cudaGetLastError();

@@ -46,7 +46,7 @@ const long long* search_or_null(const at::Tensor& search) {
 }
 
 at::Tensor extremes(const ShardCall& c) {
-  at::Tensor out = wire(c, kWireExtremes, at::kLong);
+  at::Tensor out = wire(c, kMsgExtremes, at::kLong);
   if (c.rows() == 0) return out;
   const Stage s(c);
   C10_CUDA_CHECK(cuda::shard_extremes(s.p, s.device, wide_ints(out), s.stream));
@@ -63,7 +63,7 @@ at::Tensor counts(const ShardCall& c, Ref extremes) {
 }
 
 at::Tensor amounts(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
-  at::Tensor out = wire(c, kWireAmounts, at::kLong);
+  at::Tensor out = wire(c, kMsgHistogram, at::kLong);
   if (c.rows() == 0) return out;
   const Stage s(c);
   C10_CUDA_CHECK(cuda::shard_amounts(s.p, s.device, wide_ints(extremes),
@@ -84,7 +84,7 @@ TensorPair narrow(const ShardCall& c, Ref extremes, Ref amounts, Ref search) {
 }
 
 at::Tensor moments(const ShardCall& c, Ref cut) {
-  at::Tensor out = wire(c, kWireMoments, at::kDouble);
+  at::Tensor out = wire(c, kMsgMoments, at::kDouble);
   if (c.rows() == 0) return out;
   const Stage s(c);
   C10_CUDA_CHECK(cuda::shard_moments(s.p, s.device, cut.const_data_ptr<double>(),
@@ -93,7 +93,7 @@ at::Tensor moments(const ShardCall& c, Ref cut) {
   return out;
 }
 
-TensorPair emit(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
+TensorPair write_gradient(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
   const auto options = c.student.options();
   at::Tensor gradient =
       need_grad ? at::empty({c.rows(), c.classes()}, options) : at::empty({0}, options);
@@ -124,7 +124,7 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CUDA, m) {
-  register_stages<extremes, counts, amounts, narrow, moments, emit, loss>(m);
+  register_stages<extremes, counts, amounts, narrow, moments, write_gradient, loss>(m);
 }
 
 }  // namespace gkd

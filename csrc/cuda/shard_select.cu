@@ -24,14 +24,14 @@ struct Call {
     return {begin, min(begin + split.part_classes, p.classes)};
   }
   __device__ Extremes<T> extremes(std::int64_t row) const {
-    const long long* from = wire + row * kWireExtremes;
-    return {high_from_wire<T>(from), low_from_wire<T>(from)};
+    const long long* from = wire + row * kMsgExtremes;
+    return {high_from_message<T>(from), low_from_message<T>(from)};
   }
   __device__ Bins<T> bins(std::int64_t row) const {
     return bins_of(p, extremes(row), inv_temperature);
   }
-  __device__ Search<T> search(const long long* from, std::int64_t row) const {
-    if (from != nullptr) return search_from_wire<T>(from + row * kSearchFields);
+  __device__ RadixSearch<T> search(const long long* from, std::int64_t row) const {
+    if (from != nullptr) return search_from_message<T>(from + row * kSearchFields);
     return first_search(Keys<T>(p.ranking().dtype), extremes(row).high);
   }
   unsigned blocks() const { return static_cast<unsigned>(p.rows * split.parts); }
@@ -41,7 +41,7 @@ template <class T>
 __global__ void no_extremes_kernel(std::int64_t rows, long long* extremes) {
   const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  if (row < rows) extremes_to_wire(-kInfinity, kInfinity, extremes + row * kWireExtremes);
+  if (row < rows) extremes_to_message(-kInfinity, kInfinity, extremes + row * kMsgExtremes);
 }
 
 template <class T, class Source>
@@ -52,10 +52,10 @@ __global__ void __launch_bounds__(kSweepThreads) extremes_kernel(Call<T> c, long
       extremes_of<T, kSweepThreads>(Source(c.p, c.row()), c.slice(), c.p.by_student);
   const Extremes<T> all = Reduce(storage).Reduce(own, WidenExtremes{});
   if (threadIdx.x != 0) return;
-  long long wire[kWireExtremes];
-  extremes_to_wire(all.high, all.low, wire);
-  for (int k = 0; k < kWireExtremes; ++k) {
-    atomicMax(extremes + c.row() * kWireExtremes + k, wire[k]);
+  long long wire[kMsgExtremes];
+  extremes_to_message(all.high, all.low, wire);
+  for (int k = 0; k < kMsgExtremes; ++k) {
+    atomicMax(extremes + c.row() * kMsgExtremes + k, wire[k]);
   }
 }
 
@@ -87,13 +87,13 @@ __global__ void __launch_bounds__(kSweepThreads)
   const std::int64_t row = c.row();
   for (int b = threadIdx.x; b < kBins; b += kSweepThreads) own[b] = 0;
   const Bins<T> bins = c.bins(row);
-  const Window window = find_window<T, kSweepThreads>(counts + row * kBins, goal_of<T>(c.p), bins,
-                                                      c.p.row_classes(), storage.window);
+  const BinRange window = find_window<T, kSweepThreads>(counts + row * kBins, goal_of<T>(c.p), bins,
+                                                        c.p.row_classes(), storage.window);
   // The window's barriers come after the zeros and before the first amount.
   const Keys<T> keys(c.p.ranking().dtype);
-  const Amount<T> amount = amount_of(c.p, bins.high, c.inv_temperature);
-  const Search<T> search = c.search(searches, row);
-  const int shift = search.shift();
+  const ClassWeight<T> amount = amount_of(c.p, bins.high, c.inv_temperature);
+  const RadixSearch<T> search = c.search(searches, row);
+  const int shift = search.bin_bits();
   const bool first = searches == nullptr;
   Amounts sums;
   sweep_ranks<T, kSweepThreads>(Source(c.p, row), c.slice(), c.p.by_student, [&](T r) {
@@ -106,15 +106,15 @@ __global__ void __launch_bounds__(kSweepThreads)
     if (window.holds(bin)) spread_key(search, shift, keys, amount, keys.of(r), own);
   });
   __syncthreads();  // all amounts are in, and the window's storage is read no more
-  unsigned long long* to = amounts + row * kWireAmounts;
+  unsigned long long* to = amounts + row * kMsgHistogram;
   for (int b = threadIdx.x; b < kBins; b += kSweepThreads) {
     if (own[b] != 0) atomicAdd(&to[b], own[b]);
   }
   if (!first) return;  // the whole block
   const Amounts all = Reduce(storage.weighed).Reduce(sums, AddWeighed{});
   if (threadIdx.x != 0) return;
-  atomicAdd(&to[kWireTotal], all.total);
-  atomicAdd(&to[kWireAbove], all.above);
+  atomicAdd(&to[kMsgTotal], all.total);
+  atomicAdd(&to[kMsgAbove], all.above);
 }
 
 /// One block a row.
@@ -124,15 +124,15 @@ __global__ void __launch_bounds__(kSweepThreads)
                   long long* next, double* cut) {
   __shared__ NarrowStorage<kSweepThreads> storage;
   const std::int64_t row = blockIdx.x;
-  const unsigned long long* own = amounts + row * kWireAmounts;
-  Search<T> search = c.search(searches, row);
+  const unsigned long long* own = amounts + row * kMsgHistogram;
+  RadixSearch<T> search = c.search(searches, row);
   if (searches == nullptr) {
-    search.above = own[kWireAbove];
-    search.total = own[kWireTotal];
+    search.above = own[kMsgAbove];
+    search.total = own[kMsgTotal];
   }
   search = narrow_search<T, kSweepThreads>(own, goal_of<T>(c.p), search, storage);
   if (threadIdx.x != 0) return;
-  search_to_wire(search, next + row * kSearchFields);
+  search_to_message(search, next + row * kSearchFields);
   cut[row] = static_cast<double>(Keys<T>(c.p.ranking().dtype).logit(search.high));
 }
 
@@ -190,7 +190,7 @@ cudaError_t shard_counts(const Problem& p, const Device& device, const long long
 cudaError_t shard_amounts(const Problem& p, const Device& device, const long long* extremes,
                           const std::int32_t* counts, const long long* search, long long* amounts,
                           cudaStream_t stream) {
-  const auto bytes = static_cast<std::size_t>(p.rows) * kWireAmounts * sizeof(*amounts);
+  const auto bytes = static_cast<std::size_t>(p.rows) * kMsgHistogram * sizeof(*amounts);
   GKD_TRY(cudaMemsetAsync(amounts, 0, bytes, stream));
   return with_call(p, device, extremes, [&](auto c, auto* tag) {
     using Source = std::remove_pointer_t<decltype(tag)>;

@@ -42,11 +42,12 @@ cudaError_t run_split(const Problem& problem, const Chunk& chunk, const Workspac
 
 /// Its first and its last sweep alone, for callers that finish rows otherwise.
 template <class T>
-cudaError_t summarise_parts(const Problem& problem, const Chunk& chunk,
-                            const Workspace<T>& workspace, cudaStream_t stream);
+cudaError_t accumulate_parts(const Problem& problem, const Chunk& chunk,
+                             const Workspace<T>& workspace, cudaStream_t stream);
 template <class T>
-cudaError_t emit_parts(const Problem& problem, const Chunk& chunk, const Workspace<T>& workspace,
-                       bool all_kl, void* gradient, cudaStream_t stream);
+cudaError_t write_gradient_parts(const Problem& problem, const Chunk& chunk,
+                                 const Workspace<T>& workspace, bool all_kl, void* gradient,
+                                 cudaStream_t stream);
 
 /// The reduced loss from the rows' reports.
 template <class T>

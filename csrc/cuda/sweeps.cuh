@@ -53,7 +53,7 @@ __device__ __forceinline__ void raise_reference(const Tile<T>& tile, unsigned me
                                                 T inv_temperature, ThreadMoments<T>* m) {
   if (members == 0) return;
   constexpr T kNone = -std::numeric_limits<T>::infinity();
-  Reference<T> high{kNone, kNone};
+  Shift<T> high{kNone, kNone};
   T top = kNone;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
@@ -61,9 +61,9 @@ __device__ __forceinline__ void raise_reference(const Tile<T>& tile, unsigned me
     if (tile.u[k] > high.teacher) high = {tile.u[k], tile.s[k]};
     top = tile.s[k] > top ? tile.s[k] : top;
   }
-  Reference<T> ref = common_reference(m->ref, high, inv_temperature);
-  if ((top - ref.student) * inv_temperature > T(kStudentHeadroom)) ref.student = top;
-  m->move_to(ref, inv_temperature);
+  Shift<T> shift = common_shift(m->shift, high, inv_temperature);
+  if ((top - shift.student) * inv_temperature > T(kMaxStudentExponent)) shift.student = top;
+  m->move_to(shift, inv_temperature);
 }
 
 /// Adds a tile's classes to their groups: bits of `held` are classes, of `inside` the primary ones.
@@ -73,16 +73,16 @@ __device__ __forceinline__ void push_tile(const Tile<T>& tile, unsigned inside, 
                                           T inv_temperature, ThreadMoments<T> (&m)[2]) {
   raise_reference(tile, inside, inv_temperature, &m[0]);
   raise_reference(tile, held & ~inside, inv_temperature, &m[1]);
-  Reference<T> ref[2];
+  Shift<T> shift[2];
   for (int g = 0; g < 2; ++g) {
-    ref[g] = {finite_or_zero(m[g].ref.teacher), finite_or_zero(m[g].ref.student)};
+    shift[g] = {finite_or_zero(m[g].shift.teacher), finite_or_zero(m[g].shift.student)};
   }
   T a[2] = {T(0), T(0)}, b[2] = {T(0), T(0)}, x[2] = {T(0), T(0)};
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     const bool in = inside >> k & 1;
-    const Reference<T> own{in ? ref[0].teacher : ref[1].teacher,
-                           in ? ref[0].student : ref[1].student};
+    const Shift<T> own{in ? shift[0].teacher : shift[1].teacher,
+                       in ? shift[0].student : shift[1].student};
     const Terms<T> t = class_terms(tile.s[k], tile.u[k], own, inv_temperature);
     if (!(held >> k & 1)) continue;
     a[0] += in ? t.a : T(0);
@@ -104,7 +104,7 @@ __device__ __forceinline__ void push_tile(const Tile<T>& tile, unsigned inside, 
 /// What a reference reduction carries: the group's largest student logit besides.
 template <class T>
 struct ReferenceTop {
-  Reference<T> ref;
+  Shift<T> shift;
   T top;
 };
 
@@ -112,7 +112,7 @@ struct HigherTeacher {
   template <class T>
   __device__ __forceinline__ ReferenceTop<T> operator()(const ReferenceTop<T>& x,
                                                         const ReferenceTop<T>& y) const {
-    return {y.ref.teacher > x.ref.teacher ? y.ref : x.ref, y.top > x.top ? y.top : x.top};
+    return {y.shift.teacher > x.shift.teacher ? y.shift : x.shift, y.top > x.top ? y.top : x.top};
   }
 };
 
@@ -143,7 +143,7 @@ struct MomentsStorage {
     typename cub::BlockReduce<ReferenceTop<T>, kThreads>::TempStorage reference[2];
     typename cub::BlockReduce<MomentSums, kThreads>::TempStorage sums;
   };
-  Reference<T> common[2];
+  Shift<T> common[2];
 };
 
 /// Both groups' summaries of a slice; valid in thread 0. Leaves `storage` free for use.
@@ -169,12 +169,13 @@ __device__ PartMoments summarise_slice(const Source& source, Slice slice, T cut,
   });
 
   for (int g = 0; g < 2; ++g) {
-    const ReferenceTop<T> own{m[g].ref, m[g].ref.student};
+    const ReferenceTop<T> own{m[g].shift, m[g].shift.student};
     const ReferenceTop<T> all = cub::BlockReduce<ReferenceTop<T>, kThreads>(storage.reference[g])
                                     .Reduce(own, HigherTeacher{});
     if (threadIdx.x == 0) {
-      const bool overflows = (all.top - all.ref.student) * inv_temperature > T(kStudentHeadroom);
-      storage.common[g] = {all.ref.teacher, overflows ? all.top : all.ref.student};
+      const bool overflows =
+          (all.top - all.shift.student) * inv_temperature > T(kMaxStudentExponent);
+      storage.common[g] = {all.shift.teacher, overflows ? all.top : all.shift.student};
     }
   }
   __syncthreads();  // thread 0 has written the common references, and the reductions' memory is
@@ -193,8 +194,8 @@ __device__ PartMoments summarise_slice(const Source& source, Slice slice, T cut,
   PartMoments part;
   if (threadIdx.x == 0) {
     for (int g = 0; g < 2; ++g) {
-      part.group[g].ref = {static_cast<double>(storage.common[g].teacher),
-                           static_cast<double>(storage.common[g].student)};
+      part.group[g].shift = {static_cast<double>(storage.common[g].teacher),
+                             static_cast<double>(storage.common[g].student)};
       part.group[g].a = all.a[g];
       part.group[g].b = all.b[g];
       part.group[g].x = all.x[g];
@@ -226,7 +227,7 @@ __device__ PartKl emit_slice(const Source& source, Slice slice, const RowState<T
                              std::int64_t gradient_at, KlStorage<kThreads>& storage) {
   PartKl sum{};
   const GroupCoef<T> near = row.coef[0], far = row.coef[1];
-  const bool near_kl = all_kl || near.on_gap != T(0), far_kl = all_kl || far.on_gap != T(0);
+  const bool near_kl = all_kl || near.coef_diff != T(0), far_kl = all_kl || far.coef_diff != T(0);
   sweep<T, kThreads>(source, slice, [&](std::int64_t first, const Tile<T>& tile) {
     T kl[2] = {T(0), T(0)};
 #pragma unroll
@@ -242,7 +243,7 @@ __device__ PartKl emit_slice(const Source& source, Slice slice, const RowState<T
         kl[inside ? 0 : 1] += t.kl;
         value = class_grad(t, c);
       } else {
-        value = c.on_q * class_student(tile.s[k], c, inv_temperature);
+        value = c.coef_q * class_student(tile.s[k], c, inv_temperature);
       }
       if (gradient != nullptr) source.store(gradient, gradient_at + j, value);
     }

@@ -12,7 +12,7 @@
 
 #include "cuda/state.h"
 #include "cuda/tuning.h"
-#include "math/bins.h"
+#include "math/histogram.h"
 
 namespace gkd::cuda {
 

@@ -9,13 +9,13 @@
 #include <cstdint>
 #include <cstring>
 
-#include "math/pack.h"
+#include "math/simd.h"
 
 namespace gkd {
 
 #if !defined(__CUDACC__)
 /// exp without a branch or a table. x = n ln2 + r, |r| <= ln2/2, ln2 in two parts so that n times
-/// the first is exact; V is float or FloatPack, U the unsigned integer of its shape.
+/// the first is exact; V is float or VecF32, U the unsigned integer of its shape.
 template <class V, class U>
 GKD_HD V exp_polynomial(V x) {
   const V shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
@@ -41,7 +41,7 @@ GKD_HD V exp_polynomial(V x) {
   value = x < -87.3f ? V{} : value;
   return x <= 88.72283f ? value : x + HUGE_VALF;  // +inf, or the NaN that came
 }
-GKD_HD FloatPack exp_of(FloatPack x) { return exp_polynomial<FloatPack, WordPack>(x); }
+GKD_HD VecF32 exp_of(VecF32 x) { return exp_polynomial<VecF32, VecU32>(x); }
 #endif
 
 GKD_HD double exp_of(double x) { return ::exp(x); }

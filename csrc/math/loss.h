@@ -52,12 +52,12 @@ GKD_HD GradScale grad_scale(double weight, const Weights& w, bool is_float16) {
 /// What the last sweep over a group needs: elementwise, no division.
 template <class T>
 struct GroupCoef {
-  Reference<T> ref{};
-  T inv_a{};  ///< p^_j = a_j inv_a
-  T inv_b{};  ///< q^_j = b_j inv_b
-  T shift{};  ///< d_j = e_j + shift
-  T on_q{};   ///< gradient = scale (on_q q^_j + on_gap (q^_j - p^_j))
-  T on_gap{};
+  Shift<T> shift{};
+  T inv_sum_teacher{};  ///< p^_j = a_j inv_sum_teacher
+  T inv_sum_student{};  ///< q^_j = b_j inv_sum_student
+  T log_ratio{};        ///< d_j = e_j + log_ratio
+  T coef_q{};           ///< gradient = scale (coef_q q^_j + coef_diff (q^_j - p^_j))
+  T coef_diff{};
 };
 
 /// p^, q^ - p^ and p^ d-term of one class.
@@ -69,7 +69,7 @@ struct ClassTerms {
 /// q^ of one class.
 template <class T>
 GKD_HD T class_student(T student, const GroupCoef<T>& g, ScalarOf<T> inv_temperature) {
-  return exp_of(T((student - g.ref.student) * inv_temperature)) * g.inv_b;
+  return exp_of(T((student - g.shift.student) * inv_temperature)) * g.inv_sum_student;
 }
 
 /// By the series where q^ and p^ lie within a factor of e, else by their plain difference.
@@ -78,19 +78,20 @@ GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
                               ScalarOf<T> inv_temperature) {
   using R = ScalarOf<T>;
   ClassTerms<T> c;
-  const T u_offset = teacher - g.ref.teacher, s_offset = student - g.ref.student;
-  c.p = exp_of(T(u_offset * inv_temperature)) * g.inv_a;
-  const T d = class_gap(student, teacher, s_offset, u_offset, g.ref, inv_temperature) + g.shift;
+  const T u_offset = teacher - g.shift.teacher, s_offset = student - g.shift.student;
+  c.p = exp_of(T(u_offset * inv_temperature)) * g.inv_sum_teacher;
+  const T d =
+      class_gap(student, teacher, s_offset, u_offset, g.shift, inv_temperature) + g.log_ratio;
   const MaskOf<T> near = (d >= R(-1)) & (d <= R(1));
-  if (all_lanes<T>(near)) {
+  if (all_true<T>(near)) {
     const Expm1Phi<T> series = expm1_and_phi(d);
     c.gap = c.p * series.expm1;
     c.kl = c.p * series.phi;
     return c;
   }
-  c.gap = exp_of(T(s_offset * inv_temperature)) * g.inv_b - c.p;
+  c.gap = exp_of(T(s_offset * inv_temperature)) * g.inv_sum_student - c.p;
   c.kl = c.gap + (c.p == R(0) ? T{} : c.p * d);
-  if (no_lane<T>(near)) return c;
+  if (all_false<T>(near)) return c;
   const Expm1Phi<T> series = expm1_and_phi(T(near ? d : T{}));
   c.gap = near ? c.p * series.expm1 : c.gap;
   c.kl = near ? c.p * series.phi : c.kl;
@@ -101,7 +102,7 @@ GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
 template <class T>
 GKD_HD T class_grad(ClassTerms<T> c, const GroupCoef<T>& g) {
   // The two parts stand apart so that a coefficient of exactly 0 never meets an infinite term.
-  return g.on_q * (c.p + c.gap) + g.on_gap * c.gap;
+  return g.coef_q * (c.p + c.gap) + g.coef_diff * c.gap;
 }
 
 /// Masses and weights of one row, in double: they are a handful per row.
@@ -143,8 +144,8 @@ GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
 
 /// Row constants from the two groups' summaries (index 0: primary, 1: the rest).
 template <class T>
-GKD_HD RowSummary finish_row(const GroupMoments<double>* m, const Weights& w,
-                             GroupCoef<T> (&coef)[2]) {
+GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights& w,
+                                   GroupCoef<T> (&coef)[2]) {
   using std::log;
   RowSummary row;
   const double inv_t = 1 / w.temperature;
@@ -154,13 +155,14 @@ GKD_HD RowSummary finish_row(const GroupMoments<double>* m, const Weights& w,
     if (m[g].a > 0 && m[g].b > 0) ratio[g] = m[g].log_ratio();
   }
   if (m[0].count > 0 && m[1].count > 0) {
-    const double u = (m[0].ref.teacher - m[1].ref.teacher) * inv_t + (log(m[0].a) - log(m[1].a));
-    double v = (m[0].ref.student - m[1].ref.student) * inv_t + (log(m[0].b) - log(m[1].b));
+    const double u =
+        (m[0].shift.teacher - m[1].shift.teacher) * inv_t + (log(m[0].a) - log(m[1].a));
+    double v = (m[0].shift.student - m[1].shift.student) * inv_t + (log(m[0].b) - log(m[1].b));
     double w_gap = v - u;
     if (m[0].a > 0 && m[1].a > 0 && m[0].b > 0 && m[1].b > 0) {
       // log(Q/Q') - log(P/P'): the groups' reference gaps plus their log ratios.
       const double gap0 =
-          (m[0].ref.student - m[0].ref.teacher) - (m[1].ref.student - m[1].ref.teacher);
+          (m[0].shift.student - m[0].shift.teacher) - (m[1].shift.student - m[1].shift.teacher);
       w_gap = gap0 * inv_t + (ratio[0] - ratio[1]);
     }
     binary_term(u, v, w_gap, &row);
@@ -175,13 +177,13 @@ GKD_HD RowSummary finish_row(const GroupMoments<double>* m, const Weights& w,
     c = GroupCoef<T>{};
     if (m[g].count == 0) continue;
     row.kl_weight[g] = m[g].a > 0 ? weight[g] * (w.coupled ? mass[g] : 1.0) : 0.0;
-    c.ref.teacher = static_cast<T>(finite_or_zero(m[g].ref.teacher));
-    c.ref.student = static_cast<T>(finite_or_zero(m[g].ref.student));
-    c.inv_a = m[g].a > 0 ? static_cast<T>(1 / m[g].a) : T(0);
-    c.inv_b = m[g].b > 0 ? static_cast<T>(1 / m[g].b) : T(0);
-    c.shift = static_cast<T>(ratio[g]);
-    c.on_q = static_cast<T>(w.temperature * w.binary * (g == 0 ? row.q_minus_p : -row.q_minus_p));
-    c.on_gap = static_cast<T>(w.temperature * row.kl_weight[g]);
+    c.shift.teacher = static_cast<T>(finite_or_zero(m[g].shift.teacher));
+    c.shift.student = static_cast<T>(finite_or_zero(m[g].shift.student));
+    c.inv_sum_teacher = m[g].a > 0 ? static_cast<T>(1 / m[g].a) : T(0);
+    c.inv_sum_student = m[g].b > 0 ? static_cast<T>(1 / m[g].b) : T(0);
+    c.log_ratio = static_cast<T>(ratio[g]);
+    c.coef_q = static_cast<T>(w.temperature * w.binary * (g == 0 ? row.q_minus_p : -row.q_minus_p));
+    c.coef_diff = static_cast<T>(w.temperature * row.kl_weight[g]);
   }
   return row;
 }

@@ -20,14 +20,14 @@ namespace gkd {
 /// Where a group's exponentials are taken relative to. `T` is float, double or a pack of floats.
 /// A component of -inf means that no finite logit has been seen: the sums it refers to are 0.
 template <class T>
-struct Reference {
+struct Shift {
   T teacher;  ///< m, raw teacher logit
   T student;  ///< r, raw student logit
 };
 
 /// The student reference may lie this many nats under the group's largest student logit: far enough
 /// that it is nearly always the one at the teacher's maximum, near enough that no float overflows.
-constexpr int kStudentHeadroom = 30;
+constexpr int kMaxStudentExponent = 30;
 
 /// -inf as 0, so that subtracting a reference never gives NaN.
 template <class T>
@@ -38,10 +38,10 @@ GKD_HD T finite_or_zero(T x) {
 /// A reference that serves two: the larger teacher logit with its student logit, unless the other's
 /// student logit is so much larger that b would overflow.
 template <class T>
-GKD_HD Reference<T> common_reference(Reference<T> x, Reference<T> y, T inv_temperature) {
-  const Reference<T> high = y.teacher > x.teacher ? y : x;
+GKD_HD Shift<T> common_shift(Shift<T> x, Shift<T> y, T inv_temperature) {
+  const Shift<T> high = y.teacher > x.teacher ? y : x;
   const T other = y.teacher > x.teacher ? x.student : y.student;
-  const bool overflows = (other - high.student) * inv_temperature > T(kStudentHeadroom);
+  const bool overflows = (other - high.student) * inv_temperature > T(kMaxStudentExponent);
   return {high.teacher, overflows ? other : high.student};
 }
 
@@ -55,36 +55,36 @@ struct Terms {
 /// e_j; then the offsets from the references are subtracted instead, which are small wherever the
 /// class has any mass. `teacher_offset` = U_j - m, `student_offset` = S_j - r.
 template <class T>
-GKD_HD T class_gap(T student, T teacher, T student_offset, T teacher_offset, Reference<T> ref,
+GKD_HD T class_gap(T student, T teacher, T student_offset, T teacher_offset, Shift<T> shift,
                    ScalarOf<T> inv_temperature) {
   using R = ScalarOf<T>;
   const T gap = teacher - student;
   const T scaled = gap * inv_temperature;
   const auto close = scaled >= R(-4) && scaled <= R(4);
-  const T from_gap = gap - (ref.teacher - ref.student);
+  const T from_gap = gap - (shift.teacher - shift.student);
   const T from_offsets = teacher_offset - student_offset;
   return (close ? from_gap : from_offsets) * inv_temperature;
 }
 
-/// `ref` must be finite. Where student and teacher lie close, b - a by a series and no second
+/// `shift` must be finite. Where student and teacher lie close, b - a by a series and no second
 /// exponential; else the plain difference.
 template <class T>
-GKD_HD Terms<T> class_terms(T student, T teacher, Reference<T> ref, ScalarOf<T> inv_temperature) {
+GKD_HD Terms<T> class_terms(T student, T teacher, Shift<T> shift, ScalarOf<T> inv_temperature) {
   using R = ScalarOf<T>;
   Terms<T> t;
-  const T u = teacher - ref.teacher, s = student - ref.student;
+  const T u = teacher - shift.teacher, s = student - shift.student;
   t.a = exp_of(T(u * inv_temperature));
-  const T e = class_gap(student, teacher, s, u, ref, inv_temperature);
+  const T e = class_gap(student, teacher, s, u, shift, inv_temperature);
   // False for NaN (-inf in both): the plain form serves.
   const MaskOf<T> near = (e >= R(-1)) & (e <= R(1));
-  if (all_lanes<T>(near)) {
+  if (all_true<T>(near)) {
     t.x = t.a * expm1_and_phi(e).expm1;
     t.b = t.a + t.x;
     return t;
   }
   t.b = exp_of(T(s * inv_temperature));
   t.x = t.b - t.a;
-  if (no_lane<T>(near)) return t;
+  if (all_false<T>(near)) return t;
   const T small = t.a * expm1_and_phi(T(near ? e : T{})).expm1;
   t.x = near ? small : t.x;
   t.b = near ? t.a + small : t.b;
@@ -95,7 +95,7 @@ GKD_HD Terms<T> class_terms(T student, T teacher, Reference<T> ref, ScalarOf<T> 
 /// references and of the exponentials that move them.
 template <class Acc, class Ref = Acc>
 struct GroupMoments {
-  Reference<Ref> ref{-std::numeric_limits<Ref>::infinity(), -std::numeric_limits<Ref>::infinity()};
+  Shift<Ref> shift{-std::numeric_limits<Ref>::infinity(), -std::numeric_limits<Ref>::infinity()};
   Acc a = Acc(0), b = Acc(0), x = Acc(0);
   long long count = 0;
 
@@ -108,17 +108,17 @@ struct GroupMoments {
   }
 
   /// Re-expresses the sums against another reference.
-  GKD_HD void move_to(Reference<Ref> to, Ref inv_temperature) {
+  GKD_HD void move_to(Shift<Ref> to, Ref inv_temperature) {
     // Compared first: -inf minus -inf is no distance.
     const Ref da =
-        ref.teacher == to.teacher ? Ref(0) : (ref.teacher - to.teacher) * inv_temperature;
+        shift.teacher == to.teacher ? Ref(0) : (shift.teacher - to.teacher) * inv_temperature;
     const Ref db =
-        ref.student == to.student ? Ref(0) : (ref.student - to.student) * inv_temperature;
+        shift.student == to.student ? Ref(0) : (shift.student - to.student) * inv_temperature;
     if (da == Ref(0) && db == Ref(0)) return;
     // db - da, in the form that keeps a class's gap.
-    const Ref gap = -class_gap(ref.student, ref.teacher, ref.student - to.student,
-                               ref.teacher - to.teacher, to, inv_temperature);
-    ref = to;
+    const Ref gap = -class_gap(shift.student, shift.teacher, shift.student - to.student,
+                               shift.teacher - to.teacher, to, inv_temperature);
+    shift = to;
     const Ref fa = exp_of(da), fb = exp_of(db);
     const bool near = gap >= Ref(-1) && gap <= Ref(1);
     const Ref difference = near ? fa * expm1_and_phi(-gap).expm1 : fb - fa;
@@ -136,7 +136,7 @@ struct GroupMoments {
       *this = other;
       return;
     }
-    const Reference<Ref> common = common_reference(ref, other.ref, inv_temperature);
+    const Shift<Ref> common = common_shift(shift, other.shift, inv_temperature);
     move_to(common, inv_temperature);
     other.move_to(common, inv_temperature);
     a += other.a;

@@ -35,18 +35,18 @@ std::vector<Way> ways_of(const Problem& p) {
   std::vector<Way> ways = {{"sort", Method::kSort, {4}}, {"split", Method::kSelect, {4}}};
   struct Limits {
     const char* name;
-    Regime regime;
+    LaunchStrategy regime;
     int multiprocessors, cluster;
     bool cooperative;
   };
-  const Limits all[] = {{"block", Regime::kBlock, 1, 0, false},
-                        {"cluster", Regime::kCluster, 1, 16, false},
-                        {"grid", Regime::kGrid, 12, 0, true}};
+  const Limits all[] = {{"block", LaunchStrategy::kBlock, 1, 0, false},
+                        {"cluster", LaunchStrategy::kCluster, 1, 16, false},
+                        {"grid", LaunchStrategy::kGrid, 12, 0, true}};
   for (const Limits& l : all) {
     std::vector<Way> found;
     for (std::size_t kib = 16; kib <= 220; ++kib) {
       const Device device{l.multiprocessors, kib << 10, l.cluster, l.cooperative};
-      if (regime_of(p, device, Method::kSelect) == l.regime) {
+      if (strategy_of(p, device, Method::kSelect) == l.regime) {
         found.push_back({l.name, Method::kSelect, device});
       }
     }

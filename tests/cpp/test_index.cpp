@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cuda/fused.h"
-#include "math/bins.h"
+#include "math/histogram.h"
 
 namespace gkd::cuda {
 namespace {
@@ -144,16 +144,16 @@ TEST(Index, Regression10WorkspaceGrowsWithRowsAlone) {
 TEST(Index, Regression11LongRowsAreNoFusedKernels) {
   for (std::int64_t classes : long_rows()) {
     const FusedPlan plan = plan_fused(problem_of(3, classes), device_of(132));
-    EXPECT_EQ(plan.regime, Regime::kSplit) << classes;
+    EXPECT_EQ(plan.regime, LaunchStrategy::kMultiKernel) << classes;
   }
   const FusedPlan plan = plan_fused(problem_of(kInt, 1000), device_of(132));
-  EXPECT_EQ(plan.regime, Regime::kBlock);
+  EXPECT_EQ(plan.regime, LaunchStrategy::kBlock);
   EXPECT_EQ(plan.teams, kInt);  // one block a row: the largest grid there is
 }
 
 TEST(Index, Regression11BinsOfLongRows) {
   for (std::int64_t classes : long_rows()) {
-    const Goal goal{true, 0.93, 0};
+    const StopRule goal{true, 0.93, 0};
     const float reach = bin_reach(goal, classes, 0.f, -10.f, 1.f);
     const Bins<float> bins{0.f, 1.f, reach};
     EXPECT_EQ(bins.of(0.f), 0);

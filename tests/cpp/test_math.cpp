@@ -76,7 +76,7 @@ TEST(Moments, MergeEqualsOneSweep) {
   }
   auto summary = [&](int begin, int end) {
     gkd::GroupMoments<double> m;
-    m.ref = {u[begin], s[begin]};
+    m.shift = {u[begin], s[begin]};
     for (int j = begin; j < end; ++j) {
       m.push(gkd::class_terms(s[j], u[j], {u[begin], s[begin]}, inv_t));
     }
@@ -86,7 +86,7 @@ TEST(Moments, MergeEqualsOneSweep) {
   for (int begin : {300, 0, 750})
     merged.merge(summary(begin, begin == 0 ? 300 : begin == 300 ? 750 : 1000), inv_t);
   ASSERT_EQ(merged.count, 1000);
-  whole.move_to(merged.ref, inv_t);
+  whole.move_to(merged.shift, inv_t);
   EXPECT_NEAR(merged.a / whole.a, 1, 1e-13);
   EXPECT_NEAR(merged.b / whole.b, 1, 1e-13);
   EXPECT_NEAR(merged.x / whole.x, 1, 1e-9);
@@ -98,7 +98,7 @@ TEST(Moments, MergesSummariesWithoutAFiniteLogit) {
   using Moments = gkd::GroupMoments<double>;
   auto of = [&](double s, double u) {
     Moments m;
-    m.ref = {u, s};
+    m.shift = {u, s};
     m.push(gkd::class_terms(s, u, {gkd::finite_or_zero(u), gkd::finite_or_zero(s)}, 1.0));
     return m;
   };
@@ -145,8 +145,8 @@ TEST(RowMaths, LossAndGradientAreTheFormulas) {
     Real mass_p[2] = {0, 0}, mass_q[2] = {0, 0}, all_p = 0, all_q = 0;
     for (int j = 0; j < kClasses; ++j) {
       const int g = j < kInside ? 0 : 1, first = g == 0 ? 0 : kInside;
-      moments[g].ref = {u[first], s[first]};
-      moments[g].push(gkd::class_terms(s[j], u[j], moments[g].ref, 1 / w.temperature));
+      moments[g].shift = {u[first], s[first]};
+      moments[g].push(gkd::class_terms(s[j], u[j], moments[g].shift, 1 / w.temperature));
       mass_p[g] += std::exp(Real(u[j]) / w.temperature);
       mass_q[g] += std::exp(Real(s[j]) / w.temperature);
     }
@@ -155,7 +155,7 @@ TEST(RowMaths, LossAndGradientAreTheFormulas) {
       all_q += mass_q[g];
     }
     gkd::GroupCoef<double> coef[2];
-    const gkd::RowSummary row = gkd::finish_row(moments, w, coef);
+    const gkd::RowSummary row = gkd::row_coefficients(moments, w, coef);
     const double weight[2] = {w.primary, w.secondary};
     double kl[2] = {0, 0};
     Real loss = 0;

@@ -39,17 +39,17 @@ bool same(const RowResult& x, const RowResult& y) {
 
 /// The group that the result tells of is the least that the settings ask for.
 void check_group(const RowTask& task, const Elements& rank, const RowResult& r) {
-  std::int64_t above = 0, reached = 0, members = 0;
+  std::int64_t above = 0, is_met = 0, members = 0;
   for (std::int64_t j = 0; j < task.classes; ++j) {
     const double x = rank.get(j);
     above += x > r.cut;
-    reached += x >= r.cut;
+    is_met += x >= r.cut;
     members += x >= r.cut || j == task.target;
   }
   require(r.size == members, "size is the number of classes from the cut up, and the target");
   const std::int64_t wanted = task.how.group_size;
   if (wanted > 0 && wanted < task.classes) {
-    require(reached >= wanted && above < wanted, "the cut is the group_size-th largest logit");
+    require(is_met >= wanted && above < wanted, "the cut is the group_size-th largest logit");
   }
 }
 

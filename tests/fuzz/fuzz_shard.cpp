@@ -51,12 +51,12 @@ bool needs_search(const RowTask& row) {
 double find_cut(const gkd::cpu::ShardKernels& stage, const std::vector<ShardTask>& parts) {
   const RowTask& row = parts[0].row;
   gkd::cpu::Scratch scratch;
-  std::vector<long long> extremes(gkd::kWireExtremes, std::numeric_limits<long long>::min());
+  std::vector<long long> extremes(gkd::kMsgExtremes, std::numeric_limits<long long>::min());
   std::vector<std::int32_t> counts(gkd::kBins);
   for (const ShardTask& part : parts) {
-    std::vector<long long> own(gkd::kWireExtremes);
+    std::vector<long long> own(gkd::kMsgExtremes);
     stage.extremes(part, each, &scratch, own.data());
-    for (int k = 0; k < gkd::kWireExtremes; ++k) extremes[k] = std::max(extremes[k], own[k]);
+    for (int k = 0; k < gkd::kMsgExtremes; ++k) extremes[k] = std::max(extremes[k], own[k]);
   }
   for (const ShardTask& part : parts) {
     std::vector<std::int32_t> own(gkd::kBins);
@@ -64,17 +64,17 @@ double find_cut(const gkd::cpu::ShardKernels& stage, const std::vector<ShardTask
     for (int b = 0; b < gkd::kBins; ++b) counts[b] += own[b];
   }
   const Dtype ranking = row.how.by_student ? row.student.dtype : row.teacher.dtype;
-  const int spreads =
-      is_wide(row) ? gkd::Keys<double>(ranking).spreads() : gkd::Keys<float>(ranking).spreads();
+  const int num_passes = is_wide(row) ? gkd::Keys<double>(ranking).num_passes()
+                                      : gkd::Keys<float>(ranking).num_passes();
   std::vector<long long> search(gkd::kSearchFields);
   double cut = 0;
-  for (int spread = 0; spread < spreads; ++spread) {
+  for (int spread = 0; spread < num_passes; ++spread) {
     const long long* known = spread == 0 ? nullptr : search.data();
-    std::vector<long long> amounts(gkd::kWireAmounts), next(gkd::kSearchFields);
+    std::vector<long long> amounts(gkd::kMsgHistogram), next(gkd::kSearchFields);
     for (const ShardTask& part : parts) {
-      std::vector<long long> own(gkd::kWireAmounts);
+      std::vector<long long> own(gkd::kMsgHistogram);
       stage.amounts(part, extremes.data(), counts.data(), known, own.data());
-      for (int b = 0; b < gkd::kWireAmounts; ++b) amounts[b] += own[b];
+      for (int b = 0; b < gkd::kMsgHistogram; ++b) amounts[b] += own[b];
     }
     cut = stage.narrow(parts[0], extremes.data(), amounts.data(), known, next.data());
     require(
@@ -139,11 +139,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   GroupMoments<double> group[2];
   bool told = false;
   for (const ShardTask& part : parts) {
-    std::vector<double> wire(gkd::kWireMoments);
+    std::vector<double> wire(gkd::kMsgMoments);
     stage.moments(part, each, &scratch, cut, wire.data());
-    told |= wire[gkd::kWireBad] != 0;
+    told |= wire[gkd::kMsgInvalid] != 0;
     for (int g = 0; g < 2; ++g) {
-      group[g].merge(gkd::moments_from_wire(wire.data(), g), 1 / row.weights.temperature);
+      group[g].merge(gkd::moments_from_message(wire.data(), g), 1 / row.weights.temperature);
     }
   }
   told |= (group[0].a == 0 && group[1].a == 0) || (group[0].b == 0 && group[1].b == 0);
@@ -154,12 +154,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   double kl[2] = {0, 0};
   for (const ShardTask& part : parts) {
     std::vector<double> own(2);
-    stage.emit(part, each, &scratch, cut, group, own.data());
+    stage.write_gradient(part, each, &scratch, cut, group, own.data());
     for (int g = 0; g < 2; ++g) kl[g] += own[g];
   }
   gkd::GroupCoef<double> unused[2];
   const double loss =
-      gkd::row_loss(gkd::finish_row(group, row.weights, unused), row.weights, kl[0], kl[1]);
+      gkd::row_loss(gkd::row_coefficients(group, row.weights, unused), row.weights, kl[0], kl[1]);
   if (!std::isfinite(expected.loss) || !well_conditioned(row, student, teacher)) return 0;
   const double t = row.weights.temperature, scale = wide ? 1e-12 : 1e-5;
   const double weights = std::abs(row.weights.primary) + std::abs(row.weights.binary) +

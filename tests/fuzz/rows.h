@@ -26,7 +26,7 @@ struct Elements {
     std::fill_n(data.get(), size_of(dtype) * (stride * (count - 1) + 1), '\x7f');
   }
   char* at(std::int64_t j) const { return data.get() + size_of(dtype) * stride * j; }
-  gkd::cpu::Source source() const { return {data.get(), stride, dtype}; }
+  gkd::cpu::LogitsRow source() const { return {data.get(), stride, dtype}; }
 
   void set(std::int64_t j, double x) {
     if (dtype == Dtype::kDouble) {

@@ -75,7 +75,7 @@ AUTOGRAD = [
         file="csrc/autograd.cpp",
         old='TORCH_CHECK_NOT_IMPLEMENTED(false, loss, " is not differentiable twice");',
         new="return variable_list(3);",
-        by=("tests/python/test_bad_inputs.py -k row_49",),
+        by=("tests/python/test_saved_gradient.py -k second_derivative",),
     ),
 ]
 
@@ -135,8 +135,8 @@ SHARDING = [
         name="mass-above-window",
         fault="what ranks above the window of a shard's search is not counted",
         file="csrc/cpu/shard.cpp",
-        old="to.amounts[kWireAbove] = static_cast<long long>(above);",
-        new="to.amounts[kWireAbove] = 0;",
+        old="to.amounts[kMsgAbove] = static_cast<long long>(above);",
+        new="to.amounts[kMsgAbove] = 0;",
         by=(SHARD,),
     ),
     Mutant(
@@ -151,8 +151,8 @@ SHARDING = [
         name="bad-row-stays-local",
         fault="a NaN on one rank leaves the others' part of the row finite",
         file="csrc/cpu/shard_stages.cpp",
-        old="all.bad |= part[kWireBad] != 0;",
-        new="all.bad = part[kWireBad] != 0;",
+        old="all.bad |= part[kMsgInvalid] != 0;",
+        new="all.bad = part[kMsgInvalid] != 0;",
         by=("tests/python/test_shard.py -k bad_and_ignored",),
     ),
     Mutant(

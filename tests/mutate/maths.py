@@ -17,8 +17,8 @@ MATHS = [
         name="gradient-without-temperature",
         fault="the KL's part of the gradient misses T, the loss has it",
         file="csrc/math/loss.h",
-        old="c.on_gap = static_cast<T>(w.temperature * row.kl_weight[g]);",
-        new="c.on_gap = static_cast<T>(row.kl_weight[g]);",
+        old="c.coef_diff = static_cast<T>(w.temperature * row.kl_weight[g]);",
+        new="c.coef_diff = static_cast<T>(row.kl_weight[g]);",
         by=("gkd_math_test RowMaths*",),
     ),
     Mutant(
@@ -110,11 +110,11 @@ CPU = [
         file="csrc/cpu/pack.h",
         old="""\
   if (k == count) return;
-  const HalfPack v = narrow(load<FloatPack>(from + k), dtype);
+  const VecU16 v = narrow(load<VecF32>(from + k), dtype);
 """,
         new="""\
   if (k == count || k > 0) return;
-  const HalfPack v = narrow(load<FloatPack>(from + k), dtype);
+  const VecU16 v = narrow(load<VecF32>(from + k), dtype);
 """,
         by=("gkd_row_test Row.SixteenBits*",),
     ),

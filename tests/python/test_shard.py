@@ -94,11 +94,11 @@ def test_opcheck_of_the_stages(device):
     counts = check(ops._shard_counts, extremes)
     search = torch.empty(0, dtype=torch.int64, device=device)
     for _ in range(3):
-        amounts = check(ops._shard_amounts, extremes, counts, search)
-        search, cut = check(ops._shard_narrow, extremes, amounts, search)
+        amounts = check(ops._shard_histogram, extremes, counts, search)
+        search, cut = check(ops._shard_refine, extremes, amounts, search)
     moments = check(ops._shard_moments, cut).unsqueeze(0)
     for need_grad in (False, True):
-        _, kl = check(ops._shard_emit, cut, moments, need_grad)
+        _, kl = check(ops._shard_gradient, cut, moments, need_grad)
     check(ops._shard_loss, moments, kl.unsqueeze(0))
 
 

@@ -52,10 +52,10 @@ def sharded(student, teacher, target, sizes, need_grad=True, **settings):
         ranking = student if settings["rank_by"] == "student" else teacher
         wide = torch.float64 in (student.dtype, teacher.dtype)
         for _ in range(spreads(ranking.dtype, wide)):
-            amounts = torch.stack(each(ops._shard_amounts, extremes, counts, search)).sum(0)
-            search, cut = each(ops._shard_narrow, extremes, amounts, search)[0]
+            amounts = torch.stack(each(ops._shard_histogram, extremes, counts, search)).sum(0)
+            search, cut = each(ops._shard_refine, extremes, amounts, search)[0]
     moments = torch.stack(each(ops._shard_moments, cut))
-    emitted = each(ops._shard_emit, cut, moments, need_grad)
+    emitted = each(ops._shard_gradient, cut, moments, need_grad)
     kl = torch.stack([k for _, k in emitted])
     results = each(ops._shard_loss, moments, kl)
     for loss, grad_scale in results[1:]:

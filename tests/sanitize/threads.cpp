@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "cpu/capability.h"
+#include "cpu/parallel.h"
 #include "cpu/row.h"
-#include "cpu/turns.h"
 
 namespace {
 
@@ -46,7 +46,7 @@ const gkd::cpu::Executor kAlone = [](std::int64_t n, const auto& body) {
 };
 /// As cpu/rows.h shares a row.
 const gkd::cpu::Executor kTogether = [](std::int64_t n, const auto& body) {
-  gkd::take_turns(n, [&](auto next) {
+  gkd::parallel_for_dynamic(n, [&](auto next) {
     for (std::int64_t k = next(); k < n; k = next()) body(k);
   });
 };
@@ -82,7 +82,7 @@ TEST(Threads, TakeRowsApart) {
       for (std::int64_t row = 0; row < kRows; ++row) {
         run_row(kernels, batch, how, row, kAlone, &scratch, &serial);
       }
-      gkd::take_turns(kRows, [&](auto next) {
+      gkd::parallel_for_dynamic(kRows, [&](auto next) {
         gkd::cpu::Scratch own;
         for (std::int64_t row = next(); row < kRows; row = next()) {
           run_row(kernels, batch, how, row, kAlone, &own, &parallel);

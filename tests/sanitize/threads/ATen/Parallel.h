@@ -1,5 +1,6 @@
-// Stands in for torch's header, so that the hand-out of work in cpu/turns.h runs on std::threads:
-// ThreadSanitizer does not understand the OpenMP runtime, and would report its barriers.
+// Stands in for torch's header, so that the hand-out of work in cpu/parallel.h runs on
+// std::threads: ThreadSanitizer does not understand the OpenMP runtime, and would report its
+// barriers.
 #pragma once
 
 #include <cstdint>

@@ -23,20 +23,20 @@ constexpr int kBins = 2048;
 /// What a bin's bounds may be off by, relative: x is rounded a few times, at up to 40 nats.
 constexpr double kBinSlack = 1e-4;
 
-/// What is to be reached: a share of the row's mass, or a number of classes.
-struct Goal {
+/// What is to be is_met: a share of the row's mass, or a number of classes.
+struct StopRule {
   bool by_mass;
   double threshold;
   std::uint64_t wanted;
 
-  GKD_HD bool reached(std::uint64_t amount, std::uint64_t total) const {
+  GKD_HD bool is_met(std::uint64_t amount, std::uint64_t total) const {
     return by_mass ? mass_reached(amount, total, threshold) : amount >= wanted;
   }
 };
 
 /// Nats that the bins must resolve: by size, all that the row spans.
 template <class T>
-GKD_HD T bin_reach(const Goal& goal, std::int64_t classes, T high, T low, T inv_temperature) {
+GKD_HD T bin_reach(const StopRule& goal, std::int64_t classes, T high, T low, T inv_temperature) {
   using std::log;
   if (goal.by_mass) {
     return static_cast<T>(log(static_cast<double>(classes) / (1 - goal.threshold)) + 0.01);
@@ -64,7 +64,7 @@ struct Bins {
 
 /// A class's part in the goal, in integers: the same on every path.
 template <class T>
-struct Amount {
+struct ClassWeight {
   bool by_mass;
   T high, inv_temperature, scale;
 

@@ -26,8 +26,8 @@ struct BracketBins {
 template <class T>
 void count_bins(const Row<T>& row, std::int64_t begin, std::int64_t end, const BracketBins<T>& bins,
                 std::int32_t* counts) {
-  using V = PackOf<T>;
-  IntPack under;
+  using V = VecOf<T>;
+  VecI32 under;
   for (int l = 0; l < kFloats; ++l) under[l] = bins.count + l;
   row.each_rank_block(begin, end, [&](std::int64_t count, auto r) {
     // The slots of a whole block first: through memory they reach the counts sooner than lane by
@@ -37,10 +37,10 @@ void count_bins(const Row<T>& row, std::int64_t begin, std::int64_t end, const B
       const V place = (bins.high - r[k]) * bins.per_unit + T(0.5);
       if constexpr (std::is_same_v<T, float>) {
         // Written so that a NaN goes under the bins, and so that no float outside int is converted.
-        const IntPack in = place < float(bins.count);
+        const VecI32 in = place < float(bins.count);
         const V positive = place > V{} ? place : V{};
-        const IntPack slot = __builtin_convertvector(in ? positive : V{}, IntPack);
-        const IntPack chosen = in ? slot : under;
+        const VecI32 slot = __builtin_convertvector(in ? positive : V{}, VecI32);
+        const VecI32 chosen = in ? slot : under;
         std::memcpy(slots + k, &chosen, sizeof(chosen));
       } else {
         const T bounded = place < T(bins.count) ? place : T(bins.count);
@@ -53,10 +53,10 @@ void count_bins(const Row<T>& row, std::int64_t begin, std::int64_t end, const B
   });
 }
 
-/// What bracket() found.
+/// What estimate_range() found.
 template <class T>
-struct Bracket {
-  Window<T> window;
+struct RangeEstimate {
+  LogitRange<T> window;
   bool found = false;
   std::int64_t ties = 0;  ///< > 0: the window is one logit, this many classes have it
 };
@@ -69,21 +69,21 @@ struct Contents {
 };
 
 template <class T>
-Contents<T> look_into(const Row<T>& row, const Window<T>& w) {
-  using V = PackOf<T>;
+Contents<T> look_into(const Row<T>& row, const LogitRange<T>& w) {
+  using V = VecOf<T>;
   std::int64_t within = 0, above = 0;
   V top = splat<V>(-kInfinity<T>), bottom = splat<V>(kInfinity<T>);
   row.each_rank_block(0, row.classes, [&](std::int64_t count, auto r) {
     for (std::int64_t k = 0; k < count; k += kWidth<T>) {
       const V v = r[k];
       const MaskOf<V> over = v >= w.high, in = (v >= w.low) & (v < w.high);
-      above += __builtin_popcount(mask_bits(over));
-      within += __builtin_popcount(mask_bits(in));
+      above += __builtin_popcount(movemask(over));
+      within += __builtin_popcount(movemask(in));
       top = ((v > top) & in) ? v : top;
       bottom = ((v < bottom) & in) ? v : bottom;
     }
   });
-  return {max_lane(top), -max_lane(V(-bottom)), within, above};
+  return {reduce_max(top), -reduce_max(V(-bottom)), within, above};
 }
 
 template <class T>
@@ -93,8 +93,8 @@ T next_up(T x) {
 
 /// `high` and `low`: the row's largest logit and its smallest finite one.
 template <class T>
-Bracket<T> bracket(const Row<T>& row, const Goal& goal, T high, T low, double temperature,
-                   const Executor& each, Scratch* scratch) {
+RangeEstimate<T> estimate_range(const Row<T>& row, const StopRule& goal, T high, T low,
+                                double temperature, const Executor& each, Scratch* scratch) {
   const std::int64_t classes = row.classes;
   // A class with p <= (1 - threshold)/C never closes a group: all such together weigh too little.
   // Six nats more, and what is left out weighs under 1/400 of that.
@@ -114,7 +114,7 @@ Bracket<T> bracket(const Row<T>& row, const Goal& goal, T high, T low, double te
   // Top of the current bins; masses above them, in all, and in doubt, in units of the maximum's.
   double top = high, above = 0, total = 0, slack = 0;
   std::uint64_t above_count = 0;
-  Bracket<T> result;
+  RangeEstimate<T> result;
   for (int round = 0; round < 3; ++round) {
     const double width = depth / (bin_count - 1);
     const T per_unit = static_cast<T>(1 / width);
@@ -146,7 +146,7 @@ Bracket<T> bracket(const Row<T>& row, const Goal& goal, T high, T low, double te
       std::vector<float> mass(bin_count);
       for (int b = 0; b < bin_count; ++b) mass[b] = static_cast<float>(-(start + b * nat));
       for (int b = 0; b < bin_count; b += kFloats)
-        store(exp_of(load<FloatPack>(mass.data() + b)), mass.data() + b);
+        store(exp_of(load<VecF32>(mass.data() + b)), mass.data() + b);
       for (int b = 0; b < bin_count; ++b) {
         const double one = mass[b], all = one * counts[b];
         sum += all;

@@ -13,35 +13,35 @@
 namespace gkd {
 
 template <class V>
-struct Traits {
+struct VecTraits {
   using Scalar = V;
   static constexpr int kWidth = 1;
 };
 template <class V>
-using ScalarOf = typename Traits<V>::Scalar;
+using ScalarOf = typename VecTraits<V>::Scalar;
 template <class V>
 using MaskOf = decltype(V{} >= V{});
 
 #if !defined(__CUDACC__)
 // As wide as the widest vector of the instruction set being compiled for.
 #if defined(__AVX512F__)
-#define GKD_PACK_BYTES 64
+#define GKD_VEC_BYTES 64
 #elif defined(__AVX2__)
-#define GKD_PACK_BYTES 32
+#define GKD_VEC_BYTES 32
 #else
-#define GKD_PACK_BYTES 16
+#define GKD_VEC_BYTES 16
 #endif
-typedef float FloatPack __attribute__((vector_size(GKD_PACK_BYTES)));
-typedef std::int32_t IntPack __attribute__((vector_size(GKD_PACK_BYTES)));
-typedef std::uint32_t WordPack __attribute__((vector_size(GKD_PACK_BYTES)));
+typedef float VecF32 __attribute__((vector_size(GKD_VEC_BYTES)));
+typedef std::int32_t VecI32 __attribute__((vector_size(GKD_VEC_BYTES)));
+typedef std::uint32_t VecU32 __attribute__((vector_size(GKD_VEC_BYTES)));
 template <>
-struct Traits<FloatPack> {
+struct VecTraits<VecF32> {
   using Scalar = float;
-  static constexpr int kWidth = GKD_PACK_BYTES / 4;
+  static constexpr int kWidth = GKD_VEC_BYTES / 4;
 };
 
 /// One bit per lane.
-GKD_HD unsigned mask_bits(IntPack mask) {
+GKD_HD unsigned movemask(VecI32 mask) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
 #elif defined(__AVX2__)
@@ -50,33 +50,33 @@ GKD_HD unsigned mask_bits(IntPack mask) {
   return _mm_movemask_ps(reinterpret_cast<__m128>(mask));
 #else
   unsigned bits = 0;
-  for (int k = 0; k < Traits<FloatPack>::kWidth; ++k) bits |= (mask[k] & 1u) << k;
+  for (int k = 0; k < VecTraits<VecF32>::kWidth; ++k) bits |= (mask[k] & 1u) << k;
   return bits;
 #endif
 }
 #endif  // !__CUDACC__
 
 /// One bit per lane.
-GKD_HD unsigned mask_bits(bool mask) { return mask; }
+GKD_HD unsigned movemask(bool mask) { return mask; }
 template <class V>
-constexpr unsigned kAllLanes = (1u << Traits<V>::kWidth) - 1;
+constexpr unsigned kAllTrue = (1u << VecTraits<V>::kWidth) - 1;
 
 /// Whether all lanes of `mask` hold, or none does, where that is worth a branch. A device thread
 /// says no to both and computes both sides: threads of a warp would only wait for one another.
 template <class V>
-GKD_HD bool all_lanes(MaskOf<V> mask) {
+GKD_HD bool all_true(MaskOf<V> mask) {
 #if defined(__CUDA_ARCH__)
   return false;
 #else
-  return mask_bits(mask) == kAllLanes<V>;
+  return movemask(mask) == kAllTrue<V>;
 #endif
 }
 template <class V>
-GKD_HD bool no_lane(MaskOf<V> mask) {
+GKD_HD bool all_false(MaskOf<V> mask) {
 #if defined(__CUDA_ARCH__)
   return false;
 #else
-  return mask_bits(mask) == 0;
+  return movemask(mask) == 0;
 #endif
 }
 

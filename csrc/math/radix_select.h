@@ -6,13 +6,13 @@
 #include <cstring>
 #include <type_traits>
 
-#include "math/bins.h"
+#include "math/histogram.h"
 
 namespace gkd {
 
 /// Bits of the key that one spread resolves: 2,048 bins of 8 bytes leave room for six blocks'
 /// shared memory on a multiprocessor, and are 16 KiB of a row's traffic between ranks.
-constexpr int kSpreadBits = 11;
+constexpr int kRadixBits = 11;
 
 template <class T>
 using KeyOf = std::conditional_t<sizeof(T) == 8, unsigned long long, unsigned int>;
@@ -60,8 +60,8 @@ struct Keys {
     return r;
   }
   /// Spreads after which any search has found its key.
-  GKD_HD int spreads() const {
-    return (8 * static_cast<int>(sizeof(T)) - unit + kSpreadBits - 1) / kSpreadBits;
+  GKD_HD int num_passes() const {
+    return (8 * static_cast<int>(sizeof(T)) - unit + kRadixBits - 1) / kRadixBits;
   }
 
  private:
@@ -72,22 +72,22 @@ struct Keys {
 
 /// The keys that may still be the cut, and the amounts above them and of the whole row.
 template <class T>
-struct Search {
+struct RadixSearch {
   KeyOf<T> high, low;
   unsigned long long above, total;
 
   /// Keys of one bin of the next spread: 2^shift.
-  GKD_HD int shift() const {
+  GKD_HD int bin_bits() const {
     const int bits = bit_width(high - low);
-    return bits > kSpreadBits ? bits - kSpreadBits : 0;
+    return bits > kRadixBits ? bits - kRadixBits : 0;
   }
   GKD_HD bool found() const { return high == low; }
   GKD_HD bool holds(KeyOf<T> key) const { return key <= high && key >= low; }
   GKD_HD int bin(KeyOf<T> key, int shift) const { return static_cast<int>((high - key) >> shift); }
 
   /// The search inside one bin of a spread by `shift`; `over`: what the bins before it hold.
-  GKD_HD Search narrowed(int bin, int shift, unsigned long long over) const {
-    Search next = *this;
+  GKD_HD RadixSearch refined(int bin, int shift, unsigned long long over) const {
+    RadixSearch next = *this;
     next.above += over;
     next.high -= static_cast<KeyOf<T>>(bin) << shift;
     const KeyOf<T> width = (KeyOf<T>(1) << shift) - 1;
