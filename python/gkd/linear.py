@@ -35,8 +35,6 @@ from ._settings import (
 )
 from .functional import loss
 
-_NAME = "gkd::linear_loss"
-
 
 def _row_loss(settings: dict[str, Any]) -> RowLoss:
     """A chunk's row losses by the operator."""
@@ -70,8 +68,9 @@ def _sharded_row_loss(settings: dict[str, Any], shard: Shard) -> RowLoss:
 
 @dataclass(frozen=True)
 class Call:
-    """What a caller of linear_loss gives beside tensors, as plain values."""
+    """What a caller of the function ``name`` gives beside tensors, as plain values."""
 
+    name: str
     scale: float
     normalize: bool
     chunk_rows: int | None
@@ -79,27 +78,31 @@ class Call:
 
     @staticmethod
     def of(
-        scale: float | None, normalize: bool, chunk_rows: int | None, settings: Mapping[str, Any]
+        name: str,
+        scale: float | None,
+        normalize: bool,
+        chunk_rows: int | None,
+        settings: Mapping[str, Any],
     ) -> Call:
-        normalize = plain(_NAME, "normalize", normalize, FLAG)
+        normalize = plain(name, "normalize", normalize, FLAG)
         if scale is None:
             scale = 64.0 if normalize else 1.0
-        scale = plain(_NAME, "scale", scale, NUMBER)
+        scale = plain(name, "scale", scale, NUMBER)
         if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"{_NAME}: scale must be finite and > 0, got {scale}")
+            raise ValueError(f"{name}: scale must be finite and > 0, got {scale}")
         if chunk_rows is not None:
-            chunk_rows = plain(_NAME, "chunk_rows", chunk_rows, INTEGER)
+            chunk_rows = plain(name, "chunk_rows", chunk_rows, INTEGER)
             if chunk_rows < 1:
-                raise ValueError(f"{_NAME}: chunk_rows must be >= 1, got {chunk_rows}")
-        return Call(scale, normalize, chunk_rows, plain_settings(_NAME, settings))
+                raise ValueError(f"{name}: chunk_rows must be >= 1, got {chunk_rows}")
+        return Call(name, scale, normalize, chunk_rows, plain_settings(name, settings))
 
     def check(
         self, tensors: Sequence[Tensor], target: Tensor | None, classes: int | None = None
     ) -> None:
         """Raises for tensors that do not fit, or settings that no operator takes."""
-        check_network("student", *tensors[:2])
-        check_network("teacher", *tensors[2:])
-        check_call(tensors, target, classes, self.settings)
+        check_network(self.name, "student", *tensors[:2])
+        check_network(self.name, "teacher", *tensors[2:])
+        check_call(self.name, tensors, target, classes, self.settings)
 
 
 def run_linear(
@@ -198,6 +201,6 @@ def linear_loss(
         torch.Size([100, 16])
     """
     tensors = (student_features, student_weight, teacher_features, teacher_weight)
-    call = Call.of(scale, normalize, chunk_rows, {**settings, "method": method})
+    call = Call.of("gkd.linear_loss", scale, normalize, chunk_rows, {**settings, "method": method})
     call.check(tensors, target)
     return run_linear(tensors, target, call)
