@@ -22,7 +22,7 @@ def logits_dtype(features: Tensor) -> torch.dtype:
 
 
 def check_network(name: str, which: str, features: Tensor, weight: Tensor) -> None:
-    for kind, shape, x in (("features", "[B, D]", features), ("weight", "[C, D]", weight)):
+    for kind, shape, x in (("features", "[..., D]", features), ("weight", "[C, D]", weight)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: {which}_{kind} must be a Tensor, got {type(x).__name__}")
         if is_dtensor(x):
@@ -40,11 +40,11 @@ def check_network(name: str, which: str, features: Tensor, weight: Tensor) -> No
             raise NotImplementedError(
                 f"{name}: {which}_{kind} must be a dense (strided) tensor, got {x.layout}"
             )
-        if x.dim() != 2:
-            raise ValueError(f"{name}: expected 2-D {shape} {which}_{kind}, got {x.dim()}-D")
-    if weight.shape[1] != features.shape[1]:
+        if x.dim() != 2 and not (kind == "features" and x.dim() > 2):
+            raise ValueError(f"{name}: {which}_{kind} must be {shape}, got {x.dim()} dimensions")
+    if weight.shape[1] != features.shape[-1]:
         raise ValueError(
-            f"{name}: {which}_weight must be [C, {features.shape[1]}], got {list(weight.shape)}"
+            f"{name}: {which}_weight must be [C, {features.shape[-1]}], got {list(weight.shape)}"
         )
     if weight.dtype != features.dtype and logits_dtype(weight) != logits_dtype(features):
         raise TypeError(
@@ -65,10 +65,11 @@ def check_call(
     num_classes: of all ranks; None: the weights have all classes.
     """
     student_features, student_weight, teacher_features, teacher_weight = tensors
-    if teacher_features.shape[0] != student_features.shape[0]:
+    leading = student_features.shape[:-1]
+    if teacher_features.shape[:-1] != leading:
         raise ValueError(
-            f"{name}: teacher_features must have {student_features.shape[0]} rows as "
-            f"student_features, got {teacher_features.shape[0]}"
+            f"{name}: teacher_features must be [{', '.join(map(str, leading))}, D] as "
+            f"student_features, got {list(teacher_features.shape)}"
         )
     if teacher_weight.shape[0] != student_weight.shape[0]:
         raise ValueError(
@@ -88,8 +89,7 @@ def check_call(
             )
     if num_classes is None:
         num_classes = student_weight.shape[0]
-    shape = (student_features.shape[0], num_classes)
-    logits = torch.empty(shape, device="meta")
+    logits = torch.empty((*leading, num_classes), device="meta")
     shadow = None if target is None else torch.empty_like(target, device="meta")
     call_op(name, torch.ops.gkd._forward, logits, logits, shadow, False, **settings)
     # On CUDA a row out of bounds becomes NaN, as in gkd.loss: no wait for the device.

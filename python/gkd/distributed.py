@@ -153,11 +153,11 @@ def linear_loss(
     rank's own. The ranks compare their calls in a group's first one.
 
     Args:
-        student_features: [B, D_s], the same on every rank.
+        student_features: [..., D_s], the same on every rank.
         student_weight: [C_r, D_s], this rank's run of the classes. Or a DTensor [C, D_s] with
             Shard(0), as FSDP2 and tensor parallelism keep it, which has ``process_group``,
             ``class_start`` and ``num_classes`` in it; its gradient is a DTensor too.
-        teacher_features: [B, D_t], the same on every rank.
+        teacher_features: [..., D_t], the same on every rank.
         teacher_weight: [C_r, D_t], of the same classes; a DTensor where the student's is one.
         target: [B], counted from class 0 of the whole.
         class_start: the first class that this rank holds.
@@ -194,8 +194,8 @@ def linear_loss(
             call.check(tensors, target, part.num_classes)
 
         # What the logits would be, without their memory.
-        rows, classes = (x.shape[0] if x.dim() > 0 else 0 for x in tensors[:2])
-        student, teacher = (x.new_empty((1, 1)).expand((rows, classes)) for x in features)
+        shape = (*features[0].shape[:-1], *tensors[1].shape[:1])
+        student, teacher = (x.new_empty((1,) * len(shape)).expand(shape) for x in features)
         own = {"class_start": part.class_start, "num_classes": part.num_classes}
         more = {
             "scale": call.scale,

@@ -109,6 +109,11 @@ def run_linear(
     tensors: Sequence[Tensor], target: Tensor | None, call: Call, shard: Shard | None = None
 ) -> Tensor:
     """A checked call."""
+    leading = tensors[0].shape[:-1]
+    if len(leading) > 1:
+        rows = [x.flatten(0, -2) if k % 2 == 0 else x for k, x in enumerate(tensors)]
+        value = run_linear(rows, None if target is None else target.flatten(), call, shard)
+        return value.reshape(leading) if call.settings["reduction"] == "none" else value
     student_features, student_weight = tensors[:2]
     classes = student_weight.shape[0] if shard is None else shard.num_classes
     reduction = call.settings["reduction"]
@@ -134,8 +139,8 @@ def run_linear(
         with without_autocast(student_features):
             return reduce(plan, target, run(plan, tensors, target, (False, False))[0].rows)
     if reduction == "none":
-        value: Tensor = RowsLoss.apply(plan, target, *tensors)  # type: ignore[no-untyped-call]
-        return value
+        per_row: Tensor = RowsLoss.apply(plan, target, *tensors)  # type: ignore[no-untyped-call]
+        return per_row
     return with_gradients(plan, target, tensors)
 
 
@@ -166,9 +171,10 @@ def linear_loss(
     the forward sums the gradients; with "none" the backward makes every chunk again.
 
     Args:
-        student_features: [B, D_s], float16, bfloat16, float32 or float64.
+        student_features: [..., D_s], float16, bfloat16, float32 or float64. The leading dimensions
+            are rows.
         student_weight: [C, D_s], of the features' dtype.
-        teacher_features: [B, D_t]; must not require grad, nor must ``teacher_weight``.
+        teacher_features: [..., D_t]; must not require grad, nor must ``teacher_weight``.
         teacher_weight: [C, D_t], of the teacher's features' dtype. One device holds all.
         target: as in `gkd.loss`.
         scale: > 0, multiplies the logits; 64 unless given, or 1 with ``normalize=False``.
@@ -181,10 +187,10 @@ def linear_loss(
         **settings: as in `gkd.loss`.
 
     Returns:
-        A scalar, or [B] with reduction "none"; float32, or float64 where either network is. Logits
-        have the features' dtype, as a head's would: half ones are rounded. Under autocast they have
-        its dtype, while norms and the sums for the gradients are float32 and no weight is cast as a
-        whole. Differentiable once, with respect to student features and weight.
+        A scalar, or [...] with reduction "none"; float32, or float64 where either network is.
+        Logits have the features' dtype, as a head's would: half ones are rounded. Under autocast
+        they have its dtype, while norms and the sums for the gradients are float32 and no weight is
+        cast as a whole. Differentiable once, with respect to student features and weight.
 
     Raises:
         ValueError: a shape or a setting that does not fit, as in `gkd.loss`.
