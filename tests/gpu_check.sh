@@ -4,6 +4,7 @@
 #
 # STAGES picks from the list below, by name or first word (default: all). After `build` each can be
 # run alone: the folder keeps the others' lines. A stage is stopped after LIMIT seconds (540).
+# COMMIT names the commit where no repository is; TORCH_CUDA_ARCH_LIST and GKD_CMAKE_ARGS hold.
 # WITHOUT names tools whose absence is no failure: nvidia-smi, compute-sanitizer, torch.compile.
 # REHEARSAL=COMMAND runs every program for the GPU under the command, which brings a device that is
 # no GPU, at tiny sizes: it shows that this script and all that it runs work, and measures nothing.
@@ -38,7 +39,7 @@ print("%d.%d" % torch.cuda.get_device_capability())
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")'
 facts=$($rehearsal "$python" -c "$facts") || exit 1
 { read -r device; read -r capability; read -r versions; } <<<"$facts"
-commit=$(git describe --always --dirty 2>/dev/null || echo "commit unknown")
+commit=${COMMIT:-$(git describe --always --dirty 2>/dev/null || echo "commit unknown")}
 where="[$device, $commit]"
 # PTX too: what a card later than the list would run has to compile as well.
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability+PTX}
@@ -71,10 +72,10 @@ build_all() {
 }
 
 # The kernel tests that a sanitizer or a rehearsal has the time for.
-export small="--gtest_filter=Kernels.EveryPairOfDtypes:Kernels.SettingsOfTheFamily:Kernels.TiesStayTogether"
+export small="--gtest_filter=Kernels.EveryPair*:Kernels.Settings*:Kernels.Ties*:Kernels.Unaligned*"
 kernels() {
   local rc=0
-  ctest --test-dir "$build" -L cpu --parallel "$jobs" --output-on-failure || rc=1
+  ctest --test-dir "$build" -L cpu ${tiny:+-R Corpus} --parallel "$jobs" --output-on-failure || rc=1
   $rehearsal "$build/gkd_planted" none || rc=1
   $rehearsal "$build/gkd_kernel_test" --gtest_brief=1 ${tiny:+"$small"} || rc=1
   return "$rc"
@@ -83,7 +84,7 @@ kernels() {
 # part N: every fourth file of the suite, from the N-th on.
 part() {
   local files=(tests/python/test_*.py) mine=() k
-  [ -z "$tiny" ] || files=(tests/python/test_{cuda,loss,strides,transforms}.py)
+  [ -z "$tiny" ] || files=(tests/python/test_{adaptive,loss,strides,transforms}.py)
   for ((k = $1 - 1; k < ${#files[@]}; k += 4)); do mine+=("${files[k]}"); done
   $rehearsal "$python" -m pytest -q -rs "${mine[@]}" ${tiny:+-k cuda}
 }
@@ -102,7 +103,8 @@ sanitize_python() {
 }
 
 bench_kernels() {
-  $rehearsal "$build/gkd_bench_cuda" $tiny | tee "$out/kernels.csv" || return
+  $rehearsal "$build/gkd_bench_cuda" $tiny >"$out/kernels.csv" || return
+  cat "$out/kernels.csv"
   echo "counted: $(grep -cv -e '^#' -e '^dtype' "$out/kernels.csv") lines"
 }
 

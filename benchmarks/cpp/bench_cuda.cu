@@ -63,8 +63,8 @@ struct Times {
   double median, p20, p80;  ///< microseconds
 };
 
-/// Times of `run`, each with a cold L2 cache: `flush` is larger than it. 0 repeats: runs it once and
-/// says nothing of the time.
+/// Times of `run`, each with a cold L2 cache: `flush` is larger than it. 0 repeats: runs it once
+/// and says nothing of the time.
 Times measure(const std::function<void()>& run, const Memory& flush, int repeats) {
   if (repeats == 0) {
     run();
@@ -181,9 +181,8 @@ int main(int argc, char** argv) {
     std::int64_t rows, classes;
   };
   // 1,000: small heads; 10,000 launch-bound and not; the faces' heads; a vocabulary; two millions.
-  const std::vector<Shape> measured = {{4096, 1000},   {64, 10000},   {1024, 10000},
-                                       {128, 85742},   {1024, 131072}, {128, 360232},
-                                       {64, 1000000}, {32, 2059906}};
+  const std::vector<Shape> measured = {{4096, 1000},   {64, 10000},   {1024, 10000}, {128, 85742},
+                                       {1024, 131072}, {128, 360232}, {64, 1000000}, {32, 2059906}};
   const std::vector<Shape> rehearsed = {{3, 50}, {2, 3000}};
   for (const Shape& s : tiny ? rehearsed : measured) {
     for (float spread : {1.0f, 12.0f}) {  // flat and peaked at temperature 4
