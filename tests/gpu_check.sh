@@ -2,7 +2,7 @@
 # Builds, tests, sanitizes and benchmarks on a machine with torch, nvcc and a GPU, without a package
 # index.  Usage: gpu_check.sh FOLDER, whose summary.txt is a page of what came of it.
 #
-# STAGES picks from the list below, by name or first word (default: all). After `build` each can be
+# STAGES picks from the list below, by name or first words (default: all). After `build` each can be
 # run alone: the folder keeps the others' lines. A stage is stopped after LIMIT seconds (540).
 # COMMIT names the commit where no repository is; TORCH_CUDA_ARCH_LIST and GKD_CMAKE_ARGS hold.
 # WITHOUT names tools whose absence is no failure: nvidia-smi, compute-sanitizer, torch.compile.
@@ -29,8 +29,12 @@ limit=${LIMIT:-540}
 summary=$out/stages.txt
 failed=0
 source tests/sanitize/stages.sh
+# Lines of a rehearsal and of a GPU never stand on one page.
+kind=${REHEARSAL:+rehearsal}
+[ "$(cat "$out/kind" 2>/dev/null || echo "$kind")" = "$kind" ] || { echo "$out holds results of the other kind"; exit 2; }
+echo "$kind" >"$out/kind"
 for pick in $stages; do
-  grep -qwE -- "$pick(-.*)?" <<<"${all// /$'\n'}" || { echo "no stage $pick among: $all"; exit 2; }
+  grep -qxE -- "$pick(-.*)?" <<<"${all// /$'\n'}" || { echo "no stage $pick among: $all"; exit 2; }
 done
 
 facts='import torch
@@ -137,25 +141,25 @@ page() {
   local parts=("$out"/grid-*.csv)
   [ ! -e "${parts[0]}" ] || awk 'NR == 1 || FNR > 1' "${parts[@]}" >"$out/benchmarks.csv"
 }
-do_stage() { stage "$@"; page; }
 
 has nvidia-smi nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit --format=csv
-do_stage build build_all
-do_stage kernels kernels
-for k in 1 2 3 4; do do_stage "python-$k" part "$k"; done
-if [[ " $stages " == *" sanitize"* ]] && has compute-sanitizer compute-sanitizer --version; then
-  do_stage sanitize-memcheck sanitize memcheck "Invalid __global__ write"
-  do_stage sanitize-racecheck sanitize racecheck "Race reported"
-  do_stage sanitize-initcheck sanitize initcheck "Uninitialized __global__ memory read"
-  do_stage sanitize-synccheck sanitize synccheck "Barrier error"
-  do_stage sanitize-python sanitize_python
+stage build build_all
+stage kernels kernels
+for k in 1 2 3 4; do stage "python-$k" part "$k"; done
+if picked sanitize-{memcheck,racecheck,initcheck,synccheck,python} && has compute-sanitizer compute-sanitizer --version; then
+  stage sanitize-memcheck sanitize memcheck "Invalid __global__ write"
+  stage sanitize-racecheck sanitize racecheck "Race reported"
+  stage sanitize-initcheck sanitize initcheck "Uninitialized __global__ memory read"
+  stage sanitize-synccheck sanitize synccheck "Barrier error"
+  stage sanitize-python sanitize_python
 fi
-do_stage bench-kernels bench_kernels
-compiles='import torch; torch.compile(lambda x: x + 1)(torch.ones(4, device="cuda"))'
-if [[ " $stages " =~ " bench "|" bench-float32"|" bench-bfloat16" ]]; then
+stage bench-kernels bench_kernels
+compiles='import torch
+torch.compile(lambda x: x + 1)(torch.ones(4, device="cuda"))'
+if picked bench-{float32,bfloat16}-{flat,peaked}; then
   has torch.compile $rehearsal "$python" -c "$compiles" || compile=--no-compile
   for dtype in float32 bfloat16; do
-    for logits in flat peaked; do do_stage "bench-$dtype-$logits" grid "$dtype" "$logits"; done
+    for logits in flat peaked; do stage "bench-$dtype-$logits" grid "$dtype" "$logits"; done
   done
 fi
 page

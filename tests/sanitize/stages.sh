@@ -1,9 +1,16 @@
 # What scripts of many stages share: `stages` picks from them, `out` is the folder of their output,
 # `summary` the file of their lines. Where `limit` is set, a stage is stopped after so many seconds;
-# the functions it runs must be exported. `where` says what a line holds for.
+# the functions it runs must be exported. `where` says what a line holds for; `page`, a function,
+# makes more of the summary.
 
-# picked NAME: whether `stages` has the name or its first word.
-picked() { [[ " $stages " == *" $1 "* || " $stages " == *" ${1%%-*} "* ]]; }
+# picked NAME...: whether `stages` has one of the names, or words that it begins with.
+picked() {
+  local name pick
+  for name in "$@"; do
+    for pick in $stages; do [[ $name != "$pick" && $name != "$pick"-* ]] || return 0; done
+  done
+  return 1
+}
 
 # note NAME WORDS...: the summary's line of that name, in place of an earlier one.
 note() {
@@ -21,20 +28,24 @@ counted() {
 # stage NAME COMMAND...: runs it where it is picked, keeps its output in a file, and sets `failed`
 # where it fails.
 stage() {
-  local name=$1 from=$SECONDS rc=0 how
+  local name=$1 from=$SECONDS rc=0 how took
   shift
   picked "$name" || return 0
-  note "$name" "begun, and stopped from outside unless this line changes ${where:-}"
+  note "$name" "FAILED, stopped from outside ${where:-}"  # until this line is replaced below
+  ! declare -F page >/dev/null || page
   if [ -n "${limit:-}" ]; then
-    # `timeout` runs no functions, a shell does.
-    timeout --kill-after=10 "$limit" bash -c '"$@"' stage "$@" >"$out/$name.txt" 2>&1 || rc=$?
+    # `timeout` runs no functions, a shell does. KILL, of the whole group: a program that hangs may
+    # not hear TERM.
+    timeout --signal=KILL "$limit" bash -c '"$@"' stage "$@" >"$out/$name.txt" 2>&1 || rc=$?
   else
     "$@" >"$out/$name.txt" 2>&1 || rc=$?
   fi
+  took=$((SECONDS - from))
   how="exit $rc"
   [ "$rc" -eq 0 ] || how="FAILED, exit $rc"
-  if [ -n "${limit:-}" ] && { [ "$rc" -eq 124 ] || [ "$rc" -eq 137 ]; }; then how="FAILED, stopped at $limit s"; fi
-  note "$name" "$how after $((SECONDS - from)) s ${where:+$where }$(counted "$out/$name.txt")"
+  [ "$rc" -ne 137 ] || [ "$took" -lt "${limit:-$((took + 1))}" ] || how="FAILED, stopped by its limit"
+  note "$name" "$how after $took s ${where:+$where }$(counted "$out/$name.txt")"
+  ! declare -F page >/dev/null || page
   grep "^$name: " "$summary"
   [ "$rc" -eq 0 ] || { failed=1; tail -20 "$out/$name.txt"; }
 }
