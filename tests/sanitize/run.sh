@@ -5,13 +5,14 @@
 set -uo pipefail
 build=$(cd "$1" && pwd)
 out=$(mkdir -p "$2" && cd "$2" && pwd)
+summary=$out/summary.txt
 cd "$(dirname "$0")/../.." || exit
 python=$(command -v "${PYTHON:-python3}")
 stages=${STAGES:-asan python tsan valgrind gpu}
 cxx=${CXX:-g++}
 failed=0
 source tests/sanitize/stages.sh
-: >"$out/summary.txt"
+: >"$summary"
 
 tree() {  # tree NAME SANITIZERS TARGET...: configures build/NAME and builds the targets
   local name=$1 sanitizers=$2
@@ -79,13 +80,13 @@ if command -v valgrind >/dev/null; then
     --gtest_filter=-Binary.KeepsDigitsOfASmallSideAndOfASmallGap
   stage valgrind-row "${memcheck[@]}" "$build/gkd_row_test"
 else
-  echo "valgrind: not installed, left out" | tee -a "$out/summary.txt"
+  echo "valgrind: not installed, left out" | tee -a "$summary"
 fi
 
 # compute-sanitizer's tools and their plants are gpu_check.sh's.
 if nvidia-smi -L 2>/dev/null | grep -q GPU; then
   STAGES="build sanitize" PYTHON=$python stage gpu-compute-sanitizer bash tests/gpu_check.sh "$out/gpu"
 else
-  echo "gpu: none visible, compute-sanitizer left out" | tee -a "$out/summary.txt"
+  echo "gpu: none visible, compute-sanitizer left out" | tee -a "$summary"
 fi
 exit "$failed"
