@@ -36,10 +36,10 @@ inputs: build
 # 5,000 examples of every law; the tests marked large, which take 5 GiB; 10^5 calls, after which
 # memory must be where it was after 10^3, within 1%.
 nightly: build
-	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python/test_laws.py tests/python/test_group_laws.py \
+	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python/loss/test_loss_properties.py tests/python/group/test_group_properties.py \
 	    --hypothesis-profile=nightly -o faulthandler_timeout=3600
 	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python -m large --large -o faulthandler_timeout=3600
-	PYTHONPATH=$(CURDIR)/python OMP_NUM_THREADS=1 $(PY) tests/python/long_run.py --calls 100000
+	PYTHONPATH=$(CURDIR)/python OMP_NUM_THREADS=1 $(PY) tests/python/support/long_run.py --calls 100000
 
 # What test asks for, and clang-tidy, which takes some minutes.
 lint: style tidy

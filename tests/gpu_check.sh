@@ -87,8 +87,8 @@ kernels() {
 
 # part N: every fourth file of the suite, from the N-th on.
 part() {
-  local files=(tests/python/test_*.py) mine=() k
-  [ -z "$tiny" ] || files=(tests/python/test_{adaptive,loss,strides,transforms}.py)
+  local files=(tests/python/*/test_*.py) mine=() k
+  [ -z "$tiny" ] || files=(tests/python/{group/test_adaptive_size,loss/test_loss,loss/test_strides,autograd/test_transforms}.py)
   for ((k = $1 - 1; k < ${#files[@]}; k += 4)); do mine+=("${files[k]}"); done
   $rehearsal "$python" -m pytest -q -rs "${mine[@]}" ${tiny:+-k cuda}
 }
@@ -103,7 +103,7 @@ sanitize() {
 # Sanitizers miss what lies inside a caching allocator's blocks.
 sanitize_python() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 \
-    "$python" -m pytest -q -x tests/python/test_strides.py -k cuda
+    "$python" -m pytest -q -x tests/python/loss/test_strides.py -k cuda
 }
 
 bench_kernels() {
