@@ -72,7 +72,8 @@ build_all() {
   [ -d "$carried" ] && options+=("-DFETCHCONTENT_SOURCE_DIR_GOOGLETEST=$(cd "$carried" && pwd)")
   cmake -S . -B "$build" -DPython3_EXECUTABLE="$python" -DGKD_BUILD_BENCHMARKS=ON \
     -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/python/gkd" ${GKD_CMAKE_ARGS:-} \
-    ${options[@]+"${options[@]}"} && cmake --build "$build" --parallel "$jobs"
+    ${options[@]+"${options[@]}"} && cmake --build "$build" --parallel "$jobs" &&
+    echo "compiled for $TORCH_CUDA_ARCH_LIST" >"$build/compiled_for"
 }
 
 # The kernel tests that a sanitizer or a rehearsal has the time for.
@@ -125,7 +126,7 @@ page() {
   {
     [ -z "$rehearsal" ] || echo "REHEARSAL on a device that is no GPU, at tiny sizes: it measures nothing."
     echo "$device, $versions, $("$python" --version), $(nproc) CPU cores"
-    echo "$commit, compiled for $TORCH_CUDA_ARCH_LIST"
+    echo "$commit, $(cat "$build/compiled_for")"
     grep -v '^timeout: ' "$out/nvidia-smi.txt"
     echo
     cat "$summary"

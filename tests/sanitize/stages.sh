@@ -31,7 +31,7 @@ stage() {
   local name=$1 from=$SECONDS rc=0 how took
   shift
   picked "$name" || return 0
-  note "$name" "FAILED, stopped from outside ${where:-}"  # until this line is replaced below
+  note "$name" "FAILED, stopped from outside${where:+ $where}"  # until this line is replaced below
   ! declare -F page >/dev/null || page
   if [ -n "${limit:-}" ]; then
     # `timeout` runs no functions, a shell does. KILL, of the whole group: a program that hangs may
@@ -44,7 +44,8 @@ stage() {
   how="exit $rc"
   [ "$rc" -eq 0 ] || how="FAILED, exit $rc"
   [ "$rc" -ne 137 ] || [ "$took" -lt "${limit:-$((took + 1))}" ] || how="FAILED, stopped by its limit"
-  note "$name" "$how after $took s ${where:+$where }$(counted "$out/$name.txt")"
+  how="$how after $took s${where:+ $where} $(counted "$out/$name.txt")"
+  note "$name" "${how% }"
   ! declare -F page >/dev/null || page
   grep "^$name: " "$summary"
   [ "$rc" -eq 0 ] || { failed=1; tail -20 "$out/$name.txt"; }
