@@ -8,7 +8,7 @@ CLANG_TIDY ?= clang-tidy
 JOBS ?= $(shell nproc)
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup build test inputs nightly mutate sanitize fuzz demo demo-full bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
+.PHONY: setup library build test inputs nightly mutate sanitize fuzz demo demo-full bench docs figures lint style tidy format gpu-check all-archs wheel wheel-test
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -16,10 +16,14 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 # The libraries go beside the Python files, and .venv/bin/python finds the package there.
-build: setup
+library: setup
 	cmake -S . -B $(BUILD) $(GKD_CMAKE_ARGS) -DPython3_EXECUTABLE=$(PY) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/gkd
-	cmake --build $(BUILD) --parallel $(JOBS)
+	cmake --build $(BUILD) --parallel $(JOBS) --target gkd _C
 	@echo $(CURDIR)/python >$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/gkd.pth
+
+# The tests' programs too.
+build: library
+	cmake --build $(BUILD) --parallel $(JOBS)
 
 test: build style docs
 	ctest --test-dir $(BUILD) --output-on-failure
@@ -32,10 +36,10 @@ inputs: build
 # 5,000 examples of every law; the tests marked large, which take 5 GiB; 10^5 calls, after which
 # memory must be where it was after 10^3, within 1%.
 nightly: build
-	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python/test_laws.py tests/python/test_group_laws.py \
+	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python/loss/test_loss_properties.py tests/python/group/test_group_properties.py \
 	    --hypothesis-profile=nightly -o faulthandler_timeout=3600
 	PYTHONPATH=$(CURDIR)/python $(PY) -m pytest -q tests/python -m large --large -o faulthandler_timeout=3600
-	PYTHONPATH=$(CURDIR)/python OMP_NUM_THREADS=1 $(PY) tests/python/long_run.py --calls 100000
+	PYTHONPATH=$(CURDIR)/python OMP_NUM_THREADS=1 $(PY) tests/python/support/long_run.py --calls 100000
 
 # What test asks for, and clang-tidy, which takes some minutes.
 lint: style tidy
@@ -57,25 +61,26 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # Every figure of README and docs from the committed CSVs, but for the demo's own.
-figures: build
+figures: library
 	$(PY) -m benchmarks.figures
 	PYTHONPATH=$(CURDIR)/python $(PY) docs/figures/concept.py
 	$(PY) docs/figures/regimes.py
 
 # Distils a glyph recogniser; DEMO takes options, as in: make demo DEMO="--epochs 4 --seed 1"
-demo: build
+demo: library
 	PYTHONPATH=$(CURDIR)/python $(PY) -m examples.glyphs $(DEMO)
 
 # The study of the losses, an hour or more; it goes on where it was stopped. STUDY takes options.
 STUDY_OUT := examples/glyphs/out/study
-demo-full: build
+demo-full: library
 	PYTHONPATH=$(CURDIR)/python $(PY) -m examples.glyphs.sweep --out $(STUDY_OUT) $(STUDY)
 	PYTHONPATH=$(CURDIR)/python $(PY) -m examples.glyphs.report --runs $(STUDY_OUT)/runs.jsonl --figures $(STUDY_OUT)
 
 # Everything that a GPU is for, on a machine with torch, nvcc and a GPU but no package index: builds,
-# tests, sanitizers and benchmarks in the interpreter's own environment; results go to gpu-results/.
+# tests, sanitizers and benchmarks in the interpreter's own environment; STAGES picks from them.
+GPU_RESULTS ?= gpu-results
 gpu-check:
-	PYTHON=$(PYTHON) bash tests/gpu_check.sh gpu-results
+	PYTHON=$(PYTHON) JOBS=$(JOBS) bash tests/gpu_check.sh $(GPU_RESULTS)
 
 # ASAN, UBSAN, TSAN, valgrind and, where a GPU is, compute-sanitizer; about ten minutes.
 sanitize: build
@@ -97,7 +102,7 @@ all-archs: setup
 	cmake --build build/all-archs --parallel $(JOBS) --target gkd_kernels
 
 # BENCH_ARGS: what python -m benchmarks takes, such as --device cuda or --quick.
-bench: build
+bench: library
 	PYTHONPATH=$(CURDIR)/python $(PY) -m benchmarks $(BENCH_ARGS)
 
 # dist/gkd-*.whl, of the libraries that `build` made. Torch's libraries, CUDA's and libgomp stay

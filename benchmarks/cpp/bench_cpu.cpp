@@ -86,6 +86,7 @@ int main(int argc, char** argv) {
   }
 #endif
   benchmark::Initialize(&argc, argv);
-  benchmark::RunSpecifiedBenchmarks();
+  const bool some = benchmark::RunSpecifiedBenchmarks() > 0;
   benchmark::Shutdown();
+  return some ? 0 : 1;
 }

@@ -2,7 +2,7 @@
 
 from .mutant import Mutant
 
-SHARD = "tests/python/test_shard.py -k 'equals_the_oracle and float64'"
+SHARD = "tests/python/distributed/test_shard_stages.py -k 'equals_the_oracle and float64'"
 
 AUTOGRAD = [
     Mutant(
@@ -11,7 +11,7 @@ AUTOGRAD = [
         file="csrc/cpu/loss.cpp",
         old="grad_output.to(at::kDouble) * grad_scale",
         new="at::ones_like(grad_output, at::kDouble) * grad_scale",
-        by=("tests/python/test_loss.py -k test_rows_take_their_own_grad_output",),
+        by=("tests/python/loss/test_loss.py -k test_rows_take_their_own_grad_output",),
     ),
     Mutant(
         name="first-grad-output",
@@ -19,7 +19,7 @@ AUTOGRAD = [
         file="csrc/cpu/loss.cpp",
         old="stride = factors.dim() == 0 ? 0 : factors.stride(0);",
         new="stride = 0;",
-        by=("tests/python/test_loss.py -k test_rows_take_their_own_grad_output",),
+        by=("tests/python/loss/test_loss.py -k test_rows_take_their_own_grad_output",),
     ),
     Mutant(
         name="retained-graph-scaled",
@@ -27,15 +27,15 @@ AUTOGRAD = [
         file="csrc/autograd.cpp",
         old="last_use = !torch::autograd::get_current_graph_task_keep_graph() &&",
         new="last_use =",
-        by=("tests/python/test_autograd.py -k 'row_51 or backward_twice'",),
+        by=("tests/python/autograd/test_autograd.py -k 'retain_graph or backward_twice'",),
     ),
     Mutant(
         name="student-kept",
-        fault="the student is saved, so that an edit after the loss is an error (PartialFC's margin)",
+        fault="the student is saved, so that an edit after the loss is an error (PartialFC)",
         file="csrc/autograd.cpp",
         old="saved.push_back(made.grad_scale);",
         new="saved.insert(saved.end(), {inputs[0], made.grad_scale});",
-        by=("tests/python/test_saved_gradient.py -k logits_may_change",),
+        by=("tests/python/autograd/test_saved_gradient.py -k logits_may_change",),
     ),
     Mutant(
         name="hooks-forgotten",
@@ -43,7 +43,7 @@ AUTOGRAD = [
         file="csrc/autograd.cpp",
         old='!ctx->saved_data["hooked"].toBool() &&',
         new="",
-        by=("tests/python/test_saved_gradient.py -k hooks",),
+        by=("tests/python/autograd/test_saved_gradient.py -k hooks",),
     ),
     Mutant(
         name="shared-memory-scaled",
@@ -51,7 +51,7 @@ AUTOGRAD = [
         file="csrc/autograd.cpp",
         old="return gradient.use_count() == 2 && gradient.storage().use_count() == 1;",
         new="return true;",
-        by=("tests/python/test_saved_gradient.py -k seen",),
+        by=("tests/python/autograd/test_saved_gradient.py -k seen",),
     ),
     Mutant(
         name="scaled-twice",
@@ -59,7 +59,7 @@ AUTOGRAD = [
         file="csrc/autograd.cpp",
         old='ctx->saved_data["used"] = true;',
         new="",
-        by=("tests/python/test_saved_gradient.py -k halfway",),
+        by=("tests/python/autograd/test_saved_gradient.py -k halfway",),
     ),
     Mutant(
         name="gradient-into-input",
@@ -67,7 +67,7 @@ AUTOGRAD = [
         file="csrc/cpu/loss.cpp",
         old="need_grad ? at::empty({student.size(0), student.size(1)}, student.options())",
         new="need_grad ? student.detach()",
-        by=("tests/python/test_autograd.py -k test_inputs_stay_as_they_are",),
+        by=("tests/python/autograd/test_autograd.py -k test_inputs_stay_as_they_are",),
     ),
     Mutant(
         name="second-derivative-zero",
@@ -75,7 +75,7 @@ AUTOGRAD = [
         file="csrc/autograd.cpp",
         old='TORCH_CHECK_NOT_IMPLEMENTED(false, loss, " is not differentiable twice");',
         new="return variable_list(3);",
-        by=("tests/python/test_saved_gradient.py -k second_derivative",),
+        by=("tests/python/autograd/test_saved_gradient.py -k second_derivative",),
     ),
 ]
 
@@ -86,7 +86,7 @@ CHECKS = [
         file="csrc/cpu/rows.h",
         old="return {data + row * t.stride(0) * t.element_size(), t.stride(1), dtype_of(t)};",
         new="return {data + row * t.size(1) * t.element_size(), t.stride(1), dtype_of(t)};",
-        by=("tests/python/test_strides.py -k 'strided_rows or transposed'",),
+        by=("tests/python/loss/test_strides.py -k 'strided_rows or transposed'",),
     ),
     Mutant(
         name="target-bound",
@@ -94,7 +94,7 @@ CHECKS = [
         file="csrc/check.cpp",
         old="TORCH_CHECK_INDEX(value >= 0 && value < classes, name,",
         new="TORCH_CHECK_INDEX(value >= 0 && value <= classes, name,",
-        by=("tests/python/test_bad_inputs.py -k row_37",),
+        by=("tests/python/loss/test_invalid_arguments.py -k target_out_of_bounds",),
     ),
     Mutant(
         name="ranks-swapped",
@@ -102,7 +102,7 @@ CHECKS = [
         file="csrc/cpu/rows.h",
         old='s.rank_by == "student", s.method',
         new='s.rank_by != "student", s.method',
-        by=("tests/python/test_loss.py -k 'test_matches_oracle and float64'",),
+        by=("tests/python/loss/test_loss.py -k 'test_matches_oracle and float64'",),
     ),
     Mutant(
         name="devices-unchecked",
@@ -110,7 +110,7 @@ CHECKS = [
         file="csrc/check.cpp",
         old="TORCH_CHECK(student.device() == teacher.device(), name,",
         new="TORCH_CHECK(true, name,",
-        by=("tests/python/test_bad_inputs.py -k row_11",),
+        by=("tests/python/loss/test_invalid_arguments.py -k devices_differ",),
     ),
     Mutant(
         name="nan-threshold",
@@ -118,7 +118,7 @@ CHECKS = [
         file="csrc/check.cpp",
         old="(*s.threshold > 0 && *s.threshold <= 1)",
         new="!(*s.threshold <= 0 || *s.threshold > 1)",
-        by=("tests/python/test_bad_inputs.py -k row_29",),
+        by=("tests/python/loss/test_invalid_arguments.py -k 'bad_setting and threshold'",),
     ),
 ]
 
@@ -129,7 +129,7 @@ SHARDING = [
         file="csrc/sharded.cpp",
         old="  return {loss, gradient, grad_scale};",
         new="  return {loss, gradient * ranks.world_size, grad_scale};",
-        by=("tests/python/test_distributed.py -k 'equals_the_unsharded_loss and 2'",),
+        by=("tests/python/distributed/test_collectives.py -k 'equals_the_unsharded_loss and 2'",),
     ),
     Mutant(
         name="mass-above-window",
@@ -153,7 +153,7 @@ SHARDING = [
         file="csrc/cpu/shard_stages.cpp",
         old="all.bad |= part[kMsgInvalid] != 0;",
         new="all.bad = part[kMsgInvalid] != 0;",
-        by=("tests/python/test_shard.py -k bad_and_ignored",),
+        by=("tests/python/distributed/test_shard_stages.py -k bad_and_ignored",),
     ),
     Mutant(
         name="agreement-rounds",
@@ -161,7 +161,7 @@ SHARDING = [
         file="python/gkd/_agreement.py",
         old='return int(struct.unpack("q", struct.pack("d", value))[0])',
         new="return int(value)",
-        by=("tests/python/test_distributed.py -k ranks_that_disagree",),
+        by=("tests/python/distributed/test_collectives.py -k ranks_that_disagree",),
     ),
     Mutant(
         name="agreement-forgets",
@@ -169,7 +169,7 @@ SHARDING = [
         file="python/gkd/_agreement.py",
         old='            "whether there is a target": self.target is not None,\n',
         new="",
-        by=("tests/python/test_distributed.py -k ranks_that_disagree",),
+        by=("tests/python/distributed/test_collectives.py -k ranks_that_disagree",),
     ),
     Mutant(
         name="local-target-shifted",
@@ -177,6 +177,6 @@ SHARDING = [
         file="python/gkd/distributed.py",
         old='target.long() + settings["class_start"])',
         new="target.long())",
-        by=("tests/python/test_distributed_use.py -k partial_fc",),
+        by=("tests/python/distributed/test_dtensor_and_ddp.py -k partial_fc",),
     ),
 ]

@@ -2,7 +2,7 @@
 
 from .mutant import Mutant
 
-PARITY = "tests/python/test_loss.py -k 'test_matches_oracle and float64'"
+PARITY = "tests/python/loss/test_loss.py -k 'test_matches_oracle and float64'"
 
 MATHS = [
     Mutant(
@@ -22,11 +22,11 @@ MATHS = [
         by=("gkd_math_test RowMaths*",),
     ),
     Mutant(
-        name="other-group-reference",
-        fault="the rest is taken relative to the primary group's reference",
+        name="other-group-shift",
+        fault="the rest is taken relative to the primary group's shift",
         file="csrc/math/loss.h",
-        old="c.ref.student = static_cast<T>(finite_or_zero(m[g].ref.student));",
-        new="c.ref.student = static_cast<T>(finite_or_zero(m[0].ref.student));",
+        old="c.shift.student = static_cast<T>(finite_or_zero(m[g].shift.student));",
+        new="c.shift.student = static_cast<T>(finite_or_zero(m[0].shift.student));",
         by=("gkd_math_test RowMaths*",),
     ),
     Mutant(
@@ -102,7 +102,7 @@ CPU = [
         file="csrc/cpu/sweeps.h",
         old="const MaskOf<V> in = r[k] >= at_cut;",
         new="const MaskOf<V> in = r[k] > at_cut;",
-        by=("tests/python/test_autograd.py -k gradcheck", PARITY),
+        by=("tests/python/autograd/test_autograd.py -k gradcheck", PARITY),
     ),
     Mutant(
         name="tail-not-written",
@@ -124,15 +124,15 @@ CPU = [
         file="csrc/cpu/pack.h",
         old="bits + 0x8000u + even",
         new="bits + 0x8000u + 0 * even",
-        by=("tests/python/test_loss.py -k ties_to_even",),
+        by=("tests/python/loss/test_loss.py -k ties_to_even",),
     ),
     Mutant(
         name="upper-half-alone",
         fault="halving the open classes, the search weighs the upper half without what is above it",
         file="csrc/cpu/select.h",
-        old="if (goal.reached(above + upper, total)) {",
-        new="if (goal.reached(upper, total)) {",
-        by=("tests/python/test_select.py -k 'past_a_segment and clustered'",),
+        old="if (goal.is_met(above + upper, total)) {",
+        new="if (goal.is_met(upper, total)) {",
+        by=("tests/python/group/test_select_vs_sort.py -k 'past_a_segment and clustered'",),
     ),
     Mutant(
         name="last-block-of-one",
@@ -160,7 +160,7 @@ CPU = [
         file="csrc/cpu/sweeps.h",
         old="const MaskOf<V> in = rank >= high;",
         new="const MaskOf<V> in = rank > high;",
-        by=("tests/python/test_loss.py -k test_methods_agree", PARITY),
+        by=("tests/python/loss/test_loss.py -k test_methods_agree", PARITY),
     ),
     Mutant(
         name="ignored-row-unwritten",
@@ -168,7 +168,7 @@ CPU = [
         file="csrc/cpu/loss.cpp",
         old="if (gradient) gradient->select(0, row).zero_();",
         new="",
-        by=("tests/python/test_extreme_inputs.py -k row_38",),
+        by=("tests/python/loss/test_edge_values.py -k ignored_rows",),
     ),
     Mutant(
         name="int32-row-offset",
@@ -178,7 +178,7 @@ CPU = [
         new="""\
 return {data + static_cast<int>(row * t.stride(0)) * t.element_size(), t.stride(1),
           dtype_of(t)};""",
-        by=("tests/python/test_resources.py -k offsets_past_32_bits",),
+        by=("tests/python/robustness/test_memory.py -k offsets_past_32_bits",),
     ),
     Mutant(
         name="ignored-rows-counted",
@@ -186,6 +186,6 @@ return {data + static_cast<int>(row * t.stride(0)) * t.element_size(), t.stride(
         file="csrc/cpu/loss.cpp",
         old="counted += !own.ignored;",
         new="counted += 1;",
-        by=("tests/python/test_extreme_inputs.py -k row_38",),
+        by=("tests/python/loss/test_edge_values.py -k ignored_rows",),
     ),
 ]

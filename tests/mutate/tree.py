@@ -15,7 +15,7 @@ from pathlib import Path
 from .mutant import KERNEL_PROGRAM, Killer
 
 #: Compares the mutants with the sources: it would kill every one of them.
-OWN_TEST = "tests/python/test_mutants.py"
+OWN_TEST = "tests/python/robustness/test_mutants.py"
 
 
 @dataclass(frozen=True)

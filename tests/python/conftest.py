@@ -30,8 +30,6 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "products: needs matrix products on its device")
     config.addinivalue_line("markers", "large: gigabytes or minutes; runs with --large")
-    config.addinivalue_line("markers", "input(n): answers for an input of rows.py")
-    config.addinivalue_line("markers", "regression(source): answers for a regression of rows.py")
 
 
 def pytest_collection_modifyitems(config, items):

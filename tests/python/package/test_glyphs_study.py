@@ -1,0 +1,277 @@
+"""The study of the glyph losses: its plan is fair, its sweep resumes, its tables are its data."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.glyphs import data, plan, report, sweep
+from examples.glyphs.evaluate import accept_rates, verify
+from examples.glyphs.lab import Lab
+from examples.glyphs.models import Recogniser
+from examples.glyphs.record import Record, load, where
+
+TINY = dataclasses.replace(
+    plan.SETTINGS, epochs=1, teacher_epochs=1, views=1, batch=64, log_points=2, progress=False
+)
+# The second takes over what the first has tuned.
+STAGES = (
+    plan.Stage(("ce", "gkd-student", "adaptive")),
+    plan.Stage(("ce", "PBS-teacher"), "100x", 2),
+)
+SETTING = ("learning_rate", "margin", "weight", "warmup")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Latin and Tifinagh letters; the latter are drawn by the proportional faces alone."""
+    codes = [*range(0x41, 0x5B), *range(0x2D30, 0x2D60)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "FT2Font", limited(codes))
+        return data.render_dejavu(least_faces=2, progress=False)
+
+
+def limited(codes):
+    """Fonts that draw these characters only, so that rendering takes no time."""
+    real = data.FT2Font
+
+    class Few:
+        def __init__(self, path):
+            self.drawn = real(path).get_charmap()
+
+        def get_charmap(self):
+            return {code: glyph for code, glyph in self.drawn.items() if code in codes}
+
+    return Few
+
+
+def searched(name, score):
+    done = []
+    ladder = plan.ladder(name)
+    while (entry := plan.next_try(done, ladder.seconds)) is not None:
+        done.append((entry, score(entry)))
+    return done
+
+
+@pytest.mark.parametrize("name", plan.MAIN)
+def test_every_loss_has_as_many_tries(name):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        done = searched(name, lambda _: torch.rand((), generator=generator).item())
+        assert len({entry for entry, _ in done}) == len(done) == plan.TRIES == 5
+        ladder = plan.ladder(name)
+        assert len({ladder.value(entry.rung) for entry, _ in done}) == plan.RUNGS == 4
+
+
+def test_the_search_goes_where_the_score_is():
+    rising = searched("kd", lambda entry: entry.rung)
+    assert [entry.rung for entry, _ in rising] == [0, -1, 1, 2, 2]
+    assert not plan.is_bracketed(rising)
+    peak = searched("kd", lambda entry: -abs(entry.rung - 0.1) - entry.second)
+    assert [entry.rung for entry, _ in peak] == [0, -1, 1, 0.5, 0]
+    assert plan.best(peak) == plan.Try(0, 0.0) and plan.is_bracketed(peak)
+
+
+def test_characters_of_fewer_faces(photos):
+    counts = photos.identity.bincount()
+    latin = [name[0] < "\u0100" for name in photos.names]
+    assert sum(latin) >= 20 and latin.count(False) >= 20
+    assert counts[torch.tensor(latin)].unique().tolist() == [12]
+    assert 2 <= int(counts[~torch.tensor(latin)].max()) < 12
+    assert photos.images.flatten(1).amax(1).min() > 0, "a face that does not draw it"
+    tested = torch.zeros_like(counts).index_add_(0, photos.identity, photos.is_test.long())
+    assert torch.equal(tested, (counts / 6).round().clamp(min=1).long())
+
+
+def test_further_fonts_stand_before_the_test_faces(photos, tmp_path):
+    folder = Path(data.matplotlib.get_data_path()) / "fonts" / "ttf"
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "more.ttf").write_bytes((folder / "STIXGeneral.ttf").read_bytes())
+    (tmp_path / "notes.txt").write_text("not a font")
+    files = data.font_files([tmp_path])
+    assert [file.name for file in files] == ["more.ttf"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "FT2Font", limited([0x41, 0x42]))
+        more = data.render_dejavu(fonts=files, least_faces=13, progress=False)
+    assert [name[0] for name in more.names] == ["A", "B"]
+    assert more.images.shape[0] == 26
+    plain = photos.images[photos.identity == photos.names.index(more.names[0])]
+    assert torch.equal(more.images[1:13], plain) and not torch.equal(more.images[0], plain[0])
+
+
+def test_accept_rates_are_those_of_verification(photos):
+    part = data.split(photos, seed=0).open_test
+    model = Recogniser(3, width=3, depth=1, embedding=8, stem=4).eval()
+    assert accept_rates(model, part) == list(verify(model, part).tar.values())
+
+
+def start(photos, out, **options):
+    return sweep.Sweep(photos, out, TINY, seeds=2, **options)
+
+
+def scores(path):
+    left_out = {"seconds", "seconds_per_step", "ms_per_step", "to_ce"}  # clocks
+    return [{k: v for k, v in row.items() if k not in left_out} for row in load(path)]
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """A whole sweep in small, and how many students it trained."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "STAGES", STAGES)
+        patch.setattr(plan, "MAIN", STAGES[0].recipes)
+        patch.setattr(plan, "TIMED_ROUNDS", 1)
+        start(photos, out).run()
+    return out
+
+
+def test_a_small_sweep(whole):
+    rows = load(whole / "runs.jsonl")
+    for name in STAGES[0].recipes:
+        assert len(where(rows, stage="tune", recipe=name, seed=0)) == plan.TRIES
+        assert len(where(rows, stage="tune", recipe=name)) == plan.TRIES
+        tested = where(rows, stage="test", recipe=name, shape="50x")
+        assert [row["seed"] for row in tested] == [0, 1]
+        chosen = max(where(rows, stage="tune", recipe=name), key=lambda row: row["val_tar"])
+        for row in tested:
+            for field in SETTING:
+                assert row[field] == chosen[field]
+            for field in ("test_tar_1e-2", "test_tar_1e-3", "top1", "tail_student"):
+                assert 0 <= row[field] <= 1
+    # Tuned on one set of weights, tested on another.
+    (first,) = where(rows, stage="test", recipe="ce", seed=0, shape="50x")
+    (same,) = where(rows, stage="tune", **{f: first[f] for f in ("recipe", *SETTING)})
+    assert first["end_cross_entropy"] != same["end_cross_entropy"]
+    later = where(rows, stage="test", shape="100x", epochs=2)
+    assert [(row["recipe"], row["seed"]) for row in later] == [
+        *(("ce", 0), ("PBS-teacher", 0), ("ce", 1), ("PBS-teacher", 1)),
+    ]
+    (borrowed,) = {row["weight"] for row in where(rows, stage="test", recipe="gkd-student")}
+    assert {row["weight"] for row in where(rows, recipe="PBS-teacher")} == {borrowed}
+    assert len({row["learning_rate"] for row in where(rows, stage="test")}) == 1
+    assert [row["recipe"] for row in where(rows, stage="teacher")] == ["teacher"] * 2
+    assert {row["recipe"] for row in where(rows, stage="time")} == set(STAGES[0].recipes)
+    assert {row["ranked"] for row in where(rows, stage="groups")} == {"teacher", "student", "batch"}
+
+
+def test_a_stopped_sweep_goes_on(whole, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "STAGES", STAGES)
+    monkeypatch.setattr(plan, "MAIN", STAGES[0].recipes)
+    monkeypatch.setattr(plan, "TIMED_ROUNDS", 1)
+    with pytest.raises(sweep.OutOfTime):
+        start(photos, tmp_path, minutes=0).run()
+    assert load(tmp_path / "runs.jsonl") == []
+
+    add, stops = Record.add, [3, 22]  # while tuning, and while testing
+
+    def stopping(self, row):
+        row = add(self, row)
+        if len(self.rows) == stops[0]:
+            stops.pop(0)
+            with self.path.open("a") as file:
+                file.write('{"stage": "tu')  # killed while it wrote the next one
+            raise KeyboardInterrupt
+        return row
+
+    monkeypatch.setattr(Record, "add", stopping)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            start(photos, tmp_path).run()
+    monkeypatch.setattr(Record, "add", add)
+    before = load(tmp_path / "runs.jsonl")
+    start(photos, tmp_path).run()
+    assert load(tmp_path / "runs.jsonl")[: len(before)] == before
+    assert scores(tmp_path / "runs.jsonl") == scores(whole / "runs.jsonl")
+    monkeypatch.setattr(Lab, "open", None)  # nothing is left to do, so no lab is wanted
+    start(photos, tmp_path).run()
+
+
+def test_tuning_sees_no_test_part(photos, tmp_path, monkeypatch):
+    opened = Lab.open.__func__
+
+    def blind(cls, *arguments):
+        lab, is_new = opened(cls, *arguments)
+        seen = lab.parts
+        test = {seen_image.numpy().tobytes() for seen_image in seen.open_test.images}
+        assert not test & {image.numpy().tobytes() for image in seen.validation.images}
+        lab.parts = dataclasses.replace(seen, open_test=None, closed_test=None)
+        return lab, is_new
+
+    monkeypatch.setattr(Lab, "open", classmethod(blind))
+    monkeypatch.setattr(sweep.Sweep, "_report_teacher", lambda *_: None)
+    tuned = start(photos, tmp_path).tune("gkd-teacher")[1]
+    assert len(tuned) == plan.TRIES
+    with pytest.raises(AttributeError):
+        start(photos, tmp_path).test("gkd-teacher", 0, plan.TUNED_SHAPE)
+
+
+def test_a_damaged_record_is_an_error(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"stage": "tune"}\n{"sta')
+    assert load(path) == [{"stage": "tune"}]
+    path.write_text('{"stage": "tune"}\n{"sta\n{"stage": "test"}\n')
+    with pytest.raises(json.JSONDecodeError):
+        load(path)
+
+
+def test_what_a_tie_is():
+    def rows(*values):
+        return [{"seed": seed, report.SCORE: value} for seed, value in enumerate(values)]
+
+    base = rows(0.5, 0.6, 0.7)
+    assert report.compare(rows(0.54, 0.65, 0.73), base) == ("+4.0", "above")
+    assert report.compare(rows(0.49, 0.58, 0.69), base) == ("-1.3", "below")
+    assert report.compare(rows(0.6, 0.7, 0.69), base)[1] == "tie"  # one seed disagrees
+    assert report.compare(rows(0.7, 0.61, 0.701), base)[1] == "tie"  # one seed decides
+    assert report.compare(rows(0.6), base[:1]) == ("+10.0", "?")
+    with pytest.raises(ValueError, match="not the same seeds"):
+        report.compare(rows(0.5, 0.6), base)
+
+
+def test_report_of_a_small_sweep(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "MAIN", STAGES[0].recipes)
+    monkeypatch.setattr(report, "TABLES", {"tuning": report.tuning_table})
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- tuning -->\nold\n<!-- end -->\nafter\n")
+    options = ["--runs", str(whole / "runs.jsonl"), "--readme", str(page)]
+    assert report.main(options) == 0
+    table = report.tuning_table(load(whole / "runs.jsonl"))
+    assert page.read_text() == f"before\n<!-- tuning -->\n{table}\n<!-- end -->\nafter\n"
+    assert table in capsys.readouterr().out
+    best = max(
+        where(load(whole / "runs.jsonl"), stage="tune", recipe="ce"), key=lambda r: r["val_tar"]
+    )
+    assert f"{100 * best['val_tar']:.1f}**" in table.splitlines()[2]
+
+
+def test_the_committed_study(tmp_path):
+    rows = load(report.RESULTS)
+    for name in plan.MAIN:
+        found = report.tries(rows, name)
+        assert len(found) == plan.TRIES and {row["seed"] for _, row in found} == {0}
+        assert not any(field.startswith("test") for _, row in found for field in row)
+        chosen = plan.best([(entry, row["val_tar"]) for entry, row in found])
+        setting = next(row for entry, row in found if entry == chosen)
+        tested = report.reported(rows, name)
+        assert [row["seed"] for row in tested] == [0, 1, 2]
+        for row in tested:
+            for field in ("learning_rate", "margin", "weight", "warmup", "epochs", "classes"):
+                assert row[field] == setting[field]
+    text = report.README.read_text()
+    assert report.filled(text, rows) == text
+    for name, table in report.TABLES.items():
+        assert f"<!-- {name} -->\n{table(rows)}\n<!-- end -->" in text
+    # The figures can be drawn from these rows alone.
+    assert report.main(["--figures", str(tmp_path)]) == 0
+    assert len(list(tmp_path.glob("glyphs_study_*.png"))) == 4
