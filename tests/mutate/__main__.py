@@ -88,7 +88,7 @@ def judge(
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        usage='make mutate MUTATE="[options] [names ...]"',
+        usage="tests/run.sh mutate [options] [names ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -98,7 +98,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kind", choices=["cpu", "kernels"], help="of these mutants only")
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at once")
     p.add_argument("--scratch", type=Path, default=SOURCE / "build" / "mutate", help="their place")
-    p.add_argument("--output", type=Path, help="write the table of all results there, Markdown")
     return p
 
 
@@ -144,8 +143,6 @@ def main() -> int:
         finally:
             tree.sync()
     print(report.count(rows))
-    if options.output:
-        options.output.write_text(report.markdown(MUTANTS, report.read(results)))
     return int(any(row.status in (report.SURVIVED, report.BROKEN) for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""The results, mutant by mutant: a CSV that later runs add to, and a Markdown table of it."""
+"""The results, mutant by mutant: a CSV that later runs add to."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from .mutant import Mutant
-
 KILLED, SURVIVED = "killed", "survived"
-NO_DEVICE, BROKEN, NOT_RUN = "needs a device", "not tested", "not run"
+NO_DEVICE, BROKEN = "needs a device", "not tested"
 
 
 @dataclass(frozen=True)
@@ -41,28 +39,7 @@ def add(path: Path, row: Row) -> None:
 def count(rows: Iterable[Row]) -> str:
     statuses = [row.status for row in rows]
     text = f"{statuses.count(KILLED)} of {len(statuses)} mutants killed"
-    for status in (SURVIVED, NO_DEVICE, BROKEN, NOT_RUN):
+    for status in (SURVIVED, NO_DEVICE, BROKEN):
         if status in statuses:
             text += f", {statuses.count(status)} {status}"
     return text
-
-
-def markdown(mutants: Iterable[Mutant], rows: dict[str, Row]) -> str:
-    """A table of all mutants, those without a result among them."""
-    table = [(m, rows.get(m.name, Row(m.name, NOT_RUN, "", ""))) for m in mutants]
-    lines = [
-        "# Mutation testing",
-        "",
-        "`make mutate` puts one bug at a time into a copy of the sources and runs the tests of",
-        '`make test` that ought to notice. Written by `make mutate MUTATE="--output FILE"`.',
-        "",
-        f"**{count(row for _, row in table)}.**",
-        "",
-        "| mutant | file | fault | outcome | by | s |",
-        "| ------ | ---- | ----- | ------- | -- | -: |",
-    ]
-    for m, row in table:
-        by = f"`{row.by}`" if row.by else ""
-        cells = [m.name, f"`{m.file}`", m.fault, row.status, by, row.seconds]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The mutants of ``make mutate`` still fit the sources; whether tests kill them takes a build."""
+"""The mutants of tests.mutate still fit the sources; whether tests kill them takes a build."""
 
 from pathlib import Path
 
