@@ -52,7 +52,7 @@ case $command in
     ;;
   mutate)
     make setup
-    "$python" -m tests.mutate "$@"
+    "$python" -m tools.mutate "$@"
     ;;
   all-archs)
     make setup
@@ -67,7 +67,7 @@ case $command in
     make setup
     configure build/tidy -DGKD_WITH_CUDA=OFF -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
     git ls-files 'csrc/*.cpp' 'tests/cpp/test_*.cpp' | grep -v -e csrc/cuda/ -e tests/cpp/test_index |
-      xargs -n 1 -P "$jobs" "$python" tests/tidy.py build/tidy "$tidy"
+      xargs -n 1 -P "$jobs" "$python" tools/tidy.py build/tidy "$tidy"
     ;;
   wheel)
     make wheel

@@ -1,16 +1,12 @@
 """The study of the glyph losses: its plan is fair, its sweep resumes, its tables are its data."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from examples.glyphs import data, plan, report, sweep
-from examples.glyphs.evaluate import accept_rates, verify
 from examples.glyphs.lab import Lab
-from examples.glyphs.models import Recogniser
 from examples.glyphs.record import Record, load, where
 
 TINY = dataclasses.replace(
@@ -82,39 +78,6 @@ def test_the_search_goes_where_the_score_is():
     assert plan.best(peak) == plan.Try(0, 0.0) and plan.is_bracketed(peak)
 
 
-def test_characters_of_fewer_faces(photos):
-    counts = photos.identity.bincount()
-    latin = [name[0] < "\u0100" for name in photos.names]
-    assert sum(latin) >= 20 and latin.count(False) >= 20
-    assert counts[torch.tensor(latin)].unique().tolist() == [12]
-    assert 2 <= int(counts[~torch.tensor(latin)].max()) < 12
-    assert photos.images.flatten(1).amax(1).min() > 0, "a face that does not draw it"
-    tested = torch.zeros_like(counts).index_add_(0, photos.identity, photos.is_test.long())
-    assert torch.equal(tested, (counts / 6).round().clamp(min=1).long())
-
-
-def test_further_fonts_stand_before_the_test_faces(photos, tmp_path):
-    folder = Path(data.matplotlib.get_data_path()) / "fonts" / "ttf"
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "more.ttf").write_bytes((folder / "STIXGeneral.ttf").read_bytes())
-    (tmp_path / "notes.txt").write_text("not a font")
-    files = data.font_files([tmp_path])
-    assert [file.name for file in files] == ["more.ttf"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "FT2Font", limited([0x41, 0x42]))
-        more = data.render_dejavu(fonts=files, least_faces=13, progress=False)
-    assert [name[0] for name in more.names] == ["A", "B"]
-    assert more.images.shape[0] == 26
-    plain = photos.images[photos.identity == photos.names.index(more.names[0])]
-    assert torch.equal(more.images[1:13], plain) and not torch.equal(more.images[0], plain[0])
-
-
-def test_accept_rates_are_those_of_verification(photos):
-    part = data.split(photos, seed=0).open_test
-    model = Recogniser(3, width=3, depth=1, embedding=8, stem=4).eval()
-    assert accept_rates(model, part) == list(verify(model, part).tar.values())
-
-
 def start(photos, out, **options):
     return sweep.Sweep(photos, out, TINY, seeds=2, **options)
 
@@ -139,30 +102,19 @@ def whole(photos, tmp_path_factory):
 def test_a_small_sweep(whole):
     rows = load(whole / "runs.jsonl")
     for name in STAGES[0].recipes:
-        assert len(where(rows, stage="tune", recipe=name, seed=0)) == plan.TRIES
-        assert len(where(rows, stage="tune", recipe=name)) == plan.TRIES
+        tuned = where(rows, stage="tune", recipe=name)
+        assert len(tuned) == plan.TRIES and {row["seed"] for row in tuned} == {0}
         tested = where(rows, stage="test", recipe=name, shape="50x")
         assert [row["seed"] for row in tested] == [0, 1]
-        chosen = max(where(rows, stage="tune", recipe=name), key=lambda row: row["val_tar"])
-        for row in tested:
-            for field in SETTING:
-                assert row[field] == chosen[field]
-            for field in ("test_tar_1e-2", "test_tar_1e-3", "top1", "tail_student"):
-                assert 0 <= row[field] <= 1
-    # Tuned on one set of weights, tested on another.
-    (first,) = where(rows, stage="test", recipe="ce", seed=0, shape="50x")
-    (same,) = where(rows, stage="tune", **{f: first[f] for f in ("recipe", *SETTING)})
-    assert first["end_cross_entropy"] != same["end_cross_entropy"]
+        chosen = max(tuned, key=lambda row: row["val_tar"])
+        assert all(row[field] == chosen[field] for row in tested for field in SETTING)
     later = where(rows, stage="test", shape="100x", epochs=2)
     assert [(row["recipe"], row["seed"]) for row in later] == [
         *(("ce", 0), ("PBS-teacher", 0), ("ce", 1), ("PBS-teacher", 1)),
     ]
     (borrowed,) = {row["weight"] for row in where(rows, stage="test", recipe="gkd-student")}
     assert {row["weight"] for row in where(rows, recipe="PBS-teacher")} == {borrowed}
-    assert len({row["learning_rate"] for row in where(rows, stage="test")}) == 1
-    assert [row["recipe"] for row in where(rows, stage="teacher")] == ["teacher"] * 2
     assert {row["recipe"] for row in where(rows, stage="time")} == set(STAGES[0].recipes)
-    assert {row["ranked"] for row in where(rows, stage="groups")} == {"teacher", "student", "batch"}
 
 
 def test_a_stopped_sweep_goes_on(whole, photos, tmp_path, monkeypatch):
@@ -216,15 +168,6 @@ def test_tuning_sees_no_test_part(photos, tmp_path, monkeypatch):
         start(photos, tmp_path).test("gkd-teacher", 0, plan.TUNED_SHAPE)
 
 
-def test_a_damaged_record_is_an_error(tmp_path):
-    path = tmp_path / "runs.jsonl"
-    path.write_text('{"stage": "tune"}\n{"sta')
-    assert load(path) == [{"stage": "tune"}]
-    path.write_text('{"stage": "tune"}\n{"sta\n{"stage": "test"}\n')
-    with pytest.raises(json.JSONDecodeError):
-        load(path)
-
-
 def test_what_a_tie_is():
     def rows(*values):
         return [{"seed": seed, report.SCORE: value} for seed, value in enumerate(values)]
@@ -237,22 +180,6 @@ def test_what_a_tie_is():
     assert report.compare(rows(0.6), base[:1]) == ("+10.0", "?")
     with pytest.raises(ValueError, match="not the same seeds"):
         report.compare(rows(0.5, 0.6), base)
-
-
-def test_report_of_a_small_sweep(whole, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "MAIN", STAGES[0].recipes)
-    monkeypatch.setattr(report, "TABLES", {"tuning": report.tuning_table})
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- tuning -->\nold\n<!-- end -->\nafter\n")
-    options = ["--runs", str(whole / "runs.jsonl"), "--readme", str(page)]
-    assert report.main(options) == 0
-    table = report.tuning_table(load(whole / "runs.jsonl"))
-    assert page.read_text() == f"before\n<!-- tuning -->\n{table}\n<!-- end -->\nafter\n"
-    assert table in capsys.readouterr().out
-    best = max(
-        where(load(whole / "runs.jsonl"), stage="tune", recipe="ce"), key=lambda r: r["val_tar"]
-    )
-    assert f"{100 * best['val_tar']:.1f}**" in table.splitlines()[2]
 
 
 def test_the_committed_study(tmp_path):
