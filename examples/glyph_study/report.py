@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
+from examples.glyphs.study import markdown
+
 from . import plan
 from .record import Row, load, where
-from .study import markdown
 
 RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
-README = Path(__file__).parent / "README.md"
+README = Path(__file__).parents[1] / "glyphs" / "README.md"
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 SCORE = "test_tar_1e-2"
 # Sizes and lengths of training.
@@ -205,7 +206,9 @@ def filled(text: str, rows: list[Row]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    build = argparse.ArgumentParser(prog="python -m examples.glyphs.report", description=__doc__)
+    build = argparse.ArgumentParser(
+        prog="python -m examples.glyph_study.report", description=__doc__
+    )
     build.add_argument("--runs", type=Path, default=RESULTS, metavar="FILE",
         help="what the sweep wrote (default: the committed results/runs.jsonl)")  # fmt: skip
     build.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into DIR")
@@ -214,11 +217,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = build.parse_args(arguments)
     rows = load(options.runs)
     if not rows:
-        build.error(f"--runs {options.runs} has no rows: run python -m examples.glyphs.sweep")
+        build.error(f"--runs {options.runs} has no rows: run python -m examples.glyph_study.sweep")
     for table in TABLES.values():
         print(f"{table(rows)}\n")
     if options.figures:
-        from .study_figures import save_all  # matplotlib only where it is needed
+        from .figures import save_all  # matplotlib only where it is needed
 
         for path in save_all(rows, options.figures):
             print(f"wrote {path}")

@@ -13,16 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gkd
+from examples.glyphs.augment import distorted
+from examples.glyphs.data import Part, Photos, Split, split
+from examples.glyphs.evaluate import accept_rates, embed, top1
+from examples.glyphs.losses import Recipe
+from examples.glyphs.models import Recogniser
+from examples.glyphs.study import TEST_SEED, VALIDATION_SEED
+from examples.glyphs.train import (
+    History,
+    Settings,
+    Views,
+    build,
+    look,
+    student_shape,
+    train_student,
+)
+from examples.glyphs.train import train_teacher as _train_teacher
 
 from . import plan
-from .augment import distorted
-from .data import Part, Photos, Split, split
-from .evaluate import accept_rates, embed, top1
-from .losses import Recipe
-from .models import Recogniser
-from .study import TEST_SEED, VALIDATION_SEED
-from .train import History, Settings, Views, build, look, student_shape, train_student
-from .train import train_teacher as _train_teacher
 
 TEACHER_SCALE = 32.0  # students of this size do not get going at it, see `plan.SETTINGS`
 

@@ -10,8 +10,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from examples.glyphs.figures import COLOURS, SAVE
+
 from . import plan
-from .figures import COLOURS, SAVE
 from .record import Row, where
 from .report import COLUMNS, SCORE, reported, tries
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .losses import Recipe
-from .train import Settings
+from examples.glyphs.losses import Recipe
+from examples.glyphs.train import Settings
 
 # At a scale of 32 or with ReLU, a few channels of a small student die, or its embeddings fall into
 # one point and leave it after some hundred steps or never, by luck of the seed.

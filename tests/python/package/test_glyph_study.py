@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from examples.glyphs import data, plan, report, sweep
-from examples.glyphs.lab import Lab
-from examples.glyphs.record import Record, load, where
+from examples.glyph_study import plan, report, sweep
+from examples.glyph_study.lab import Lab
+from examples.glyph_study.record import Record, load, where
+from examples.glyphs import data
 
 TINY = dataclasses.replace(
     plan.SETTINGS, epochs=1, teacher_epochs=1, views=1, batch=64, log_points=2, progress=False

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gkd
+from examples.glyphs.augment import distorted
+from examples.glyphs.evaluate import embed
+from examples.glyphs.models import Recogniser
+from examples.glyphs.study import TEST_SEED
 
-from .augment import distorted
-from .evaluate import embed
 from .lab import Lab
-from .models import Recogniser
 from .record import Row
-from .study import TEST_SEED
 
 # Logits are cosines x scale and are divided by T: only the quotient matters to a group.
 SHARPNESS = (4, 8, 16, 32, 64)

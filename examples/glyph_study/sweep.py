@@ -13,13 +13,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in __main__
 
 import torch
 
-from . import data, plan
-from .evaluate import top1
+from examples.glyphs import data
+from examples.glyphs.evaluate import top1
+from examples.glyphs.models import Recogniser, cost
+from examples.glyphs.train import Settings
+
+from . import plan
 from .groups import group_rows
 from .lab import Lab
-from .models import Recogniser, cost
 from .record import Record, Row
-from .train import Settings
 
 
 class OutOfTime(Exception):
@@ -211,11 +213,13 @@ class Sweep:
 
 
 def parser() -> argparse.ArgumentParser:
-    build = argparse.ArgumentParser(prog="python -m examples.glyphs.sweep", description=__doc__)
+    build = argparse.ArgumentParser(
+        prog="python -m examples.glyph_study.sweep", description=__doc__
+    )
     add = build.add_argument
-    add("--out", type=Path, default=Path(__file__).parent / "out" / "study", metavar="DIR",
+    add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR",
         help="for runs.jsonl, the networks and the figures; a sweep that was stopped goes on from "
-        "what is there (default: out/study beside the program)")  # fmt: skip
+        "what is there (default: out/ beside the program)")  # fmt: skip
     add("--minutes", type=float, default=float("inf"), metavar="N",
         help="start no further run after so many")  # fmt: skip
     add(
