@@ -46,7 +46,8 @@ void expect_every_class_once(std::int64_t rows, std::int64_t classes, const Devi
   EXPECT_LT((s.parts - 1) * s.part_classes, classes);  // and nobody has none
 }
 
-TEST(Index, Regression11PartsCoverRowsOfAlmost31Bits) {
+// Regression: pytorch#192007.
+TEST(Index, PartsCoverRowsOfAlmost31Bits) {
   for (int m : {1, 4, 132, 1000}) {
     for (std::int64_t classes : long_rows()) {
       for (std::int64_t rows : {1, 3, 1000}) expect_every_class_once(rows, classes, device_of(m));
@@ -54,7 +55,8 @@ TEST(Index, Regression11PartsCoverRowsOfAlmost31Bits) {
   }
 }
 
-TEST(Index, Regression10PartsCoverManyShortRows) {
+// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
+TEST(Index, PartsCoverManyShortRows) {
   for (std::int64_t rows : {kInt / 7, kInt, kTwo32 + 1}) {
     for (std::int64_t classes : {1, 2048, 2049}) {
       expect_every_class_once(rows, classes, device_of(132));
@@ -62,7 +64,8 @@ TEST(Index, Regression10PartsCoverManyShortRows) {
   }
 }
 
-TEST(Index, Regression11TilesOfLongRows) {
+// Regression: pytorch#192007.
+TEST(Index, TilesOfLongRows) {
   EXPECT_EQ(tiles_of(0), 1);
   for (std::int64_t classes : long_rows()) {
     EXPECT_GE(tiles_of(classes) * kTile, classes);
@@ -70,7 +73,8 @@ TEST(Index, Regression11TilesOfLongRows) {
   }
 }
 
-TEST(Index, Regression12OffsetsDoNotWrap) {
+// Regression: flashinfer#2937.
+TEST(Index, OffsetsDoNotWrap) {
   // The last part of the last row: what a kernel computes from its block and the split.
   for (std::int64_t classes : long_rows()) {
     const Split s = split_rows(3, classes, device_of(132));
@@ -82,7 +86,8 @@ TEST(Index, Regression12OffsetsDoNotWrap) {
   }
 }
 
-TEST(Index, Regression13GridsOfManyRowsFit) {
+// Regression: flash-linear-attention#1080.
+TEST(Index, GridsOfManyRowsFit) {
   // A chunk's blocks are an unsigned: none may be lost.
   const Device d = device_of(132);
   for (std::int64_t classes : {std::int64_t(1), std::int64_t(4096), kInt}) {
@@ -94,7 +99,8 @@ TEST(Index, Regression13GridsOfManyRowsFit) {
   }
 }
 
-TEST(Index, Regression14ChunksBeginWhereTheLastEnded) {
+// Regression: cccl#2061, cub#459.
+TEST(Index, ChunksBeginWhereTheLastEnded) {
   const std::int64_t classes = 4096, rows = kTwo32 / classes + 5;
   const std::int64_t chunk_rows = select_chunk_rows(problem_of(rows, classes));
   std::int64_t next = 0, chunks = 0;
@@ -104,7 +110,8 @@ TEST(Index, Regression14ChunksBeginWhereTheLastEnded) {
   EXPECT_GT((rows - 1) * classes, kTwo32);
 }
 
-TEST(Index, Regression10PartsOfAnyChunkAreBounded) {
+// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
+TEST(Index, PartsOfAnyChunkAreBounded) {
   for (int m : {1, 132}) {
     for (std::int64_t classes : {std::int64_t(1), std::int64_t(100000), kInt, kTwo32}) {
       for (std::int64_t most : {std::int64_t(1), std::int64_t(500), kInt}) {
@@ -117,7 +124,8 @@ TEST(Index, Regression10PartsOfAnyChunkAreBounded) {
   }
 }
 
-TEST(Index, Regression10ArenaPast4GiB) {
+// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
+TEST(Index, ArenaPast4GiB) {
   Arena arena(nullptr);
   EXPECT_EQ(arena.take<double>(static_cast<std::size_t>(kInt)), nullptr);
   EXPECT_EQ(arena.used(), std::size_t(8) * kInt + 8);  // up to a multiple of 256
@@ -125,14 +133,16 @@ TEST(Index, Regression10ArenaPast4GiB) {
   EXPECT_EQ(arena.used(), std::size_t(1) * 8 * kInt + 8 + 256);
 }
 
-TEST(Index, Regression11ListOfALongRowKeepsItsPlacesInAnInt) {
+// Regression: pytorch#192007.
+TEST(Index, ListOfALongRowKeepsItsPlacesInAnInt) {
   const std::size_t before = select_scratch_bytes<float>(problem_of(1, 16 * kListLimit), 1);
   EXPECT_EQ(select_scratch_bytes<float>(problem_of(1, 64 * kListLimit), 1), before);
   EXPECT_GE(before, std::size_t(4) * kListLimit);
   EXPECT_LT(kListLimit, kInt);
 }
 
-TEST(Index, Regression10WorkspaceGrowsWithRowsAlone) {
+// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
+TEST(Index, WorkspaceGrowsWithRowsAlone) {
   const Device d = device_of(132);
   const std::size_t one = workspace_bytes(problem_of(1, kInt), d, Method::kSelect);
   const std::size_t many = workspace_bytes(problem_of(1 << 20, kInt), d, Method::kSelect);
@@ -141,7 +151,8 @@ TEST(Index, Regression10WorkspaceGrowsWithRowsAlone) {
   EXPECT_LE(many - one, states + (std::size_t(1) << 20));  // no [B, C] scratch
 }
 
-TEST(Index, Regression11LongRowsAreNoFusedKernels) {
+// Regression: pytorch#192007.
+TEST(Index, LongRowsAreNoFusedKernels) {
   for (std::int64_t classes : long_rows()) {
     const FusedPlan plan = plan_fused(problem_of(3, classes), device_of(132));
     EXPECT_EQ(plan.regime, LaunchStrategy::kMultiKernel) << classes;
@@ -151,7 +162,8 @@ TEST(Index, Regression11LongRowsAreNoFusedKernels) {
   EXPECT_EQ(plan.teams, kInt);  // one block a row: the largest grid there is
 }
 
-TEST(Index, Regression11BinsOfLongRows) {
+// Regression: pytorch#192007.
+TEST(Index, BinsOfLongRows) {
   for (std::int64_t classes : long_rows()) {
     const StopRule goal{true, 0.93, 0};
     const float reach = bin_reach(goal, classes, 0.f, -10.f, 1.f);

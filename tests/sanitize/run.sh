@@ -40,7 +40,7 @@ stage asan-float caught "is outside the range of representable values" "$out/pla
 stage asan-build tree asan address,undefined $programs gkd_row_replay gkd_shard_replay gkd_loss_replay _C
 for program in $programs; do stage "asan-$program" "build/asan/$program"; done
 for fuzzed in row shard loss; do
-  stage "asan-corpus-$fuzzed" "build/asan/gkd_${fuzzed}_replay" "tests/fuzz/corpus/$fuzzed"
+  stage "asan-corpus-$fuzzed" "build/asan/gkd_${fuzzed}_replay" "build/asan/corpus/$fuzzed"
 done
 
 # The interpreter is not built with ASAN, so its runtime is loaded first; libstdc++ with it, since

@@ -1,11 +1,11 @@
-"""The mutants of ``make mutate`` still fit the sources; whether tests kill them takes a build."""
+"""The mutants of tools.mutate still fit the sources; whether tests kill them takes a build."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.mutate.mutant import Mutant
-from tests.mutate.mutants import MUTANTS
+from tools.mutate.mutant import Mutant
+from tools.mutate.mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[3]
 
