@@ -55,15 +55,15 @@ __device__ RowReport finish_merged(const Problem& p, const MergedParts& all, dou
                                    RowState<T>* row) {
   RowReport report;
   const auto& group = all.group;
-  const bool no_teacher = group[0].a == 0 && group[1].a == 0;
-  const bool no_student = group[0].b == 0 && group[1].b == 0;
+  const bool no_teacher = group[0].sum_teacher == 0 && group[1].sum_teacher == 0;
+  const bool no_student = group[0].sum_student == 0 && group[1].sum_student == 0;
   if (all.bad || no_teacher || no_student) {
     row->kind = RowKind::kInvalid;
     return report;
   }
   report.summary = row_coefficients(group, p.weights, row->coef);
   report.size = group[0].count;
-  const T scale = static_cast<T>(p.grad_scale(weight).stored);
+  const T scale = static_cast<T>(p.grad_scale(weight).forward);
   for (int g = 0; g < 2; ++g) {
     row->coef[g].coef_q *= scale;
     row->coef[g].coef_diff *= scale;

@@ -40,7 +40,7 @@ __global__ void targets_kernel(Problem p, RowState<T>* state, T* weight, T* grad
   if (threadIdx.x != 0) return;
   const bool mean = p.reduction == Reduction::kMean;
   *weight = mean ? T(1) / static_cast<T>(counted > 0 ? counted : 1) : T(1);
-  if (grad_scale != nullptr) *grad_scale = static_cast<T>(p.grad_scale(*weight).later);
+  if (grad_scale != nullptr) *grad_scale = static_cast<T>(p.grad_scale(*weight).backward);
 }
 
 template <class T>

@@ -157,18 +157,18 @@ __device__ BinRange find_window(const int* counts, const StopRule& goal, const B
     const int bin = begin + k;
     const long long count = bin < kBins - 1 ? counts[bin] : 0;
     const double c = static_cast<double>(count);
-    own[k] = {goal.by_mass ? c * bins.weight(bin) * (1 + kBinSlack) : 0.0,
-              goal.by_mass ? c * bins.weight(bin + 1) * (1 - kBinSlack) : 0.0, count};
+    own[k] = {goal.by_mass ? c * bins.weight(bin) * (1 + kBinTolerance) : 0.0,
+              goal.by_mass ? c * bins.weight(bin + 1) * (1 - kBinTolerance) : 0.0, count};
   }
   cub::BlockScan<Through, kThreads>(storage.scan).InclusiveScan(own, own, AddThrough{}, all);
   __syncthreads();  // the window's first values are written before any thread lowers them
   const double tail = static_cast<double>(classes - all.count) * bins.weight(kBins - 1);
   const double least = goal.threshold * all.lower;
-  const double most = goal.threshold * (all.upper + tail * (1 + kBinSlack));
+  const double most = goal.threshold * (all.upper + tail * (1 + kBinTolerance));
 #pragma unroll
   for (int k = kPer - 1; k >= 0; --k) {
     const bool may = goal.by_mass ? own[k].upper >= least
-                                  : static_cast<std::uint64_t>(own[k].count) >= goal.wanted;
+                                  : static_cast<std::uint64_t>(own[k].count) >= goal.target_count;
     const bool must = goal.by_mass ? own[k].lower >= most : may;
     if (begin + k == kBins - 1) continue;  // the tail: both stay there when nothing before reaches
     if (may) atomicMin(&storage.first, begin + k);

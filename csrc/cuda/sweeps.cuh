@@ -85,17 +85,17 @@ __device__ __forceinline__ void push_tile(const Tile<T>& tile, unsigned inside, 
                        in ? shift[0].student : shift[1].student};
     const Terms<T> t = class_terms(tile.s[k], tile.u[k], own, inv_temperature);
     if (!(held >> k & 1)) continue;
-    a[0] += in ? t.a : T(0);
-    b[0] += in ? t.b : T(0);
-    x[0] += in ? t.x : T(0);
-    a[1] += in ? T(0) : t.a;
-    b[1] += in ? T(0) : t.b;
-    x[1] += in ? T(0) : t.x;
+    a[0] += in ? t.exp_teacher : T(0);
+    b[0] += in ? t.exp_student : T(0);
+    x[0] += in ? t.diff : T(0);
+    a[1] += in ? T(0) : t.exp_teacher;
+    b[1] += in ? T(0) : t.exp_student;
+    x[1] += in ? T(0) : t.diff;
   }
   for (int g = 0; g < 2; ++g) {
-    m[g].a += static_cast<double>(a[g]);
-    m[g].b += static_cast<double>(b[g]);
-    m[g].x += static_cast<double>(x[g]);
+    m[g].sum_teacher += static_cast<double>(a[g]);
+    m[g].sum_student += static_cast<double>(b[g]);
+    m[g].sum_diff += static_cast<double>(x[g]);
   }
   m[0].count += __popc(inside);
   m[1].count += __popc(held & ~inside);
@@ -118,7 +118,7 @@ struct HigherTeacher {
 
 /// The plain sums of two groups against one reference each.
 struct MomentSums {
-  double a[2], b[2], x[2];
+  double sum_teacher[2], sum_student[2], sum_diff[2];
   long long count[2];
   int bad;
 };
@@ -126,9 +126,9 @@ struct MomentSums {
 struct AddSums {
   __device__ __forceinline__ MomentSums operator()(MomentSums x, const MomentSums& y) const {
     for (int g = 0; g < 2; ++g) {
-      x.a[g] += y.a[g];
-      x.b[g] += y.b[g];
-      x.x[g] += y.x[g];
+      x.sum_teacher[g] += y.sum_teacher[g];
+      x.sum_student[g] += y.sum_student[g];
+      x.sum_diff[g] += y.sum_diff[g];
       x.count[g] += y.count[g];
     }
     x.bad |= y.bad;
@@ -184,9 +184,9 @@ __device__ PartMoments summarise_slice(const Source& source, Slice slice, T cut,
   own.bad = bad;
   for (int g = 0; g < 2; ++g) {
     m[g].move_to(storage.common[g], inv_temperature);
-    own.a[g] = m[g].a;
-    own.b[g] = m[g].b;
-    own.x[g] = m[g].x;
+    own.sum_teacher[g] = m[g].sum_teacher;
+    own.sum_student[g] = m[g].sum_student;
+    own.sum_diff[g] = m[g].sum_diff;
     own.count[g] = m[g].count;
   }
   const MomentSums all =
@@ -196,9 +196,9 @@ __device__ PartMoments summarise_slice(const Source& source, Slice slice, T cut,
     for (int g = 0; g < 2; ++g) {
       part.group[g].shift = {static_cast<double>(storage.common[g].teacher),
                              static_cast<double>(storage.common[g].student)};
-      part.group[g].a = all.a[g];
-      part.group[g].b = all.b[g];
-      part.group[g].x = all.x[g];
+      part.group[g].sum_teacher = all.sum_teacher[g];
+      part.group[g].sum_student = all.sum_student[g];
+      part.group[g].sum_diff = all.sum_diff[g];
       part.group[g].count = all.count[g];
     }
     part.bad = all.bad;

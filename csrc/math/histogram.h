@@ -21,16 +21,16 @@ namespace gkd {
 constexpr int kBins = 2048;
 
 /// What a bin's bounds may be off by, relative: x is rounded a few times, at up to 40 nats.
-constexpr double kBinSlack = 1e-4;
+constexpr double kBinTolerance = 1e-4;
 
 /// What is to be is_met: a share of the row's mass, or a number of classes.
 struct StopRule {
   bool by_mass;
   double threshold;
-  std::uint64_t wanted;
+  std::uint64_t target_count;
 
   GKD_HD bool is_met(std::uint64_t amount, std::uint64_t total) const {
-    return by_mass ? mass_reached(amount, total, threshold) : amount >= wanted;
+    return by_mass ? mass_reached(amount, total, threshold) : amount >= target_count;
   }
 };
 

@@ -20,15 +20,16 @@ struct Weights {
   bool coupled = false;
 };
 
-/// How a row loss's gradient is stored, in two factors. stored * later = weight, the reduction's
-/// factor (> 0), and later is a power of two, so the backward's multiplication by it is exact.
+/// How a row loss's gradient is stored, in two factors. forward * backward = weight, the
+/// reduction's factor (> 0), and backward is a power of two, so the backward's multiplication by it
+/// is exact.
 ///
 /// A float16 gradient would lose its small entries to the 1/B of "mean". It is stored without that
 /// factor, and multiplied by the power of two that brings its largest possible entry, T (|w_b| +
-/// max(|w_p|, |w_s|)), near 2^15. Other dtypes have float32's exponents: later is 1, and with a
+/// max(|w_p|, |w_s|)), near 2^15. Other dtypes have float32's exponents: backward is 1, and with a
 /// grad_output of 1 the backward has nothing to do.
 struct GradScale {
-  double stored, later;
+  double forward, backward;
 };
 
 /// The exponent of the least power of two >= x, for x > 0.
@@ -152,14 +153,16 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
   double ratio[2] = {0, 0};
   for (int g = 0; g < 2; ++g) {
     // A group whose student mass is 0 keeps d = e = +inf; one whose teacher mass is 0 has no KL.
-    if (m[g].a > 0 && m[g].b > 0) ratio[g] = m[g].log_ratio();
+    if (m[g].sum_teacher > 0 && m[g].sum_student > 0) ratio[g] = m[g].log_ratio();
   }
   if (m[0].count > 0 && m[1].count > 0) {
-    const double u =
-        (m[0].shift.teacher - m[1].shift.teacher) * inv_t + (log(m[0].a) - log(m[1].a));
-    double v = (m[0].shift.student - m[1].shift.student) * inv_t + (log(m[0].b) - log(m[1].b));
+    const double u = (m[0].shift.teacher - m[1].shift.teacher) * inv_t +
+                     (log(m[0].sum_teacher) - log(m[1].sum_teacher));
+    double v = (m[0].shift.student - m[1].shift.student) * inv_t +
+               (log(m[0].sum_student) - log(m[1].sum_student));
     double w_gap = v - u;
-    if (m[0].a > 0 && m[1].a > 0 && m[0].b > 0 && m[1].b > 0) {
+    if (m[0].sum_teacher > 0 && m[1].sum_teacher > 0 && m[0].sum_student > 0 &&
+        m[1].sum_student > 0) {
       // log(Q/Q') - log(P/P'): the groups' reference gaps plus their log ratios.
       const double gap0 =
           (m[0].shift.student - m[0].shift.teacher) - (m[1].shift.student - m[1].shift.teacher);
@@ -176,11 +179,11 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
     GroupCoef<T>& c = coef[g];
     c = GroupCoef<T>{};
     if (m[g].count == 0) continue;
-    row.kl_weight[g] = m[g].a > 0 ? weight[g] * (w.coupled ? mass[g] : 1.0) : 0.0;
+    row.kl_weight[g] = m[g].sum_teacher > 0 ? weight[g] * (w.coupled ? mass[g] : 1.0) : 0.0;
     c.shift.teacher = static_cast<T>(finite_or_zero(m[g].shift.teacher));
     c.shift.student = static_cast<T>(finite_or_zero(m[g].shift.student));
-    c.inv_sum_teacher = m[g].a > 0 ? static_cast<T>(1 / m[g].a) : T(0);
-    c.inv_sum_student = m[g].b > 0 ? static_cast<T>(1 / m[g].b) : T(0);
+    c.inv_sum_teacher = m[g].sum_teacher > 0 ? static_cast<T>(1 / m[g].sum_teacher) : T(0);
+    c.inv_sum_student = m[g].sum_student > 0 ? static_cast<T>(1 / m[g].sum_student) : T(0);
     c.log_ratio = static_cast<T>(ratio[g]);
     c.coef_q = static_cast<T>(w.temperature * w.binary * (g == 0 ? row.q_minus_p : -row.q_minus_p));
     c.coef_diff = static_cast<T>(w.temperature * row.kl_weight[g]);

@@ -79,20 +79,20 @@ GKD_HD RadixSearch<T> first_search(const Keys<T>& keys, T high) {
 GKD_HD void moments_to_message(const GroupMoments<double>& m, int group, double* wire) {
   double* to = wire + 6 * group;
   // A sum of nothing but 0 has seen no finite logit, and its reference must not pull others'.
-  to[0] = m.a > 0 ? m.shift.teacher : -std::numeric_limits<double>::infinity();
-  to[1] = m.b > 0 ? m.shift.student : -std::numeric_limits<double>::infinity();
-  to[2] = m.a;
-  to[3] = m.b;
-  to[4] = m.x;
+  to[0] = m.sum_teacher > 0 ? m.shift.teacher : -std::numeric_limits<double>::infinity();
+  to[1] = m.sum_student > 0 ? m.shift.student : -std::numeric_limits<double>::infinity();
+  to[2] = m.sum_teacher;
+  to[3] = m.sum_student;
+  to[4] = m.sum_diff;
   to[5] = static_cast<double>(m.count);
 }
 GKD_HD GroupMoments<double> moments_from_message(const double* wire, int group) {
   const double* from = wire + 6 * group;
   GroupMoments<double> m;
   m.shift = {from[0], from[1]};
-  m.a = from[2];
-  m.b = from[3];
-  m.x = from[4];
+  m.sum_teacher = from[2];
+  m.sum_student = from[3];
+  m.sum_diff = from[4];
   m.count = static_cast<long long>(from[5]);
   return m;
 }

@@ -45,10 +45,10 @@ GKD_HD Shift<T> common_shift(Shift<T> x, Shift<T> y, T inv_temperature) {
   return {high.teacher, overflows ? other : high.student};
 }
 
-/// One class's contribution: a, b and b - a.
+/// One class's contribution: a_j, b_j and b_j - a_j.
 template <class T>
 struct Terms {
-  T a, b, x;
+  T exp_teacher, exp_student, diff;
 };
 
 /// e_j = ((U_j - S_j) - (m - r))/T. Where U_j - S_j is large its rounding would be all of a small
@@ -73,21 +73,21 @@ GKD_HD Terms<T> class_terms(T student, T teacher, Shift<T> shift, ScalarOf<T> in
   using R = ScalarOf<T>;
   Terms<T> t;
   const T u = teacher - shift.teacher, s = student - shift.student;
-  t.a = exp_of(T(u * inv_temperature));
+  t.exp_teacher = exp_of(T(u * inv_temperature));
   const T e = class_gap(student, teacher, s, u, shift, inv_temperature);
   // False for NaN (-inf in both): the plain form serves.
   const MaskOf<T> near = (e >= R(-1)) & (e <= R(1));
   if (all_true<T>(near)) {
-    t.x = t.a * expm1_and_phi(e).expm1;
-    t.b = t.a + t.x;
+    t.diff = t.exp_teacher * expm1_and_phi(e).expm1;
+    t.exp_student = t.exp_teacher + t.diff;
     return t;
   }
-  t.b = exp_of(T(s * inv_temperature));
-  t.x = t.b - t.a;
+  t.exp_student = exp_of(T(s * inv_temperature));
+  t.diff = t.exp_student - t.exp_teacher;
   if (all_false<T>(near)) return t;
-  const T small = t.a * expm1_and_phi(T(near ? e : T{})).expm1;
-  t.x = near ? small : t.x;
-  t.b = near ? t.a + small : t.b;
+  const T small = t.exp_teacher * expm1_and_phi(T(near ? e : T{})).expm1;
+  t.diff = near ? small : t.diff;
+  t.exp_student = near ? t.exp_teacher + small : t.exp_student;
   return t;
 }
 
@@ -96,14 +96,14 @@ GKD_HD Terms<T> class_terms(T student, T teacher, Shift<T> shift, ScalarOf<T> in
 template <class Acc, class Ref = Acc>
 struct GroupMoments {
   Shift<Ref> shift{-std::numeric_limits<Ref>::infinity(), -std::numeric_limits<Ref>::infinity()};
-  Acc a = Acc(0), b = Acc(0), x = Acc(0);
+  Acc sum_teacher = Acc(0), sum_student = Acc(0), sum_diff = Acc(0);  ///< A, B and X
   long long count = 0;
 
   template <class T>
   GKD_HD void push(Terms<T> t) {
-    a += static_cast<Acc>(t.a);
-    b += static_cast<Acc>(t.b);
-    x += static_cast<Acc>(t.x);
+    sum_teacher += static_cast<Acc>(t.exp_teacher);
+    sum_student += static_cast<Acc>(t.exp_student);
+    sum_diff += static_cast<Acc>(t.diff);
     ++count;
   }
 
@@ -123,10 +123,12 @@ struct GroupMoments {
     const bool near = gap >= Ref(-1) && gap <= Ref(1);
     const Ref difference = near ? fa * expm1_and_phi(-gap).expm1 : fb - fa;
     // A sum of 0 stays 0 whatever the factor: a reference of +-inf distance has no sums behind it.
-    const Acc moved = a == Acc(0) ? Acc(0) : a * static_cast<Acc>(difference);
-    x = (x == Acc(0) ? Acc(0) : x * static_cast<Acc>(fb)) + moved;
-    a = a == Acc(0) ? Acc(0) : a * static_cast<Acc>(fa);
-    b = b == Acc(0) ? Acc(0) : b * static_cast<Acc>(fb);
+    const auto scaled = [](Acc sum, Ref factor) {
+      return sum == Acc(0) ? Acc(0) : sum * static_cast<Acc>(factor);
+    };
+    sum_diff = scaled(sum_diff, fb) + scaled(sum_teacher, difference);
+    sum_teacher = scaled(sum_teacher, fa);
+    sum_student = scaled(sum_student, fb);
   }
 
   /// Adds another summary.
@@ -139,9 +141,9 @@ struct GroupMoments {
     const Shift<Ref> common = common_shift(shift, other.shift, inv_temperature);
     move_to(common, inv_temperature);
     other.move_to(common, inv_temperature);
-    a += other.a;
-    b += other.b;
-    x += other.x;
+    sum_teacher += other.sum_teacher;
+    sum_student += other.sum_student;
+    sum_diff += other.sum_diff;
     count += other.count;
   }
 
@@ -149,9 +151,9 @@ struct GroupMoments {
   GKD_HD Acc log_ratio() const {
     using std::log;
     using std::log1p;
-    const Acc ratio = x / a;
+    const Acc ratio = sum_diff / sum_teacher;
     if (ratio >= Acc(-0.5) && ratio <= Acc(1)) return log1p(ratio);
-    return log(b) - log(a);
+    return log(sum_student) - log(sum_teacher);
   }
 };
 

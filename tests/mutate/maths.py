@@ -25,8 +25,8 @@ MATHS = [
         name="other-group-reference",
         fault="the rest is taken relative to the primary group's reference",
         file="csrc/math/loss.h",
-        old="c.ref.student = static_cast<T>(finite_or_zero(m[g].ref.student));",
-        new="c.ref.student = static_cast<T>(finite_or_zero(m[0].ref.student));",
+        old="c.shift.student = static_cast<T>(finite_or_zero(m[g].shift.student));",
+        new="c.shift.student = static_cast<T>(finite_or_zero(m[0].shift.student));",
         by=("gkd_math_test RowMaths*",),
     ),
     Mutant(
