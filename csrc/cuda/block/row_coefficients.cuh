@@ -1,10 +1,11 @@
-// From a row's parts to the constants of its last sweep, and from the sweep's sums to its loss.
+// From the moments of a row's segments to the coefficients of its gradient pass, and from the KL
+// sums of that pass to its loss.
 #pragma once
 
 #include <cub/warp/warp_reduce.cuh>
 
+#include "cuda/buffers.h"
 #include "cuda/cub.h"
-#include "cuda/state.h"
 #include "cuda/tuning.h"
 
 namespace gkd::cuda {
@@ -18,46 +19,40 @@ struct MergeMoments {
   }
 };
 
-using FinishStorage = cub::WarpReduce<GroupMoments<double>>::TempStorage;
+using MergeStorage = cub::WarpReduce<GroupMoments<double>>::TempStorage;
 
-/// A row's summaries, merged; valid in lane 0.
-struct MergedParts {
-  GroupMoments<double> group[2];
-  bool bad;
-};
-
-/// One warp merges the parts part_at(0) to part_at(count - 1) of a row, in an order that their
-/// number alone decides.
-template <class PartAt>
-__device__ MergedParts merge_parts(const Problem& p, PartAt part_at, std::int64_t count,
-                                   FinishStorage& storage) {
+/// One warp merges the moments segment_at(0) to segment_at(count - 1) of a row, in an order that
+/// `count` alone decides. Valid in lane 0.
+template <class SegmentAt>
+__device__ SegmentMoments merge_moments(const Problem& p, SegmentAt segment_at, std::int64_t count,
+                                        MergeStorage& storage) {
   const int lane = threadIdx.x % kWarp;
   const MergeMoments merge{1 / p.weights.temperature};
-  MergedParts all{};
-  int bad = 0;
-  for (std::int64_t part = lane; part < count; part += kWarp) {
-    const PartMoments m = part_at(part);
-    bad |= m.bad;
-    for (int g = 0; g < 2; ++g) all.group[g] = merge(all.group[g], m.group[g]);
+  SegmentMoments row{};
+  int invalid = 0;
+  for (std::int64_t segment = lane; segment < count; segment += kWarp) {
+    const SegmentMoments m = segment_at(segment);
+    invalid |= m.invalid;
+    for (int g = 0; g < 2; ++g) row.group[g] = merge(row.group[g], m.group[g]);
   }
   for (int g = 0; g < 2; ++g) {
-    all.group[g] = cub::WarpReduce<GroupMoments<double>>(storage).Reduce(all.group[g], merge);
+    row.group[g] = cub::WarpReduce<GroupMoments<double>>(storage).Reduce(row.group[g], merge);
     __syncwarp();  // the second reduction reuses the first one's memory
   }
-  all.bad = __any_sync(~0u, bad);
-  return all;
+  row.invalid = __any_sync(~0u, invalid);
+  return row;
 }
 
-/// A whole row's merged summaries to its coefficients, kind and report; one thread. `weight` is the
-/// reduction's.
+/// Sets a row's coefficients, and its kind if it is invalid, from the moments of the whole row; one
+/// thread. `weight` is the reduction's factor.
 template <class T>
-__device__ RowReport finish_merged(const Problem& p, const MergedParts& all, double weight,
-                                   RowState<T>* row) {
+__device__ RowReport set_coefficients(const Problem& p, const SegmentMoments& moments,
+                                      double weight, RowState<T>* row) {
   RowReport report;
-  const auto& group = all.group;
+  const auto& group = moments.group;
   const bool no_teacher = group[0].sum_teacher == 0 && group[1].sum_teacher == 0;
   const bool no_student = group[0].sum_student == 0 && group[1].sum_student == 0;
-  if (all.bad || no_teacher || no_student) {
+  if (moments.invalid || no_teacher || no_student) {
     row->kind = RowKind::kInvalid;
     return report;
   }
@@ -71,18 +66,19 @@ __device__ RowReport finish_merged(const Problem& p, const MergedParts& all, dou
   return report;
 }
 
-/// Both, by one warp; lane 0 holds the report.
-template <class T, class PartAt>
-__device__ RowReport finish_parts(const Problem& p, PartAt part_at, std::int64_t count,
-                                  double weight, RowState<T>* row, FinishStorage& storage) {
-  const MergedParts all = merge_parts(p, part_at, count, storage);
+/// merge_moments(), then set_coefficients(), by one warp; the report is valid in lane 0.
+template <class T, class SegmentAt>
+__device__ RowReport merge_into_row(const Problem& p, SegmentAt segment_at, std::int64_t count,
+                                    double weight, RowState<T>* row, MergeStorage& storage) {
+  const SegmentMoments moments = merge_moments(p, segment_at, count, storage);
   RowReport report;
-  if (threadIdx.x % kWarp == 0) report = finish_merged(p, all, weight, row);
+  if (threadIdx.x % kWarp == 0) report = set_coefficients(p, moments, weight, row);
   return report;
 }
 
-/// Completes a report by the KL sums of the whole row.
-__device__ inline void finalize_row(const Problem& p, RowKind kind, PartKl kl, RowReport* report) {
+/// Completes a report with the KL sums of the whole row.
+__device__ inline void finalize_row(const Problem& p, RowKind kind, SegmentKl kl,
+                                    RowReport* report) {
   report->primary = kl.group[0];
   report->secondary = kl.group[1];
   report->loss = row_loss(report->summary, p.weights, kl.group[0], kl.group[1]);

@@ -1,8 +1,8 @@
-// The fused kernels with a team of a cooperative grid per row.
-#include "cuda/fused_launch.cuh"
+// The fused kernels with a group of blocks of a cooperative grid per row.
+#include "cuda/fused/launch.cuh"
 
 namespace gkd::cuda {
 
-GKD_LAUNCH_FUSED_ALL(GridTeam)
+GKD_LAUNCH_FUSED_ALL(GridGroup)
 
 }  // namespace gkd::cuda

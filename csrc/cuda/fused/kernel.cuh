@@ -1,227 +1,199 @@
-// A row in one kernel: both inputs are copied into shared memory once, and every sweep reads them
-// there. Device memory sees two readings and one writing, the least there is. The row belongs to a
-// team (team.cuh); each member holds a slice.
+// A row in one kernel: both inputs are copied into shared memory once, and every pass reads them
+// there. Device memory sees each input read once and the gradient written once, the least possible.
+// A group of blocks shares the row (block_group.cuh); each block copies one segment.
 //
-// Elements keep their place relative to 16 bytes on the way, so unaligned rows copy in whole
-// vectors but for head and tail, and sweeps see the same class in the same thread whatever the
-// alignment.
+// The copy preserves each element's offset modulo 16 bytes, so all but the head and the tail of an
+// unaligned row are copied as whole vectors. A thread sees the same classes whatever the alignment.
 #pragma once
 
 #include <cuda_pipeline_primitives.h>
 
-#include "cuda/finish.cuh"
-#include "cuda/select.cuh"
-#include "cuda/team.cuh"
+#include "cuda/fused/launch.h"
+#include "cuda/fused/shared_memory.cuh"
 
 namespace gkd::cuda {
 
-/// What a fused launch is given.
-template <class T>
-struct FusedCall {
-  Problem p;
-  RowState<T>* state;
-  RowReport* report;
-  const T* weight;
-  void* gradient;
-  GridScratch* scratch;  ///< of GridTeam: one per team
-  int members;
-  std::int64_t slice_classes;  ///< of every member but the last ones
-  bool constant_cut, all_kl;
-};
-
-/// A slice on chip; j counts from the slice's first class.
+/// Reads a segment in shared memory; j counts from the segment's first class.
 template <class T, class Elem>
-struct Resident {
-  using Value = T;
-  const Elem *s, *u;
+struct SharedLoader {
+  const Elem *student, *teacher;
 
-  __device__ __forceinline__ void load(std::int64_t j, T* student, T* teacher) const {
-    *student = widen<T>(s[j]);
-    *teacher = widen<T>(u[j]);
+  __device__ __forceinline__ void load(std::int64_t j, T* s, T* u) const {
+    *s = load_as<T>(student[j]);
+    *u = load_as<T>(teacher[j]);
   }
   __device__ __forceinline__ T rank(std::int64_t j, bool by_student) const {
-    return widen<T>((by_student ? s : u)[j]);
+    return load_as<T>((by_student ? student : teacher)[j]);
   }
-  __device__ __forceinline__ void store(void* gradient, std::int64_t at, T value) const {
-    narrow(value, static_cast<Elem*>(gradient) + at);
+  __device__ __forceinline__ void store(void* gradient, std::int64_t index, T value) const {
+    store_as(value, static_cast<Elem*>(gradient) + index);
   }
 };
 
-constexpr int kVectorBytes = 16;
-
-/// Shared bytes that a slice of one input needs, with room for its place relative to a vector.
-template <class Elem>
-__host__ __device__ constexpr std::size_t slice_bytes(std::int64_t classes) {
-  return (static_cast<std::size_t>(classes) * sizeof(Elem) + 2 * kVectorBytes - 1) / kVectorBytes *
-         kVectorBytes;
-}
-
-/// Starts copying `count` elements behind `to`; returns where the first one will be.
+/// Starts copying `count` elements to shared memory; returns where the first one will be.
 template <int kThreads, class Elem>
-__device__ const Elem* copy_slice(char* to, const Elem* from, int count) {
-  constexpr int kPer = kVectorBytes / int(sizeof(Elem));
-  const auto place = reinterpret_cast<std::uintptr_t>(from) % kVectorBytes;
-  Elem* first = reinterpret_cast<Elem*>(to + place);
-  const int missing = place == 0 ? 0 : int((kVectorBytes - place) / sizeof(Elem));
-  const int head = missing < count ? missing : count;
-  const int vectors = (count - head) / kPer, tail = head + vectors * kPer;
+__device__ const Elem* copy_segment(char* shared, const Elem* global, int count) {
+  constexpr int kPerVector = kVectorBytes / int(sizeof(Elem));
+  const auto offset = reinterpret_cast<std::uintptr_t>(global) % kVectorBytes;
+  Elem* first = reinterpret_cast<Elem*>(shared + offset);
+  const int unaligned = offset == 0 ? 0 : int((kVectorBytes - offset) / sizeof(Elem));
+  const int head = unaligned < count ? unaligned : count;
+  const int vectors = (count - head) / kPerVector, tail = head + vectors * kPerVector;
   for (int k = threadIdx.x; k < vectors; k += kThreads) {
-    __pipeline_memcpy_async(first + head + k * kPer, from + head + k * kPer, kVectorBytes);
+    __pipeline_memcpy_async(first + head + k * kPerVector, global + head + k * kPerVector,
+                            kVectorBytes);
   }
-  for (int k = threadIdx.x; k < head; k += kThreads) first[k] = from[k];
-  for (int k = tail + threadIdx.x; k < count; k += kThreads) first[k] = from[k];
+  for (int k = threadIdx.x; k < head; k += kThreads) first[k] = global[k];
+  for (int k = tail + threadIdx.x; k < count; k += kThreads) first[k] = global[k];
   return first;
 }
 
-/// Shared memory beside the slices.
-template <class T, class Team, int kThreads>
-struct FusedStorage {
-  union {
-    int counts[kBins];
-    unsigned long long amounts[kBins];
-  };
-  KeyOf<T> list[kFusedList];
-  union {
-    typename cub::BlockReduce<Extremes<T>, kThreads>::TempStorage extremes;
-    typename cub::BlockReduce<Weighed<T>, kThreads>::TempStorage weighed;
-    WindowStorage<kThreads> window;
-    NarrowStorage<kThreads> narrow;
-    MomentsStorage<T, kThreads> moments;
-    FinishStorage finish;
-    KlStorage<kThreads> kl;
-  } use;
-  TeamStorage<Team::kMembers> team;
-  RowState<T> row;
-  RowReport report;
-  int kept;
-};
+/// Every block's value, combined in rank order.
+template <class V, class BlockGroup, class Combine>
+__device__ V all_reduce(BlockGroup& group, const V& value, Combine combine) {
+  const Slot* slots = group.all_gather(value);
+  V result{};
+  for (int r = 0; r < group.size(); ++r) result = combine(result, read_slot<V>(slots, r));
+  return result;
+}
 
-/// The row's cut, for every thread of every member.
-template <class T, int kThreads, class Source, class Team>
-__device__ T fused_cut(const Problem& p, const Source& source, Slice slice, T inv_temperature,
-                       FusedStorage<T, Team, kThreads>& shared, Team& team) {
-  const StopRule goal = goal_of<T>(p);
+/// The row's cut, for every thread of every block.
+template <class T, int kThreads, class Loader, class BlockGroup>
+__device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T inv_temperature,
+                      FusedStorage<T, BlockGroup, kThreads>& shared, BlockGroup& group) {
+  const StopRule rule = stop_rule(p);
   for (int b = threadIdx.x; b < kBins; b += kThreads) shared.counts[b] = 0;
-  if (threadIdx.x == 0) shared.kept = 0;
-  Extremes<T> ends =
-      cub::BlockReduce<Extremes<T>, kThreads>(shared.use.extremes)
-          .Reduce(extremes_of<T, kThreads>(source, slice, p.by_student), WidenExtremes{});
-  const Mail* mail = team.gather(ends);  // its barriers also order the zeros before the counts
-  ends = Extremes<T>{};
-  for (int m = 0; m < team.size(); ++m) ends = WidenExtremes{}(ends, mail_of<Extremes<T>>(mail, m));
+  if (threadIdx.x == 0) shared.num_listed = 0;
+  Extremes<T> extremes =
+      cub::BlockReduce<Extremes<T>, kThreads>(shared.temp.extremes)
+          .Reduce(thread_extremes<T, kThreads>(loader, segment, p.by_student), MergeExtremes{});
+  // The gather's barriers also order the zeros before the first count.
+  extremes = all_reduce(group, extremes, MergeExtremes{});
 
-  const Bins<T> bins = bins_of(p, ends, inv_temperature);
-  count_slice<T, kThreads>(source, slice, p.by_student, bins, shared.counts);
-  team.add(shared.counts);
+  const Bins<T> bins = bins_of(p, extremes, inv_temperature);
+  count_segment<T, kThreads>(loader, segment, p.by_student, bins, shared.counts);
+  group.all_reduce_sum(shared.counts);
   const BinRange window =
-      find_window<T, kThreads>(shared.counts, goal, bins, p.row_classes(), shared.use.window);
+      find_window<T, kThreads>(shared.counts, rule, bins, p.row_classes(), shared.temp.window);
 
   const Keys<T> keys(p.ranking().dtype);
-  const ClassWeight<T> amount = amount_of(p, ends.high, inv_temperature);
-  Weighed<T> weighed = weigh_slice<T, kThreads>(source, slice, p.by_student, bins, amount, keys,
-                                                window, shared.list, kFusedList, &shared.kept);
-  __syncthreads();  // the window's storage is read no more
-  weighed =
-      cub::BlockReduce<Weighed<T>, kThreads>(shared.use.weighed).Reduce(weighed, AddWeighed{});
-  mail = team.gather(weighed);
-  weighed = Weighed<T>{};
-  for (int m = 0; m < team.size(); ++m) {
-    weighed = AddWeighed{}(weighed, mail_of<Weighed<T>>(mail, m));
-  }
+  const ClassWeight<T> weight = class_weight(p, extremes.high, inv_temperature);
+  WeightSums<T> sums =
+      weigh_segment<T, kThreads>(loader, segment, p.by_student, bins, weight, keys, window,
+                                 shared.list, kFusedListedKeys, &shared.num_listed);
+  __syncthreads();  // every thread has read the window before its storage is reused
+  sums = cub::BlockReduce<WeightSums<T>, kThreads>(shared.temp.weights)
+             .Reduce(sums, MergeWeightSums{});
+  sums = all_reduce(group, sums, MergeWeightSums{});
 
-  RadixSearch<T> search{weighed.high, weighed.low, weighed.above, weighed.total};
-  while (!search.found()) {  // as often in every member: they hold the same search
+  RadixSearch<T> search{sums.high, sums.low, sums.above, sums.total};
+  while (!search.found()) {  // the same number of passes in every block: all have the same search
     const int shift = search.bin_bits();
-    team.sync();  // no peer still reads the bins
-    for (int b = threadIdx.x; b < kBins; b += kThreads) shared.amounts[b] = 0;
-    __syncthreads();  // all zero before the first amount
-    if (shared.kept <= kFusedList) {
-      for (int k = threadIdx.x; k < shared.kept; k += kThreads) {
-        spread_key(search, shift, keys, amount, shared.list[k], shared.amounts);
+    group.sync();  // no peer still reads the bins
+    for (int b = threadIdx.x; b < kBins; b += kThreads) shared.histogram[b] = 0;
+    __syncthreads();  // all bins are zero before the first weight is added
+    if (shared.num_listed <= kFusedListedKeys) {
+      for (int k = threadIdx.x; k < shared.num_listed; k += kThreads) {
+        add_to_histogram(search, shift, keys, weight, shared.list[k], shared.histogram);
       }
     } else {
-      sweep_ranks<T, kThreads>(source, slice, p.by_student, [&](T r) {
-        spread_key(search, shift, keys, amount, keys.of(r), shared.amounts);
+      for_each_rank<T, kThreads>(loader, segment, p.by_student, [&](T r) {
+        add_to_histogram(search, shift, keys, weight, keys.of(r), shared.histogram);
       });
     }
-    team.add(shared.amounts);
-    search = narrow_search<T, kThreads>(shared.amounts, goal, search, shared.use.narrow);
+    group.all_reduce_sum(shared.histogram);
+    search = refine_search<T, kThreads>(shared.histogram, rule, search, shared.temp.refine);
   }
   return keys.logit(search.high);
 }
 
-template <class T, class Elem, class Team, int kThreads>
-__device__ void fused_rows(const FusedCall<T>& c, FusedStorage<T, Team, kThreads>& shared,
-                           char* slices, Team& team) {
+/// One segment of a counted row, by one block: cut, moments, coefficients, gradient. Thread 0 of
+/// rank 0 writes the row's report.
+template <class T, class Elem, int kThreads, class BlockGroup>
+__device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t row,
+                                            std::int64_t begin, std::int64_t target,
+                                            const SharedLoader<T, Elem>& loader, Segment segment,
+                                            FusedStorage<T, BlockGroup, kThreads>& shared,
+                                            BlockGroup& group) {
   const Problem& p = c.p;
   const T inv_temperature = static_cast<T>(1 / p.weights.temperature);
-  const std::int64_t begin = min(team.rank() * c.slice_classes, p.classes);
-  const int classes = static_cast<int>(min(c.slice_classes, p.classes - begin));
-  const Slice slice{0, classes};
-  for (std::int64_t row = team.index(); row < p.rows; row += team.count()) {
-    const std::int64_t at = row * p.classes + begin;
+  const std::int64_t offset = row * p.classes + begin;
+  T cut = c.state[row].cut;
+  if (!c.constant_cut) {
+    cut = find_cut<T, kThreads>(p, loader, segment, inv_temperature, shared, group);
+    __syncthreads();  // every thread has left the search before its storage is reused
+  }
+  const SegmentMoments moments = accumulate_moments<T, kThreads>(
+      loader, segment, cut, target, p.by_student, inv_temperature, shared.temp.moments);
+  const Slot* slots = group.all_gather(moments);
+  if (threadIdx.x == 0) {
+    shared.row.kind = RowKind::kCounted;
+    shared.row.cut = cut;
+    shared.row.target = target;
+  }
+  __syncthreads();  // the row is in place for the warp that completes it
+  if (threadIdx.x < kWarp) {
+    const RowReport report = merge_into_row(
+        p, [&](std::int64_t r) { return read_slot<SegmentMoments>(slots, static_cast<int>(r)); },
+        group.size(), static_cast<double>(*c.weight), &shared.row, shared.temp.merge);
+    if (threadIdx.x == 0) shared.report = report;
+  }
+  __syncthreads();  // the row's coefficients are known
+  SegmentKl kl{};
+  if (shared.row.kind == RowKind::kCounted) {
+    kl = write_gradient<T, kThreads>(loader, segment, shared.row, p.by_student, inv_temperature,
+                                     c.all_kl, c.gradient, offset, shared.temp.kl);
+  } else {
+    fill_gradient<T, kThreads>(loader, segment, RowKind::kInvalid, c.gradient, offset);
+  }
+  slots =
+      group.all_gather(kl);  // its barriers also keep the segment until all threads have read it
+  if (group.rank() == 0 && threadIdx.x == 0) {
+    SegmentKl sum{};
+    for (int r = 0; r < group.size(); ++r) sum = AddKl{}(sum, read_slot<SegmentKl>(slots, r));
+    RowReport report = shared.report;
+    finalize_row(p, shared.row.kind, sum, &report);
+    c.report[row] = report;
+    c.state[row].kind = shared.row.kind;
+    c.state[row].cut = cut;
+  }
+  __syncthreads();  // the row is finished before the next one's copy overwrites it
+}
+
+template <class T, class Elem, int kThreads, class BlockGroup>
+__device__ void process_rows(const FusedCall<T>& c, FusedStorage<T, BlockGroup, kThreads>& shared,
+                             char* segments, BlockGroup& group) {
+  using Layout = FusedLayout<Elem, BlockGroup>;
+  const Problem& p = c.p;
+  const std::int64_t begin = min(group.rank() * c.segment_classes, p.classes);
+  const int classes = static_cast<int>(min(c.segment_classes, p.classes - begin));
+  const Segment segment{0, classes};
+  for (std::int64_t row = group.group(); row < p.rows; row += group.num_groups()) {
     const RowKind kind = c.state[row].kind;
-    const std::int64_t target = c.state[row].target - begin;  // no class of the slice where outside
     if (kind != RowKind::kCounted) {
-      const T value = kind == RowKind::kIgnored ? T(0) : std::numeric_limits<T>::quiet_NaN();
-      fill_slice<T, kThreads>(Resident<T, Elem>{}, slice, value, c.gradient, at);
-      if (team.rank() == 0 && threadIdx.x == 0) {
+      fill_gradient<T, kThreads>(SharedLoader<T, Elem>{}, segment, kind, c.gradient,
+                                 row * p.classes + begin);
+      if (group.rank() == 0 && threadIdx.x == 0) {
         RowReport report;
-        finalize_row(p, kind, PartKl{}, &report);
+        finalize_row(p, kind, SegmentKl{}, &report);
         c.report[row] = report;
       }
       continue;
     }
     const auto* s = static_cast<const Elem*>(p.student.data) + row * p.student.row_stride + begin;
     const auto* u = static_cast<const Elem*>(p.teacher.data) + row * p.teacher.row_stride + begin;
-    Resident<T, Elem> source;
-    source.s = copy_slice<kThreads>(slices, s, classes);
-    source.u = copy_slice<kThreads>(slices + slice_bytes<Elem>(c.slice_classes), u, classes);
+    SharedLoader<T, Elem> loader;
+    loader.student = copy_segment<kThreads>(segments, s, classes);
+    loader.teacher =
+        copy_segment<kThreads>(segments + Layout::segment_bytes(c.segment_classes), u, classes);
     __pipeline_commit();
     __pipeline_wait_prior(0);
-    __syncthreads();  // every thread's part of the copy has landed
-
-    T cut = c.state[row].cut;
-    if (!c.constant_cut) {
-      cut = fused_cut<T, kThreads>(p, source, slice, inv_temperature, shared, team);
-      __syncthreads();  // the search's storage is read no more
-    }
-    const PartMoments part = summarise_slice<T, kThreads>(source, slice, cut, target, p.by_student,
-                                                          inv_temperature, shared.use.moments);
-    const Mail* mail = team.gather(part);
-    if (threadIdx.x == 0) {
-      shared.row.kind = kind;
-      shared.row.cut = cut;
-      shared.row.target = target;
-    }
-    __syncthreads();  // the row is in place
-    if (threadIdx.x < kWarp) {
-      const RowReport report = finish_parts(
-          p, [&](std::int64_t m) { return mail_of<PartMoments>(mail, static_cast<int>(m)); },
-          team.size(), static_cast<double>(*c.weight), &shared.row, shared.use.finish);
-      if (threadIdx.x == 0) shared.report = report;
-    }
-    __syncthreads();  // the row's constants are known
-    PartKl kl{};
-    if (shared.row.kind == RowKind::kCounted) {
-      kl = emit_slice<T, kThreads>(source, slice, shared.row, p.by_student, inv_temperature,
-                                   c.all_kl, c.gradient, at, shared.use.kl);
-    } else {
-      fill_slice<T, kThreads>(source, slice, std::numeric_limits<T>::quiet_NaN(), c.gradient, at);
-    }
-    mail = team.gather(kl);  // its barriers also keep the slices until every thread has read them
-    if (team.rank() == 0 && threadIdx.x == 0) {
-      PartKl sum{};
-      for (int m = 0; m < team.size(); ++m) sum = AddKl{}(sum, mail_of<PartKl>(mail, m));
-      RowReport report = shared.report;
-      finalize_row(p, shared.row.kind, sum, &report);
-      c.report[row] = report;
-      c.state[row].kind = shared.row.kind;
-      c.state[row].cut = cut;
-    }
-    __syncthreads();  // the row is done before the next one's copies overwrite it
+    __syncthreads();  // the copies of all threads have landed
+    // A target outside the segment matches none of its classes.
+    process_row<T, Elem, kThreads>(c, row, begin, c.state[row].target - begin, loader, segment,
+                                   shared, group);
   }
-  team.leave();
+  group.exit_barrier();
 }
 
 }  // namespace gkd::cuda

@@ -1,239 +1,208 @@
-// Every row's cut by selection, as several kernels: any row length, any architecture. Reads the
-// ranking logits three times, and once more per spread where the window does not fit its list; rows
-// go through in chunks that stay in the L2 cache, so that device memory is read once.
-#include <cub/block/block_reduce.cuh>
-
-#include "cuda/cub.h"
-#include "cuda/select.cuh"
-#include "cuda/stages.h"
+// Every row's cut by selection, as several kernels: any row length, any architecture. They read the
+// ranking logits three times, and once more per radix pass where the window does not fit its list.
+// Rows go through in chunks that stay in the L2 cache, so that device memory is read once.
+#include "cuda/multi_kernel/select_kernels.cuh"
+#include "cuda/multi_kernel/stages.h"
 
 namespace gkd::cuda {
 namespace {
 
-/// One row's selection in progress. All zero to begin with: what starts high is kept inverted.
+/// One row's selection in progress. Zero-initialised: minima are stored bit-inverted, so that
+/// atomicMax updates them.
 template <class T>
 struct RowSearch {
   KeyOf<T> high_key, inverted_low_key;  ///< extremes as whole keys
   BinRange window;
   unsigned long long total, above;
   KeyOf<T> window_high, inverted_window_low;
-  int kept;
+  int num_listed;
   RadixSearch<T> search;
 
-  __device__ RadixSearch<T> at_level(int level) const {
-    return level > 0 ? search : RadixSearch<T>{window_high, ~inverted_window_low, above, total};
+  __device__ RadixSearch<T> before_pass(int pass) const {
+    return pass > 0 ? search : RadixSearch<T>{window_high, ~inverted_window_low, above, total};
   }
 };
 
 /// Global scratch of a chunk, by row.
 template <class T>
-struct Scratch {
+struct SelectScratch {
   RowSearch<T>* row;
-  int* counts;                  ///< [kBins]
-  unsigned long long* amounts;  ///< [kBins]
-  KeyOf<T>* list;               ///< [capacity]
+  int* counts;                    ///< [kBins]
+  unsigned long long* histogram;  ///< [kBins]
+  KeyOf<T>* list;                 ///< [capacity]
   int capacity;
 };
 
-/// What every kernel of the chunk takes.
 template <class T>
-struct Call {
-  Problem p;
-  Split split;
-  std::int64_t first_row;
+struct ChunkCall : SelectCall<T> {
   RowState<T>* state;
-  Scratch<T> scratch;
-  T inv_temperature;
+  SelectScratch<T> scratch;
 
-  __device__ std::int64_t local_row() const { return blockIdx.x / split.parts; }
-  __device__ Slice slice() const {
-    const std::int64_t begin = (blockIdx.x % split.parts) * split.part_classes;
-    return {begin, min(begin + split.part_classes, p.classes)};
+  __device__ bool is_counted(std::int64_t row) const {
+    return state[this->chunk.first_row + row].kind == RowKind::kCounted;
   }
-  __device__ Extremes<T> extremes(const RowSearch<T>& row) const {
+  __device__ void merge_extremes(std::int64_t row, const Extremes<T>& e) const {
     const Keys<T> whole;
-    return {whole.logit(row.high_key), whole.logit(~row.inverted_low_key)};
+    atomicMax(&scratch.row[row].high_key, whole.of(e.high));
+    atomicMax(&scratch.row[row].inverted_low_key, ~whole.of(e.low));
   }
-  __device__ Bins<T> bins(const RowSearch<T>& row) const {
-    return bins_of(p, extremes(row), inv_temperature);
+  __device__ Extremes<T> extremes(std::int64_t row) const {
+    const Keys<T> whole;
+    return {whole.logit(scratch.row[row].high_key),
+            whole.logit(~scratch.row[row].inverted_low_key)};
   }
-  __device__ bool counted(std::int64_t local) const {
-    return state[first_row + local].kind == RowKind::kCounted;
+  __device__ Bins<T> bins(std::int64_t row) const {
+    return bins_of(this->p, extremes(row), this->inv_temperature);
+  }
+  __device__ int* counts(std::int64_t row) const { return scratch.counts + row * kBins; }
+  __device__ unsigned long long* histogram(std::int64_t row) const {
+    return scratch.histogram + row * kBins;
+  }
+  __device__ KeyOf<T>* list(std::int64_t row) const {
+    return scratch.list + row * scratch.capacity;
   }
 };
 
-template <class T, class Source>
-__global__ void __launch_bounds__(kSweepThreads) extremes_kernel(Call<T> c) {
-  using Reduce = cub::BlockReduce<Extremes<T>, kSweepThreads>;
-  __shared__ typename Reduce::TempStorage storage;
-  const std::int64_t local = c.local_row();
-  const Extremes<T> own =
-      extremes_of<T, kSweepThreads>(Source(c.p, c.first_row + local), c.slice(), c.p.by_student);
-  const Extremes<T> all = Reduce(storage).Reduce(own, WidenExtremes{});
-  if (threadIdx.x != 0) return;
-  const Keys<T> whole;
-  atomicMax(&c.scratch.row[local].high_key, whole.of(all.high));
-  atomicMax(&c.scratch.row[local].inverted_low_key, ~whole.of(all.low));
-}
-
-template <class T, class Source>
-__global__ void __launch_bounds__(kSweepThreads) count_kernel(Call<T> c) {
-  __shared__ int counts[kBins];
-  const std::int64_t local = c.local_row();
-  if (!c.counted(local)) return;
-  for (int b = threadIdx.x; b < kBins; b += kSweepThreads) counts[b] = 0;
-  __syncthreads();  // all zero before the first count
-  count_slice<T, kSweepThreads>(Source(c.p, c.first_row + local), c.slice(), c.p.by_student,
-                                c.bins(c.scratch.row[local]), counts);
-  __syncthreads();  // all counts are in
-  int* to = c.scratch.counts + local * kBins;
-  for (int b = threadIdx.x; b < kBins; b += kSweepThreads) {
-    if (counts[b] != 0) atomicAdd(&to[b], counts[b]);
-  }
-}
-
-/// One block a row.
+/// One block per row.
 template <class T>
-__global__ void __launch_bounds__(kSweepThreads) window_kernel(Call<T> c) {
-  __shared__ WindowStorage<kSweepThreads> storage;
-  RowSearch<T>& row = c.scratch.row[blockIdx.x];
-  const BinRange w =
-      find_window<T, kSweepThreads>(c.scratch.counts + blockIdx.x * kBins, goal_of<T>(c.p),
-                                    c.bins(row), c.p.row_classes(), storage);
-  if (threadIdx.x == 0) row.window = w;
+__global__ void __launch_bounds__(kPassThreads) window_kernel(ChunkCall<T> c) {
+  __shared__ WindowStorage<kPassThreads> storage;
+  const std::int64_t row = blockIdx.x;
+  const BinRange window = find_window<T, kPassThreads>(c.counts(row), stop_rule(c.p), c.bins(row),
+                                                       c.p.row_classes(), storage);
+  if (threadIdx.x == 0) c.scratch.row[row].window = window;
 }
 
-template <class T, class Source>
-__global__ void __launch_bounds__(kSweepThreads) weigh_kernel(Call<T> c) {
-  using Reduce = cub::BlockReduce<Weighed<T>, kSweepThreads>;
+template <class Loader, class T>
+__global__ void __launch_bounds__(kPassThreads) weights_kernel(ChunkCall<T> c) {
+  using Reduce = cub::BlockReduce<WeightSums<T>, kPassThreads>;
   __shared__ typename Reduce::TempStorage storage;
-  const std::int64_t local = c.local_row();
-  if (!c.counted(local)) return;
-  RowSearch<T>& row = c.scratch.row[local];
+  const std::int64_t row = c.row();
+  if (!c.is_counted(row)) return;  // the whole block: no barrier is left waiting
+  RowSearch<T>& r = c.scratch.row[row];
   const Bins<T> bins = c.bins(row);
-  const Weighed<T> own = weigh_slice<T, kSweepThreads>(
-      Source(c.p, c.first_row + local), c.slice(), c.p.by_student, bins,
-      amount_of(c.p, bins.high, c.inv_temperature), Keys<T>(c.p.ranking().dtype), row.window,
-      c.scratch.list + local * c.scratch.capacity, c.scratch.capacity, &row.kept);
-  const Weighed<T> all = Reduce(storage).Reduce(own, AddWeighed{});
+  const WeightSums<T> thread = weigh_segment<T, kPassThreads>(
+      c.template loader<Loader>(), c.segment(), c.p.by_student, bins,
+      class_weight(c.p, bins.high, c.inv_temperature), Keys<T>(c.p.ranking().dtype), r.window,
+      c.list(row), c.scratch.capacity, &r.num_listed);
+  const WeightSums<T> block = Reduce(storage).Reduce(thread, MergeWeightSums{});
   if (threadIdx.x != 0) return;
-  atomicAdd(&row.total, all.total);
-  atomicAdd(&row.above, all.above);
-  atomicMax(&row.window_high, all.high);
-  atomicMax(&row.inverted_window_low, ~all.low);
+  atomicAdd(&r.total, block.total);
+  atomicAdd(&r.above, block.above);
+  atomicMax(&r.window_high, block.high);
+  atomicMax(&r.inverted_window_low, ~block.low);
 }
 
-template <class T, class Source>
-__global__ void __launch_bounds__(kSweepThreads) spread_kernel(Call<T> c, int level) {
-  __shared__ unsigned long long amounts[kBins];
-  const std::int64_t local = c.local_row();
-  if (!c.counted(local)) return;
-  const RowSearch<T>& row = c.scratch.row[local];
-  const RadixSearch<T> search = row.at_level(level);
-  if (search.found()) return;
-  for (int b = threadIdx.x; b < kBins; b += kSweepThreads) amounts[b] = 0;
-  __syncthreads();  // all zero before the first amount
+template <class Loader, class T>
+__global__ void __launch_bounds__(kPassThreads) histogram_kernel(ChunkCall<T> c, int pass) {
+  __shared__ unsigned long long histogram[kBins];
+  const std::int64_t row = c.row();
+  if (!c.is_counted(row)) return;  // the whole block: no barrier is left waiting
+  const RowSearch<T>& r = c.scratch.row[row];
+  const RadixSearch<T> search = r.before_pass(pass);
+  if (search.found()) return;  // the whole block
+  for (int b = threadIdx.x; b < kBins; b += kPassThreads) histogram[b] = 0;
+  __syncthreads();  // all bins are zero before the first weight is added
   const Keys<T> keys(c.p.ranking().dtype);
-  const ClassWeight<T> amount = amount_of(c.p, c.extremes(row).high, c.inv_temperature);
+  const ClassWeight<T> weight = class_weight(c.p, c.extremes(row).high, c.inv_temperature);
   const int shift = search.bin_bits();
-  if (row.kept <= c.scratch.capacity) {
-    const KeyOf<T>* list = c.scratch.list + local * c.scratch.capacity;
-    const std::int64_t part = blockIdx.x % c.split.parts;
-    for (std::int64_t k = part * kSweepThreads + threadIdx.x; k < row.kept;
-         k += c.split.parts * kSweepThreads) {
-      spread_key(search, shift, keys, amount, list[k], amounts);
+  if (r.num_listed <= c.scratch.capacity) {
+    const KeyOf<T>* list = c.list(row);
+    const std::int64_t segments = c.chunk.partition.segments, segment = blockIdx.x % segments;
+    for (std::int64_t k = segment * kPassThreads + threadIdx.x; k < r.num_listed;
+         k += segments * kPassThreads) {
+      add_to_histogram(search, shift, keys, weight, list[k], histogram);
     }
   } else {
-    sweep_ranks<T, kSweepThreads>(
-        Source(c.p, c.first_row + local), c.slice(), c.p.by_student,
-        [&](T r) { spread_key(search, shift, keys, amount, keys.of(r), amounts); });
+    for_each_rank<T, kPassThreads>(
+        c.template loader<Loader>(), c.segment(), c.p.by_student,
+        [&](T r) { add_to_histogram(search, shift, keys, weight, keys.of(r), histogram); });
   }
-  __syncthreads();  // all amounts are in
-  unsigned long long* to = c.scratch.amounts + local * kBins;
-  for (int b = threadIdx.x; b < kBins; b += kSweepThreads) {
-    if (amounts[b] != 0) atomicAdd(&to[b], amounts[b]);
+  __syncthreads();  // every thread has added its classes
+  unsigned long long* row_histogram = c.histogram(row);
+  for (int b = threadIdx.x; b < kBins; b += kPassThreads) {
+    if (histogram[b] != 0) atomicAdd(&row_histogram[b], histogram[b]);
   }
 }
 
-/// One block a row.
+/// One block per row.
 template <class T>
-__global__ void __launch_bounds__(kSweepThreads) narrow_kernel(Call<T> c, int level) {
-  __shared__ NarrowStorage<kSweepThreads> storage;
-  const std::int64_t local = blockIdx.x;
-  if (!c.counted(local)) return;
-  RowSearch<T>& row = c.scratch.row[local];
-  RadixSearch<T> search = row.at_level(level);
-  if (search.found() && level > 0) return;
+__global__ void __launch_bounds__(kPassThreads) refine_kernel(ChunkCall<T> c, int pass) {
+  __shared__ RefineStorage<kPassThreads> storage;
+  const std::int64_t row = blockIdx.x;
+  if (!c.is_counted(row)) return;  // the whole block: no barrier is left waiting
+  RadixSearch<T> search = c.scratch.row[row].before_pass(pass);
+  if (search.found() && pass > 0) return;
   if (!search.found()) {
-    unsigned long long* amounts = c.scratch.amounts + local * kBins;
-    StopRule goal = goal_of<T>(c.p);
-    search = narrow_search<T, kSweepThreads>(amounts, goal, search, storage);
-    for (int b = threadIdx.x; b < kBins; b += kSweepThreads) amounts[b] = 0;  // for the next level
+    unsigned long long* histogram = c.histogram(row);
+    search = refine_search<T, kPassThreads>(histogram, stop_rule(c.p), search, storage);
+    for (int b = threadIdx.x; b < kBins; b += kPassThreads) histogram[b] = 0;  // for the next pass
   }
   if (threadIdx.x != 0) return;
-  row.search = search;
+  c.scratch.row[row].search = search;
   if (search.found()) {
-    c.state[c.first_row + local].cut = Keys<T>(c.p.ranking().dtype).logit(search.high);
+    c.state[c.chunk.first_row + row].cut = Keys<T>(c.p.ranking().dtype).logit(search.high);
   }
 }
 
+/// *zero_bytes: what must be zero before the first kernel.
 template <class T>
-Scratch<T> lay_out_scratch(const Problem& p, std::int64_t rows, void* base, std::size_t* bytes) {
+SelectScratch<T> lay_out_scratch(const Problem& p, std::int64_t rows, void* base,
+                                 std::size_t* zero_bytes, std::size_t* bytes) {
   Arena arena(base);
-  Scratch<T> s;
+  SelectScratch<T> s;
   const auto n = static_cast<std::size_t>(rows);
   s.capacity = static_cast<int>(std::min<std::int64_t>(
-      kListLimit, std::max<std::int64_t>(kListLeast, p.classes / kListShare)));
+      kMaxListedKeys, std::max<std::int64_t>(kMinListedKeys, p.classes / kClassesPerListedKey)));
   s.row = arena.take<RowSearch<T>>(n);
   s.counts = arena.take<int>(n * kBins);
-  s.amounts = arena.take<unsigned long long>(n * kBins);
-  *bytes = arena.used();  // what has to be zero
+  s.histogram = arena.take<unsigned long long>(n * kBins);
+  *zero_bytes = arena.used();
   s.list = arena.take<KeyOf<T>>(n * static_cast<std::size_t>(s.capacity));
-  if (base == nullptr) *bytes = arena.used();
+  *bytes = arena.used();
   return s;
 }
 
 }  // namespace
 
 std::int64_t select_chunk_rows(const Problem& p) {
-  auto row_bytes = [&](const Matrix& m) {
-    return p.classes * (m.dtype == Dtype::kDouble ? 8 : m.dtype == Dtype::kFloat ? 4 : 2);
-  };
-  const std::int64_t row = row_bytes(p.student) + row_bytes(p.teacher);
-  return std::clamp<std::int64_t>(kCacheBytes / row, 1, p.rows);
+  std::int64_t row_bytes = 0;
+  for (const Matrix& m : {p.student, p.teacher}) {
+    row_bytes += p.classes * with_dtype(m.dtype, [](auto elem) { return sizeof(elem); });
+  }
+  return std::clamp<std::int64_t>(kCacheBytes / row_bytes, 1, p.rows);
 }
 
 template <class T>
 std::size_t select_scratch_bytes(const Problem& p, std::int64_t rows) {
-  std::size_t bytes;
-  lay_out_scratch<T>(p, rows, nullptr, &bytes);
+  std::size_t zero_bytes, bytes;
+  lay_out_scratch<T>(p, rows, nullptr, &zero_bytes, &bytes);
   return bytes;
 }
 
 template <class T>
 cudaError_t find_cuts_select(const Problem& p, const Chunk& chunk, RowState<T>* state,
                              void* scratch, cudaStream_t stream) {
-  std::size_t zero_bytes;
-  const Scratch<T> s = lay_out_scratch<T>(p, chunk.rows, scratch, &zero_bytes);
-  const Call<T> c{p,     chunk.split, chunk.first_row,
-                  state, s,           static_cast<T>(1 / p.weights.temperature)};
+  std::size_t zero_bytes, bytes;
+  const SelectScratch<T> s = lay_out_scratch<T>(p, chunk.rows, scratch, &zero_bytes, &bytes);
+  const ChunkCall<T> c{{p, chunk, static_cast<T>(1 / p.weights.temperature)}, state, s};
   GKD_TRY(cudaMemsetAsync(scratch, 0, zero_bytes, stream));
-  const auto rows = static_cast<unsigned>(chunk.rows), parts = chunk.blocks();
-  return with_source_of<T>(p, [&](auto* tag) -> cudaError_t {
-    using Source = std::remove_pointer_t<decltype(tag)>;
-    extremes_kernel<T, Source><<<parts, kSweepThreads, 0, stream>>>(c);
+  const auto rows = static_cast<unsigned>(chunk.rows), blocks = chunk.blocks();
+  return with_loader<T>(p, [&](auto* tag) -> cudaError_t {
+    using Loader = std::remove_pointer_t<decltype(tag)>;
+    extremes_kernel<Loader><<<blocks, kPassThreads, 0, stream>>>(c);
     GKD_TRY(cudaGetLastError());
-    count_kernel<T, Source><<<parts, kSweepThreads, 0, stream>>>(c);
+    count_kernel<Loader><<<blocks, kPassThreads, 0, stream>>>(c);
     GKD_TRY(cudaGetLastError());
-    window_kernel<T><<<rows, kSweepThreads, 0, stream>>>(c);
+    window_kernel<T><<<rows, kPassThreads, 0, stream>>>(c);
     GKD_TRY(cudaGetLastError());
-    weigh_kernel<T, Source><<<parts, kSweepThreads, 0, stream>>>(c);
+    weights_kernel<Loader, T><<<blocks, kPassThreads, 0, stream>>>(c);
     GKD_TRY(cudaGetLastError());
     const int num_passes = Keys<T>(p.ranking().dtype).num_passes();
-    for (int level = 0; level < num_passes; ++level) {
-      spread_kernel<T, Source><<<parts, kSweepThreads, 0, stream>>>(c, level);
+    for (int pass = 0; pass < num_passes; ++pass) {
+      histogram_kernel<Loader, T><<<blocks, kPassThreads, 0, stream>>>(c, pass);
       GKD_TRY(cudaGetLastError());
-      narrow_kernel<T><<<rows, kSweepThreads, 0, stream>>>(c, level);
+      refine_kernel<T><<<rows, kPassThreads, 0, stream>>>(c, pass);
       GKD_TRY(cudaGetLastError());
     }
     return cudaSuccess;

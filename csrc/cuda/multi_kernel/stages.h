@@ -1,30 +1,17 @@
 // The stages of a call that runs as several kernels, in order. Each returns the launch's error.
+// T is the arithmetic's type.
 #pragma once
 
 #include "cuda/workspace.h"
 
 namespace gkd::cuda {
 
-/// Every row's kind and forced target, and the reduction's factor. grad_scale: as of Results; null
-/// where nobody asks for it.
+/// Rows of a chunk, and scratch for finding their cuts.
+std::int64_t sort_chunk_rows(const Problem& problem);
+std::int64_t select_chunk_rows(const Problem& problem);
+std::size_t sort_scratch_bytes(const Problem& problem, std::int64_t rows);
 template <class T>
-cudaError_t read_targets(const Problem& problem, RowState<T>* state, T* weight, T* grad_scale,
-                         cudaStream_t stream);
-
-/// The cut that needs no look at the row: an empty group, all classes, all of probability > 0.
-/// Returns whether the problem has one.
-template <class T>
-bool constant_cut(const Problem& p, T* cut) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  if (p.group_size == 0) return *cut = kInfinity, true;
-  if (p.group_size >= p.row_classes()) return *cut = -kInfinity, true;
-  if (p.group_size < 0 && p.threshold == 1) return *cut = std::numeric_limits<T>::lowest(), true;
-  return false;
-}
-
-/// One cut for every row.
-template <class T>
-cudaError_t fill_cuts(const Problem& problem, RowState<T>* state, T cut, cudaStream_t stream);
+std::size_t select_scratch_bytes(const Problem& problem, std::int64_t rows);
 
 /// The cuts of a chunk's rows, for a problem without a constant cut.
 template <class T>
@@ -34,35 +21,19 @@ template <class T>
 cudaError_t find_cuts_select(const Problem& problem, const Chunk& chunk, RowState<T>* state,
                              void* scratch, cudaStream_t stream);
 
-/// A chunk's summaries, the constants of its last sweep, and that sweep: the gradient unless it is
-/// null, and each row's report. `all_kl`: also the KL of a group without weight.
+/// The loss of a chunk with known cuts: moments, coefficients, then the gradient unless it is null,
+/// and each row's report. `all_kl`: also the KL of a group without weight.
 template <class T>
-cudaError_t run_split(const Problem& problem, const Chunk& chunk, const Workspace<T>& workspace,
-                      bool all_kl, void* gradient, cudaStream_t stream);
+cudaError_t run_loss(const Problem& problem, const Chunk& chunk, const Workspace<T>& workspace,
+                     bool all_kl, void* gradient, cudaStream_t stream);
 
-/// Its first and its last sweep alone, for callers that finish rows otherwise.
+/// Its first and its last pass alone, for callers that set the coefficients otherwise.
 template <class T>
-cudaError_t accumulate_parts(const Problem& problem, const Chunk& chunk,
-                             const Workspace<T>& workspace, cudaStream_t stream);
+cudaError_t segment_moments(const Problem& problem, const Chunk& chunk,
+                            const Workspace<T>& workspace, cudaStream_t stream);
 template <class T>
-cudaError_t write_gradient_parts(const Problem& problem, const Chunk& chunk,
-                                 const Workspace<T>& workspace, bool all_kl, void* gradient,
-                                 cudaStream_t stream);
-
-/// The reduced loss from the rows' reports.
-template <class T>
-cudaError_t reduce_loss(const Problem& problem, const RowReport* report, const T* weight, T* loss,
-                        cudaStream_t stream);
-
-/// The columns and the mask of gkd::group.
-template <class T>
-cudaError_t write_group(const Problem& problem, const RowState<T>* state, const RowReport* report,
-                        const Device& device, const GroupColumns& columns, cudaStream_t stream);
+cudaError_t write_gradients(const Problem& problem, const Chunk& chunk,
+                            const Workspace<T>& workspace, bool all_kl, void* gradient,
+                            cudaStream_t stream);
 
 }  // namespace gkd::cuda
-
-/// Leaves the function with the first error.
-#define GKD_TRY(call)                                          \
-  do {                                                         \
-    if (const cudaError_t error = (call); error) return error; \
-  } while (0)

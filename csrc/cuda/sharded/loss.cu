@@ -1,20 +1,19 @@
-// The loss of rows whose classes are split over ranks: the sweeps of loss_split.cu over this rank's
-// classes, with all ranks' summaries in between.
-#include "cuda/finish.cuh"
-#include "cuda/shard.h"
-#include "cuda/stages.h"
-#include "cuda/sweeps.cuh"
+// The loss of rows whose classes are sharded over ranks: the passes of multi_kernel/loss.cu over
+// this rank's classes, with all ranks' moments in between.
+#include "cuda/block/passes.cuh"
+#include "cuda/block/row_coefficients.cuh"
+#include "cuda/multi_kernel/stages.h"
+#include "cuda/row_ops.h"
+#include "cuda/sharded/launch.h"
 
 namespace gkd::cuda {
 namespace {
 
-constexpr int kWarpsPerBlock = 4;
-
-__device__ PartMoments part_from_message(const double* wire) {
-  PartMoments part;
-  for (int g = 0; g < 2; ++g) part.group[g] = moments_from_message(wire, g);
-  part.bad = wire[kMsgInvalid] != 0;
-  return part;
+__device__ SegmentMoments shard_from_message(const double* message) {
+  SegmentMoments shard;
+  for (int g = 0; g < 2; ++g) shard.group[g] = moments_from_message(message, g);
+  shard.invalid = message[kMsgInvalid] != 0;
+  return shard;
 }
 
 template <class T>
@@ -23,48 +22,49 @@ __global__ void set_cuts_kernel(std::int64_t rows, const double* cut, RowState<T
   if (row < rows) state[row].cut = static_cast<T>(cut[row]);
 }
 
-/// One warp a row: its parts' summaries as one message.
+/// One warp per row: the moments of its segments, merged into one message.
 template <class T>
-__global__ void send_moments_kernel(Problem p, Chunk chunk, const RowState<T>* state,
-                                    const PartMoments* moments, double* wire) {
-  __shared__ FinishStorage storage[kWarpsPerBlock];
+__global__ void moments_message_kernel(Problem p, Chunk chunk, const RowState<T>* state,
+                                       const SegmentMoments* moments, double* messages) {
+  __shared__ MergeStorage storage[kWarpsPerBlock];
   const int warp = threadIdx.x / kWarp;
   const std::int64_t row = std::int64_t(blockIdx.x) * kWarpsPerBlock + warp;
   if (row >= chunk.rows) return;
-  MergedParts all{};
+  const std::int64_t segments = chunk.partition.segments;
+  SegmentMoments shard{};
   if (state[row].kind == RowKind::kCounted) {
-    all = merge_parts(
-        p, [&](std::int64_t part) { return moments[row * chunk.split.parts + part]; },
-        chunk.split.parts, storage[warp]);
+    shard = merge_moments(
+        p, [&](std::int64_t segment) { return moments[row * segments + segment]; }, segments,
+        storage[warp]);
   }
   if (threadIdx.x % kWarp != 0) return;
-  double* to = wire + row * kMsgMoments;
-  for (int g = 0; g < 2; ++g) moments_to_message(all.group[g], g, to);
-  // A target out of bounds is told too: the others' may differ by mistake.
-  to[kMsgInvalid] = all.bad || state[row].kind == RowKind::kInvalid;
+  double* message = messages + row * kMsgMoments;
+  for (int g = 0; g < 2; ++g) moments_to_message(shard.group[g], g, message);
+  // A target out of bounds is sent to all ranks: their targets might differ.
+  message[kMsgInvalid] = shard.invalid || state[row].kind == RowKind::kInvalid;
 }
 
-/// One warp a row: all ranks' summaries to the row's constants.
+/// One warp per row: all ranks' moments to the row's coefficients.
 template <class T>
-__global__ void finish_shard_kernel(Problem p, std::int64_t ranks, const double* moments,
-                                    RowState<T>* state, RowReport* report, const T* weight) {
-  __shared__ FinishStorage storage[kWarpsPerBlock];
+__global__ void shard_coefficients_kernel(Problem p, std::int64_t ranks, const double* moments,
+                                          RowState<T>* state, RowReport* report, const T* weight) {
+  __shared__ MergeStorage storage[kWarpsPerBlock];
   const int warp = threadIdx.x / kWarp;
   const std::int64_t row = std::int64_t(blockIdx.x) * kWarpsPerBlock + warp;
   if (row >= p.rows) return;
   RowReport result;
   if (state[row].kind == RowKind::kCounted) {
-    result = finish_parts(
+    result = merge_into_row(
         p,
         [&](std::int64_t rank) {
-          return part_from_message(moments + (rank * p.rows + row) * kMsgMoments);
+          return shard_from_message(moments + (rank * p.rows + row) * kMsgMoments);
         },
         ranks, static_cast<double>(*weight), &state[row], storage[warp]);
   }
   if (threadIdx.x % kWarp == 0) report[row] = result;
 }
 
-__global__ void send_kl_kernel(std::int64_t rows, const RowReport* report, double* kl) {
+__global__ void kl_message_kernel(std::int64_t rows, const RowReport* report, double* kl) {
   const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= rows) return;
   kl[2 * row] = report[row].primary;
@@ -72,92 +72,75 @@ __global__ void send_kl_kernel(std::int64_t rows, const RowReport* report, doubl
 }
 
 template <class T>
-__global__ void close_shard_kernel(Problem p, std::int64_t ranks, const RowState<T>* state,
-                                   const double* kl, RowReport* report) {
+__global__ void finalize_shard_kernel(Problem p, std::int64_t ranks, const RowState<T>* state,
+                                      const double* kl, RowReport* report) {
   const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= p.rows) return;
-  PartKl sum{};
+  SegmentKl sum{};
   for (std::int64_t rank = 0; rank < ranks; ++rank) {
-    const double* part = kl + (rank * p.rows + row) * 2;
-    sum = AddKl{}(sum, PartKl{{part[0], part[1]}});
+    const double* shard = kl + (rank * p.rows + row) * 2;
+    sum = AddKl{}(sum, SegmentKl{{shard[0], shard[1]}});
   }
   finalize_row(p, state[row].kind, sum, &report[row]);
 }
 
-unsigned blocks_of(std::int64_t rows, int rows_per_block) {
-  return static_cast<unsigned>((rows + rows_per_block - 1) / rows_per_block);
-}
-
-template <class T>
-Workspace<T> lay_out(const Problem& p, const Device& device, void* base) {
-  Workspace<T> w{};
-  Arena arena(base);
-  const auto rows = static_cast<std::size_t>(p.rows);
-  const auto parts = static_cast<std::size_t>(most_parts(p.rows, p.classes, device));
-  w.state = arena.take<RowState<T>>(rows);
-  w.report = arena.take<RowReport>(rows);
-  w.weight = arena.take<T>(1);
-  w.moments = arena.take<PartMoments>(parts);
-  w.kl = arena.take<PartKl>(parts);
-  w.bytes = arena.used();
-  return w;
-}
-
 Chunk all_rows(const Problem& p, const Device& device) {
-  return {0, p.rows, split_rows(p.rows, p.classes, device)};
+  return {0, p.rows, partition_rows(p.rows, p.classes, device)};
 }
 
+/// Every row's kind and target, and its cut.
 template <class T>
-cudaError_t set_cuts(const Problem& p, const double* cut, const Workspace<T>& w,
-                     cudaStream_t stream) {
+cudaError_t prepare_rows(const Problem& p, const double* cut, const Workspace<T>& w,
+                         cudaStream_t stream) {
   GKD_TRY(read_targets<T>(p, w.state, w.weight, nullptr, stream));
-  set_cuts_kernel<<<blocks_of(p.rows, kSweepThreads), kSweepThreads, 0, stream>>>(p.rows, cut,
-                                                                                  w.state);
+  set_cuts_kernel<<<num_blocks(p.rows, kPassThreads), kPassThreads, 0, stream>>>(p.rows, cut,
+                                                                                 w.state);
   return cudaGetLastError();
 }
 
 template <class T>
-cudaError_t finish_shard(const Problem& p, const double* moments, std::int64_t ranks,
-                         const Workspace<T>& w, cudaStream_t stream) {
-  finish_shard_kernel<<<blocks_of(p.rows, kWarpsPerBlock), kWarpsPerBlock * kWarp, 0, stream>>>(
-      p, ranks, moments, w.state, w.report, w.weight);
+cudaError_t shard_coefficients(const Problem& p, const double* moments, std::int64_t ranks,
+                               const Workspace<T>& w, cudaStream_t stream) {
+  shard_coefficients_kernel<<<num_blocks(p.rows, kWarpsPerBlock), kWarpsPerBlock * kWarp, 0,
+                              stream>>>(p, ranks, moments, w.state, w.report, w.weight);
   return cudaGetLastError();
 }
 
-/// run(workspace) in the problem's arithmetic.
+/// Calls run(workspace) in the problem's arithmetic.
 template <class Run>
-cudaError_t with_workspace(const Problem& p, const Device& device, void* base, Run run) {
-  return p.wide() ? run(lay_out<double>(p, device, base)) : run(lay_out<float>(p, device, base));
+auto with_workspace(const Problem& p, const Device& device, void* base, Run run) {
+  return with_arithmetic(p, [&](auto arithmetic) {
+    return run(lay_out<decltype(arithmetic)>(p, device, p.rows, /*selection_bytes=*/0, base));
+  });
 }
 
 }  // namespace
 
 std::size_t shard_workspace_bytes(const Problem& p, const Device& device) {
-  return p.wide() ? lay_out<double>(p, device, nullptr).bytes
-                  : lay_out<float>(p, device, nullptr).bytes;
+  return with_workspace(p, device, nullptr, [](const auto& w) { return w.bytes; });
 }
 
 cudaError_t shard_moments(const Problem& p, const Device& device, const double* cut,
                           double* moments, void* workspace, cudaStream_t stream) {
   return with_workspace(p, device, workspace, [&](const auto& w) -> cudaError_t {
     const Chunk chunk = all_rows(p, device);
-    GKD_TRY(set_cuts(p, cut, w, stream));
-    GKD_TRY(accumulate_parts(p, chunk, w, stream));
-    send_moments_kernel<<<blocks_of(p.rows, kWarpsPerBlock), kWarpsPerBlock * kWarp, 0, stream>>>(
-        p, chunk, w.state, w.moments, moments);
+    GKD_TRY(prepare_rows(p, cut, w, stream));
+    GKD_TRY(segment_moments(p, chunk, w, stream));
+    moments_message_kernel<<<num_blocks(p.rows, kWarpsPerBlock), kWarpsPerBlock * kWarp, 0,
+                             stream>>>(p, chunk, w.state, w.moments, moments);
     return cudaGetLastError();
   });
 }
 
-cudaError_t shard_emit(const Problem& p, const Device& device, const double* cut,
-                       const double* moments, std::int64_t ranks, void* gradient, double* kl,
-                       void* workspace, cudaStream_t stream) {
+cudaError_t shard_gradient(const Problem& p, const Device& device, const double* cut,
+                           const double* moments, std::int64_t ranks, void* gradient, double* kl,
+                           void* workspace, cudaStream_t stream) {
   return with_workspace(p, device, workspace, [&](const auto& w) -> cudaError_t {
-    GKD_TRY(set_cuts(p, cut, w, stream));
-    GKD_TRY(finish_shard(p, moments, ranks, w, stream));
-    GKD_TRY(write_gradient_parts(p, all_rows(p, device), w, /*all_kl=*/false, gradient, stream));
-    send_kl_kernel<<<blocks_of(p.rows, kSweepThreads), kSweepThreads, 0, stream>>>(p.rows, w.report,
-                                                                                   kl);
+    GKD_TRY(prepare_rows(p, cut, w, stream));
+    GKD_TRY(shard_coefficients(p, moments, ranks, w, stream));
+    GKD_TRY(write_gradients(p, all_rows(p, device), w, /*all_kl=*/false, gradient, stream));
+    kl_message_kernel<<<num_blocks(p.rows, kPassThreads), kPassThreads, 0, stream>>>(p.rows,
+                                                                                     w.report, kl);
     return cudaGetLastError();
   });
 }
@@ -168,8 +151,8 @@ cudaError_t shard_loss(const Problem& p, const Device& device, const double* mom
   return with_workspace(p, device, workspace, [&](const auto& w) -> cudaError_t {
     using T = std::remove_pointer_t<decltype(w.weight)>;
     GKD_TRY(read_targets(p, w.state, w.weight, static_cast<T*>(results.grad_scale), stream));
-    GKD_TRY(finish_shard(p, moments, ranks, w, stream));
-    close_shard_kernel<<<blocks_of(p.rows, kSweepThreads), kSweepThreads, 0, stream>>>(
+    GKD_TRY(shard_coefficients(p, moments, ranks, w, stream));
+    finalize_shard_kernel<<<num_blocks(p.rows, kPassThreads), kPassThreads, 0, stream>>>(
         p, ranks, w.state, kl, w.report);
     GKD_TRY(cudaGetLastError());
     return reduce_loss(p, w.report, w.weight, static_cast<T*>(results.loss), stream);
