@@ -15,11 +15,9 @@ cudaError_t read_targets(const Problem& problem, RowState<T>* state, T* weight, 
 /// Returns whether the problem has one.
 template <class T>
 bool constant_cut(const Problem& p, T* cut) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  if (p.group_size == 0) return *cut = kInfinity, true;
-  if (p.group_size >= p.row_classes()) return *cut = -kInfinity, true;
-  if (p.group_size < 0 && p.threshold == 1) return *cut = std::numeric_limits<T>::lowest(), true;
-  return false;
+  const std::optional<T> value = gkd::constant_cut<T>({p.threshold, p.group_size}, p.row_classes());
+  if (value) *cut = *value;
+  return value.has_value();
 }
 
 /// One cut for every row.

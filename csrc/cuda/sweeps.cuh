@@ -63,7 +63,7 @@ __device__ __forceinline__ void raise_reference(const Tile<T>& tile, unsigned me
   }
   Shift<T> shift = common_shift(m->shift, high, inv_temperature);
   if ((top - shift.student) * inv_temperature > T(kMaxStudentExponent)) shift.student = top;
-  m->move_to(shift, inv_temperature);
+  m->change_shift(shift, inv_temperature);
 }
 
 /// Adds a tile's classes to their groups: bits of `held` are classes, of `inside` the primary ones.
@@ -183,7 +183,7 @@ __device__ PartMoments summarise_slice(const Source& source, Slice slice, T cut,
   MomentSums own{};
   own.bad = bad;
   for (int g = 0; g < 2; ++g) {
-    m[g].move_to(storage.common[g], inv_temperature);
+    m[g].change_shift(storage.common[g], inv_temperature);
     own.sum_teacher[g] = m[g].sum_teacher;
     own.sum_student[g] = m[g].sum_student;
     own.sum_diff[g] = m[g].sum_diff;
