@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/workspace.h"
+#include "math/cut.h"
 
 namespace gkd::cuda {
 
