@@ -36,7 +36,7 @@ void for_rows(const at::Tensor& student, const at::Tensor& teacher, const Option
   cpu::RowTask common;
   common.classes = classes;
   common.gradient_scale = gradient_scale;
-  common.how = cpu::selection_of(s);
+  common.how = selection_of(s);
   common.weights = weights_of(s);
   cpu::each_row(rows, classes,
                 [&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {

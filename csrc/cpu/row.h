@@ -27,14 +27,6 @@ struct GradientRow {
   Dtype dtype = Dtype::kFloat;
 };
 
-/// How the group of a row is chosen.
-struct Selection {
-  double threshold = 0.93;  ///< used when group_size < 0
-  std::int64_t group_size = -1;
-  bool by_student = false;
-  bool sort = false;  ///< sort the row instead of binning it
-};
-
 /// `target` < 0: none. The gradient is multiplied by `gradient_scale`.
 struct RowTask {
   LogitsRow student, teacher;

@@ -28,8 +28,7 @@ struct ShardRow {
 
   ShardRow(const ShardTask& task, const long long* extremes)
       : task(task),
-        goal{task.row.how.group_size < 0, task.row.how.threshold,
-             static_cast<std::uint64_t>(task.row.how.group_size)},
+        goal(stop_rule(task.row.how)),
         high(high_from_message<T>(extremes)),
         inv_t(T(1) / static_cast<T>(task.row.weights.temperature)),
         keys(ranking().dtype),

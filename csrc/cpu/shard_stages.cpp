@@ -45,7 +45,7 @@ struct Rows {
     // Of another shard: no class here.
     t.row.target =
         c.target && !own.ignored && own.value >= c.class_start ? own.value - c.class_start : -1;
-    t.row.how = cpu::selection_of(c.options);
+    t.row.how = selection_of(c.options);
     t.row.weights = weights_of(c.options);
     return t;
   }

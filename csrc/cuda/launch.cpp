@@ -29,11 +29,10 @@ Workspace<T> workspace_of(const Problem& p, const Device& device, Method method,
 template <class T>
 cudaError_t run_rows(const Problem& p, const Device& device, Method method, const FusedPlan& plan,
                      const Workspace<T>& w, bool all_kl, void* gradient, cudaStream_t stream) {
-  T cut;
-  const bool constant = constant_cut(p, &cut);
-  if (constant) GKD_TRY(fill_cuts(p, w.state, cut, stream));
+  const std::optional<T> constant = constant_cut<T>(p.selection(), p.row_classes());
+  if (constant) GKD_TRY(fill_cuts(p, w.state, *constant, stream));
   if (plan.strategy != LaunchStrategy::kMultiKernel) {
-    return run_fused(p, plan, w, constant, all_kl, gradient, stream);
+    return run_fused(p, plan, w, constant.has_value(), all_kl, gradient, stream);
   }
   for (std::int64_t row = 0; row < p.rows; row += w.chunk_rows) {
     const std::int64_t rows = std::min(w.chunk_rows, p.rows - row);

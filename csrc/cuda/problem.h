@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "math/cut.h"
 #include "math/dtype.h"
 #include "math/loss.h"
 
@@ -40,6 +41,7 @@ struct Problem {
   Weights weights;
   Reduction reduction = Reduction::kMean;
 
+  GKD_HD Selection selection() const { return {threshold, group_size, by_student}; }
   GKD_HD const Matrix& ranking() const { return by_student ? student : teacher; }
   GKD_HD std::int64_t row_classes() const { return all_classes > 0 ? all_classes : classes; }
   /// Arithmetic is in double when either input is, else in float.

@@ -12,17 +12,6 @@ template <class T>
 cudaError_t read_targets(const Problem& problem, RowState<T>* state, T* weight, T* grad_scale,
                          cudaStream_t stream);
 
-/// The cut that needs no look at the row: an empty group, all classes, all of probability > 0.
-/// Returns whether the problem has one.
-template <class T>
-bool constant_cut(const Problem& p, T* cut) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  if (p.group_size == 0) return *cut = kInfinity, true;
-  if (p.group_size >= p.row_classes()) return *cut = -kInfinity, true;
-  if (p.group_size < 0 && p.threshold == 1) return *cut = std::numeric_limits<T>::lowest(), true;
-  return false;
-}
-
 /// One cut for every row.
 template <class T>
 cudaError_t fill_cuts(const Problem& problem, RowState<T>* state, T cut, cudaStream_t stream);

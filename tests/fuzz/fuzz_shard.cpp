@@ -42,7 +42,7 @@ std::vector<ShardTask> split(Bytes* bytes, const RowTask& row, const Elements& s
 }
 
 bool needs_search(const RowTask& row) {
-  const gkd::cpu::Selection& how = row.how;
+  const gkd::Selection& how = row.how;
   if (how.group_size >= 0) return how.group_size > 0 && how.group_size < row.classes;
   return how.threshold < 1;
 }

@@ -95,14 +95,10 @@ __device__ __forceinline__ Extremes<T> thread_extremes(const Loader& loader, Seg
   return e;
 }
 
-__device__ __forceinline__ StopRule stop_rule(const Problem& p) {
-  return {p.group_size < 0, p.threshold, static_cast<std::uint64_t>(p.group_size)};
-}
-
 template <class T>
 __device__ __forceinline__ Bins<T> bins_of(const Problem& p, Extremes<T> e, T inv_temperature) {
   return {e.high, inv_temperature,
-          bin_reach(stop_rule(p), p.row_classes(), e.high, e.low, inv_temperature)};
+          bin_reach(stop_rule(p.selection()), p.row_classes(), e.high, e.low, inv_temperature)};
 }
 
 template <class T>

@@ -33,7 +33,7 @@ __device__ __forceinline__ void raise_shift(const Tile<T>& tile, unsigned member
   if ((max_student - shift.student) * inv_temperature > T(kMaxStudentExponent)) {
     shift.student = max_student;
   }
-  m->move_to(shift, inv_temperature);
+  m->change_shift(shift, inv_temperature);
 }
 
 /// Adds a tile's classes to their groups: bits of `valid_mask` are classes, of `primary_mask` the
@@ -156,7 +156,7 @@ __device__ SegmentMoments accumulate_moments(const Loader& loader, Segment segme
   MomentSums thread_sums{};
   thread_sums.invalid = invalid;
   for (int g = 0; g < 2; ++g) {
-    m[g].move_to(storage.common[g], inv_temperature);
+    m[g].change_shift(storage.common[g], inv_temperature);
     thread_sums.sum_teacher[g] = m[g].sum_teacher;
     thread_sums.sum_student[g] = m[g].sum_student;
     thread_sums.sum_diff[g] = m[g].sum_diff;

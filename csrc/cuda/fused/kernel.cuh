@@ -61,7 +61,7 @@ __device__ V all_reduce(BlockGroup& group, const V& value, Combine combine) {
 template <class T, int kThreads, class Loader, class BlockGroup>
 __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T inv_temperature,
                       FusedStorage<T, BlockGroup, kThreads>& shared, BlockGroup& group) {
-  const StopRule rule = stop_rule(p);
+  const StopRule rule = stop_rule(p.selection());
   for (int b = threadIdx.x; b < kBins; b += kThreads) shared.counts[b] = 0;
   if (threadIdx.x == 0) shared.num_listed = 0;
   Extremes<T> extremes =

@@ -68,8 +68,8 @@ template <class T>
 __global__ void __launch_bounds__(kPassThreads) window_kernel(ChunkCall<T> c) {
   __shared__ WindowStorage<kPassThreads> storage;
   const std::int64_t row = blockIdx.x;
-  const BinRange window = find_window<T, kPassThreads>(c.counts(row), stop_rule(c.p), c.bins(row),
-                                                       c.p.row_classes(), storage);
+  const BinRange window = find_window<T, kPassThreads>(c.counts(row), stop_rule(c.p.selection()),
+                                                       c.bins(row), c.p.row_classes(), storage);
   if (threadIdx.x == 0) c.scratch.row[row].window = window;
 }
 
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kPassThreads) refine_kernel(ChunkCall<T> c, in
   if (search.found() && pass > 0) return;
   if (!search.found()) {
     unsigned long long* histogram = c.histogram(row);
-    search = refine_search<T, kPassThreads>(histogram, stop_rule(c.p), search, storage);
+    search = refine_search<T, kPassThreads>(histogram, stop_rule(c.p.selection()), search, storage);
     for (int b = threadIdx.x; b < kBins; b += kPassThreads) histogram[b] = 0;  // for the next pass
   }
   if (threadIdx.x != 0) return;
@@ -166,10 +166,8 @@ SelectScratch<T> lay_out_scratch(const Problem& p, std::int64_t rows, void* base
 }  // namespace
 
 std::int64_t select_chunk_rows(const Problem& p) {
-  std::int64_t row_bytes = 0;
-  for (const Matrix& m : {p.student, p.teacher}) {
-    row_bytes += p.classes * with_dtype(m.dtype, [](auto elem) { return sizeof(elem); });
-  }
+  const std::int64_t row_bytes =
+      p.classes * (element_size(p.student.dtype) + element_size(p.teacher.dtype));
   return std::clamp<std::int64_t>(kCacheBytes / row_bytes, 1, p.rows);
 }
 

@@ -22,13 +22,6 @@ using SortKey =
     std::conditional_t<sizeof(Elem) == 2, std::uint16_t,
                        std::conditional_t<sizeof(Elem) == 4, std::uint32_t, std::uint64_t>>;
 
-template <class Elem>
-constexpr SortKey<Elem> kInfinityBits =
-    sizeof(Elem) == 8 ? static_cast<SortKey<Elem>>(0x7ff0000000000000ull)
-    : sizeof(Elem) == 4
-        ? static_cast<SortKey<Elem>>(0x7f800000u)
-        : static_cast<SortKey<Elem>>(std::is_same_v<Elem, __half> ? 0x7c00 : 0x7f80);
-
 /// The ranking logit of a key.
 template <class T, class Elem>
 __device__ __forceinline__ T logit_of(SortKey<Elem> key) {
@@ -46,8 +39,9 @@ __global__ void __launch_bounds__(kPassThreads)
   const Segment segment = chunk.partition.segment(blockIdx.x);
   const Key* row =
       static_cast<const Key*>(ranking.data) + (chunk.first_row + chunk_row) * ranking.row_stride;
+  const auto infinity = static_cast<Key>(infinity_bits(ranking.dtype));
   for (std::int64_t j = segment.begin + threadIdx.x; j < segment.end; j += kPassThreads) {
-    keys[chunk_row * classes + j] = ordered_key(row[j * ranking.col_stride], kInfinityBits<Elem>);
+    keys[chunk_row * classes + j] = ordered_key(row[j * ranking.col_stride], infinity);
   }
 }
 

@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kPassThreads)
   for (int b = threadIdx.x; b < kBins; b += kPassThreads) histogram[b] = 0;
   const Bins<T> bins = c.bins(row);
   // Its barriers also order the zeros before the first weight.
-  const BinRange window = find_window<T, kPassThreads>(counts + row * kBins, stop_rule(c.p), bins,
-                                                       c.p.row_classes(), storage.window);
+  const BinRange window = find_window<T, kPassThreads>(
+      counts + row * kBins, stop_rule(c.p.selection()), bins, c.p.row_classes(), storage.window);
   const Keys<T> keys(c.p.ranking().dtype);
   const ClassWeight<T> weight = class_weight(c.p, bins.high, c.inv_temperature);
   const RadixSearch<T> search = c.search(searches, row);
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kPassThreads)
     search.above = histogram[kMsgAbove];
     search.total = histogram[kMsgTotal];
   }
-  search = refine_search<T, kPassThreads>(histogram, stop_rule(c.p), search, storage);
+  search = refine_search<T, kPassThreads>(histogram, stop_rule(c.p.selection()), search, storage);
   if (threadIdx.x != 0) return;
   search_to_message(search, next + row * kSearchFields);
   cut[row] = static_cast<double>(Keys<T>(c.p.ranking().dtype).logit(search.high));
