@@ -176,7 +176,7 @@ RangeEstimate<T> estimate_range(const Row<T>& row, const StopRule& goal, T high,
       }
     } else {
       for (int b = 0; b < bin_count; ++b) {
-        if (before_count + counts[b] >= goal.wanted) {
+        if (before_count + counts[b] >= goal.target_count) {
           first = last = b;
           break;
         }

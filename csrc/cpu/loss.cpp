@@ -36,7 +36,7 @@ void for_rows(const at::Tensor& student, const at::Tensor& teacher, const Option
   cpu::RowTask common;
   common.classes = classes;
   common.gradient_scale = gradient_scale;
-  common.how = cpu::selection_of(s);
+  common.how = selection_of(s);
   common.weights = weights_of(s);
   cpu::each_row(rows, classes,
                 [&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
@@ -69,7 +69,7 @@ ForwardTensors forward_cpu(const LossOptions& s, Ref student, Ref teacher,
       s.reduction == "none" ? at::empty({student.size(0)}, options) : at::empty({}, options);
   AT_DISPATCH_FLOATING_TYPES(loss.scalar_type(), "gkd_forward_cpu", [&] {
     for_rows(
-        su, te, target, s, scale.stored, need_grad ? &gradient : nullptr,
+        su, te, target, s, scale.forward, need_grad ? &gradient : nullptr,
         [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget) { losses[row] = r.loss; });
     scalar_t* out = loss.mutable_data_ptr<scalar_t>();
     if (s.reduction == "none") {
@@ -78,7 +78,7 @@ ForwardTensors forward_cpu(const LossOptions& s, Ref student, Ref teacher,
       *out = static_cast<scalar_t>(weight * std::accumulate(losses.begin(), losses.end(), 0.0));
     }
   });
-  return {loss, gradient, at::full({}, scale.later, options)};
+  return {loss, gradient, at::full({}, scale.backward, options)};
 }
 
 GroupTensors group_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,

@@ -83,27 +83,20 @@ struct WholeRow : RowKernel<T> {
   }
 
   Cut<T> find_cut(T high, T low, const MassRule<T>& rule) {
-    const Selection& how = task.how;
     Cut<T> cut;
-    const bool by_mass = how.group_size < 0;
-    if (how.group_size == 0) {
-      cut.value = kInfinity<T>;
-    } else if (how.group_size >= row.classes) {
-      cut.value = -kInfinity<T>;
-    } else if (by_mass && how.threshold == 1.0) {
-      cut.value = std::numeric_limits<T>::lowest();
-    } else {
-      const StopRule goal{by_mass, how.threshold,
-                          static_cast<std::uint64_t>(std::max<std::int64_t>(how.group_size, 0))};
-      if (how.sort) {
-        cut.value = sorted_cut(row, goal, rule);
-      } else {
-        const RangeEstimate<T> found =
-            estimate_range(row, goal, high, low, task.weights.temperature, each, scratch);
-        if (!found.found || !try_window(goal, found, rule, &cut)) {
-          cut.value = exact_cut(row, goal, rule, scratch);
-        }
-      }
+    if (const std::optional<T> constant = constant_cut<T>(task.how, row.classes)) {
+      cut.value = *constant;
+      return cut;
+    }
+    const StopRule goal = stop_rule(task.how);
+    if (task.how.sort) {
+      cut.value = sorted_cut(row, goal, rule);
+      return cut;
+    }
+    const RangeEstimate<T> found =
+        estimate_range(row, goal, high, low, task.weights.temperature, each, scratch);
+    if (!found.found || !try_window(goal, found, rule, &cut)) {
+      cut.value = exact_cut(row, goal, rule, scratch);
     }
     return cut;
   }

@@ -27,14 +27,6 @@ struct GradientRow {
   Dtype dtype = Dtype::kFloat;
 };
 
-/// How the group of a row is chosen.
-struct Selection {
-  double threshold = 0.93;  ///< used when group_size < 0
-  std::int64_t group_size = -1;
-  bool by_student = false;
-  bool sort = false;  ///< sort the row instead of binning it
-};
-
 /// `target` < 0: none. The gradient is multiplied by `gradient_scale`.
 struct RowTask {
   LogitsRow student, teacher;
@@ -47,15 +39,15 @@ struct RowTask {
 
 /// Sums over a run of classes: [0] the primary group, [1] the rest.
 struct Sums {
-  double a[2] = {0, 0}, b[2] = {0, 0}, x[2] = {0, 0};
+  double sum_teacher[2] = {0, 0}, sum_student[2] = {0, 0}, sum_diff[2] = {0, 0};
   std::int64_t count[2] = {0, 0};
   std::uint64_t mass_in = 0, mass_total = 0;  ///< fixed-point ranking masses, where asked for
 
   void merge(const Sums& other) {
     for (int g = 0; g < 2; ++g) {
-      a[g] += other.a[g];
-      b[g] += other.b[g];
-      x[g] += other.x[g];
+      sum_teacher[g] += other.sum_teacher[g];
+      sum_student[g] += other.sum_student[g];
+      sum_diff[g] += other.sum_diff[g];
       count[g] += other.count[g];
     }
     mass_in += other.mass_in;

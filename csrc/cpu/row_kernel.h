@@ -109,9 +109,9 @@ struct RowKernel {
     std::array<GroupMoments<double>, 2> moments;
     for (int g = 0; g < 2; ++g) {
       moments[g].shift = {cut.shift[g].teacher, cut.shift[g].student};
-      moments[g].a = cut.sums.a[g];
-      moments[g].b = cut.sums.b[g];
-      moments[g].x = cut.sums.x[g];
+      moments[g].sum_teacher = cut.sums.sum_teacher[g];
+      moments[g].sum_student = cut.sums.sum_student[g];
+      moments[g].sum_diff = cut.sums.sum_diff[g];
       moments[g].count = cut.sums.count[g];
     }
     return moments;

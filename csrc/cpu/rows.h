@@ -35,11 +35,6 @@ inline RowTarget target_of(const OptionalTensor& target, std::int64_t row,
   return value == ignore_index ? RowTarget{-1, true} : RowTarget{value, false};
 }
 
-inline Selection selection_of(const LossOptions& s) {
-  return {s.threshold.value_or(LossOptions::kDefaultThreshold), s.group_size.value_or(-1),
-          s.rank_by == "student", s.method == "sort"};
-}
-
 /// The factor of the reduction.
 inline double reduction_weight(std::string_view reduction, std::int64_t counted) {
   return reduction == "mean" ? 1.0 / static_cast<double>(counted > 0 ? counted : 1) : 1.0;

@@ -28,8 +28,7 @@ struct ShardRow {
 
   ShardRow(const ShardTask& task, const long long* extremes)
       : task(task),
-        goal{task.row.how.group_size < 0, task.row.how.threshold,
-             static_cast<std::uint64_t>(task.row.how.group_size)},
+        goal(stop_rule(task.row.how)),
         high(high_from_message<T>(extremes)),
         inv_t(T(1) / static_cast<T>(task.row.weights.temperature)),
         keys(ranking().dtype),
@@ -64,9 +63,9 @@ BinRange ShardRow<T>::window(const std::int32_t* counts) const {
     double edge = 1, upper = 0, lower = 0;
     std::int64_t count = 0;
     for (int b = 0; b < kBins - 1; ++b) {
-      upper += counts[b] * edge * (1 + kBinSlack);
+      upper += counts[b] * edge * (1 + kBinTolerance);
       edge *= step;
-      lower += counts[b] * edge * (1 - kBinSlack);
+      lower += counts[b] * edge * (1 - kBinTolerance);
       count += counts[b];
       visit(b, upper, lower, count);
     }
@@ -80,10 +79,10 @@ BinRange ShardRow<T>::window(const std::int32_t* counts) const {
   });
   const double tail = static_cast<double>(task.all_classes - all) * bins.weight(kBins - 1);
   const double least = goal.threshold * all_lower;
-  const double most = goal.threshold * (all_upper + tail * (1 + kBinSlack));
+  const double most = goal.threshold * (all_upper + tail * (1 + kBinTolerance));
   BinRange range{kBins - 1, kBins - 1};
   each([&](int b, double upper, double lower, std::int64_t count) {
-    const bool enough = static_cast<std::uint64_t>(count) >= goal.wanted;
+    const bool enough = static_cast<std::uint64_t>(count) >= goal.target_count;
     const bool may = goal.by_mass ? upper >= least : enough;
     const bool must = goal.by_mass ? lower >= most : enough;
     if (may) range.first = std::min(range.first, b);

@@ -45,7 +45,7 @@ struct Rows {
     // Of another shard: no class here.
     t.row.target =
         c.target && !own.ignored && own.value >= c.class_start ? own.value - c.class_start : -1;
-    t.row.how = cpu::selection_of(c.options);
+    t.row.how = selection_of(c.options);
     t.row.weights = weights_of(c.options);
     return t;
   }
@@ -147,7 +147,8 @@ Merged merge(const ShardCall& c, Ref moments, std::int64_t row) {
     }
   }
   const auto& [in, rest] = all.group;
-  all.bad |= (in.a == 0 && rest.a == 0) || (in.b == 0 && rest.b == 0);
+  all.bad |= (in.sum_teacher == 0 && rest.sum_teacher == 0) ||
+             (in.sum_student == 0 && rest.sum_student == 0);
   return all;
 }
 
@@ -156,7 +157,7 @@ TensorPair write_gradient(const ShardCall& c, Ref cut, Ref moments, bool need_gr
                                   : at::empty({0}, c.student.options());
   at::Tensor kl = wire(c, 2, at::kDouble);
   Rows rows(c);
-  rows.gradient_scale = rows.grad_scale().stored;
+  rows.gradient_scale = rows.grad_scale().forward;
   rows.each([&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
     const cpu::ShardTask task = rows.task(row, need_grad ? &gradient : nullptr);
     const cpu::RowTarget target = rows.target(row);
@@ -199,7 +200,7 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
   }
   const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
   const at::Tensor total = c.options.reduction == "none" ? each : each.sum() * rows.weight();
-  return {total.to(options.dtype()), at::full({}, rows.grad_scale().later, options)};
+  return {total.to(options.dtype()), at::full({}, rows.grad_scale().backward, options)};
 }
 
 }  // namespace

@@ -67,10 +67,10 @@ inline constexpr long long kFewClasses = 64;
 inline bool sums_are_accurate(const Sums& sums, bool rest_has_kl) {
   for (int g = 0; g < 2; ++g) {
     // Where everything is in the group, a class that ranks NaN shows in the sums of the rest only.
-    if (sums.count[g] == 0 && sums.a[g] == 0 && sums.b[g] == 0) continue;
+    if (sums.count[g] == 0 && sums.sum_teacher[g] == 0 && sums.sum_student[g] == 0) continue;
     const double least = g == 0 || rest_has_kl ? 1e-4 : 1e-12;
     const double most = 1e4 + static_cast<double>(sums.count[g]);
-    for (double sum : {sums.a[g], sums.b[g]}) {
+    for (double sum : {sums.sum_teacher[g], sums.sum_student[g]}) {
       if (!(sum >= least && sum <= most)) return false;
     }
   }

@@ -48,7 +48,7 @@ struct Summer {
                             in ? in_s : out_s};
       Terms<V> t = class_terms(student, teacher, at_ref, inv_t);
       if constexpr (kMass == MassFrom::kTeacherTerm) {
-        mass.add(t.a, in, rule);
+        mass.add(t.exp_teacher, in, rule);
       } else if constexpr (kMass == MassFrom::kRank) {
         mass.add(rule.weight(rank_is_student ? student : teacher), in, rule);
       }
@@ -58,19 +58,19 @@ struct Summer {
       if (open_bits != 0) {
         const MaskOf<V> between_edges = not_under ^ in;
         between += __builtin_popcount(open_bits);
-        t.a = between_edges ? zero : t.a;
-        t.b = between_edges ? zero : t.b;
-        t.x = between_edges ? zero : t.x;
+        t.exp_teacher = between_edges ? zero : t.exp_teacher;
+        t.exp_student = between_edges ? zero : t.exp_student;
+        t.diff = between_edges ? zero : t.diff;
         for (; open_bits != 0; open_bits &= open_bits - 1) {
           open->push_back(at + static_cast<std::uint32_t>(k + __builtin_ctz(open_bits)));
         }
       }
-      sum_a[0] += in ? t.a : zero;
-      sum_b[0] += in ? t.b : zero;
-      sum_x[0] += in ? t.x : zero;
-      sum_a[1] += in ? zero : t.a;
-      sum_b[1] += in ? zero : t.b;
-      sum_x[1] += in ? zero : t.x;
+      sum_a[0] += in ? t.exp_teacher : zero;
+      sum_b[0] += in ? t.exp_student : zero;
+      sum_x[0] += in ? t.diff : zero;
+      sum_a[1] += in ? zero : t.exp_teacher;
+      sum_b[1] += in ? zero : t.exp_student;
+      sum_x[1] += in ? zero : t.diff;
       inside += __builtin_popcount(in_bits);
     }
     for (int g = 0; g < 2; ++g) {
@@ -88,9 +88,9 @@ struct Summer {
   Sums result() const {
     Sums total = sums;
     for (int g = 0; g < 2; ++g) {
-      total.a[g] = a[g].sum();
-      total.b[g] = b[g].sum();
-      total.x[g] = x[g].sum();
+      total.sum_teacher[g] = a[g].sum();
+      total.sum_student[g] = b[g].sum();
+      total.sum_diff[g] = x[g].sum();
     }
     return total;
   }

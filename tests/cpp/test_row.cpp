@@ -44,7 +44,7 @@ RowResult run(const Kernels& kernels, const gkd::cpu::RowTask& task) {
       &scratch);
 }
 
-RowResult run(const Kernels& kernels, const Case& c, const gkd::cpu::Selection& how,
+RowResult run(const Kernels& kernels, const Case& c, const gkd::Selection& how,
               std::vector<float>* gradient = nullptr) {
   gkd::cpu::RowTask task;
   task.student.data = c.student.data();
@@ -63,7 +63,7 @@ TEST(Row, InstructionSetsAgree) {
     for (int classes : {1, 15, 17, 513, 40000}) {  // around a pack, past a block, past a segment
       const Case c = make(kind, classes);
       for (std::int64_t size : {-1, 0, 7}) {
-        gkd::cpu::Selection how;
+        gkd::Selection how;
         how.group_size = size;
         std::vector<float> first, other;
         const RowResult expected = run(capabilities()[0].kernels, c, how, &first);
@@ -96,7 +96,7 @@ TEST(Row, SelectEqualsSort) {
       for (int classes : {1, 33, 2000, 40000}) {
         const Case c = make(kind, classes);
         for (double threshold : {0.2, 0.93, 0.9999}) {
-          gkd::cpu::Selection how;
+          gkd::Selection how;
           how.threshold = threshold;
           const RowResult selected = run(set.kernels, c, how);
           how.sort = true;
@@ -150,7 +150,7 @@ TEST(Row, SixteenBitsEqualTheirFloats) {
               c.teacher.push_back(widen(u[j], dtype));
             }
             std::vector<float> gradient;
-            gkd::cpu::Selection how;
+            gkd::Selection how;
             how.by_student = by_student;
             const RowResult expected = run(set.kernels, c, how, &gradient);
             std::vector<std::uint16_t> half_gradient(classes);
@@ -184,7 +184,7 @@ TEST(Row, ShowsANaNInAWholeGroup) {
   for (const Capability& set : capabilities()) {
     Case c = make(0, 100);
     c.teacher[50] = std::numeric_limits<float>::quiet_NaN();
-    gkd::cpu::Selection how;
+    gkd::Selection how;
     how.group_size = 100;
     EXPECT_TRUE(std::isnan(run(set.kernels, c, how).loss)) << set.name;
   }

@@ -42,7 +42,7 @@ std::vector<ShardTask> split(Bytes* bytes, const RowTask& row, const Elements& s
 }
 
 bool needs_search(const RowTask& row) {
-  const gkd::cpu::Selection& how = row.how;
+  const gkd::Selection& how = row.how;
   if (how.group_size >= 0) return how.group_size > 0 && how.group_size < row.classes;
   return how.threshold < 1;
 }
@@ -146,7 +146,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       group[g].merge(gkd::moments_from_message(wire.data(), g), 1 / row.weights.temperature);
     }
   }
-  told |= (group[0].a == 0 && group[1].a == 0) || (group[0].b == 0 && group[1].b == 0);
+  told |= (group[0].sum_teacher == 0 && group[1].sum_teacher == 0) ||
+          (group[0].sum_student == 0 && group[1].sum_student == 0);
   require(told == bad, "the ranks know together that a row is bad");
   if (bad) return 0;
   require(group[0].count == expected.size, "the shards' groups make up the whole row's");

@@ -51,7 +51,7 @@ const gkd::cpu::Executor kTogether = [](std::int64_t n, const auto& body) {
   });
 };
 
-void run_row(const Kernels& kernels, const Batch& batch, const gkd::cpu::Selection& how,
+void run_row(const Kernels& kernels, const Batch& batch, const gkd::Selection& how,
              std::int64_t row, const gkd::cpu::Executor& each, gkd::cpu::Scratch* scratch,
              Outcome* to) {
   gkd::cpu::RowTask task;
@@ -64,8 +64,8 @@ void run_row(const Kernels& kernels, const Batch& batch, const gkd::cpu::Selecti
   to->losses[row] = kernels.single(task, each, scratch).loss;
 }
 
-std::vector<gkd::cpu::Selection> selections() {
-  std::vector<gkd::cpu::Selection> all(4);
+std::vector<gkd::Selection> selections() {
+  std::vector<gkd::Selection> all(4);
   all[1].group_size = 100;
   all[2].by_student = true;
   all[3].sort = true;

@@ -6,20 +6,22 @@
 namespace gkd::cuda {
 
 struct FusedPlan {
-  LaunchStrategy regime = LaunchStrategy::kMultiKernel;  ///< kMultiKernel: no fused kernel fits
-  int members = 1;                                       ///< blocks that share a row
-  std::int64_t slice_classes = 0;                        ///< of each of them
-  std::size_t shared_bytes = 0;                          ///< dynamic shared memory of a block
-  std::int64_t teams = 0;                                ///< rows in flight
+  /// kMultiKernel: no fused kernel fits.
+  LaunchStrategy strategy = LaunchStrategy::kMultiKernel;
+  int blocks_per_row = 1;
+  std::int64_t segment_classes = 0;  ///< of each block, fewer in the last ones
+  std::size_t shared_bytes = 0;      ///< dynamic shared memory of a block
+  std::int64_t groups = 0;           ///< groups of blocks, one row at a time each
 };
 
 /// Decides from shapes, dtypes and the device's limits alone.
 FusedPlan plan_fused(const Problem& problem, const Device& device);
 
-/// Bytes of zeroed scratch that a plan needs.
+/// Bytes of scratch that a plan needs.
 std::size_t fused_scratch_bytes(const FusedPlan& plan);
 
-/// All rows: cuts unless `constant_cut`, summaries, gradients, reports.
+/// All rows: cuts unless `constant_cut`, gradients, reports. `all_kl`: also the KL of a group
+/// without weight.
 template <class T>
 cudaError_t run_fused(const Problem& problem, const FusedPlan& plan, const Workspace<T>& workspace,
                       bool constant_cut, bool all_kl, void* gradient, cudaStream_t stream);

@@ -1,27 +1,27 @@
-// The fused kernels with one cluster per row, and the question whether a device grants it.
-#include "cuda/fused_launch.cuh"
+// The fused kernels with one cluster per row, and the check that a device grants the cluster.
+#include "cuda/fused/launch.cuh"
 
 namespace gkd::cuda {
 
-GKD_LAUNCH_FUSED_ALL(ClusterTeam)
+GKD_LAUNCH_FUSED_ALL(ClusterGroup)
 
 template <class Elem>
-bool grants_cluster(int members, std::size_t shared_bytes) {
-  const auto kernel = &fused_kernel<Arithmetic<Elem>, Elem, ClusterTeam>;
+bool grants_cluster(int blocks, std::size_t shared_bytes) {
+  const auto kernel = &fused_kernel<Arithmetic<Elem>, Elem, ClusterGroup>;
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(shared_bytes)) != cudaSuccess ||
       cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
           cudaSuccess) {
-    (void)cudaGetLastError();  // a refusal is an answer here
+    (void)cudaGetLastError();  // a refusal is an answer, not an error of the call
     return false;
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(members));
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kFusedThreads);
   config.dynamicSmemBytes = shared_bytes;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(members);
+  attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   config.attrs = &attribute;
   config.numAttrs = 1;

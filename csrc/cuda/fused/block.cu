@@ -1,8 +1,8 @@
 // The fused kernels with one block per row.
-#include "cuda/fused_launch.cuh"
+#include "cuda/fused/launch.cuh"
 
 namespace gkd::cuda {
 
-GKD_LAUNCH_FUSED_ALL(BlockTeam)
+GKD_LAUNCH_FUSED_ALL(SingleBlock)
 
 }  // namespace gkd::cuda

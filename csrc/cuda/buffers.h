@@ -1,4 +1,4 @@
-// What kernels hand to one another, one entry per row.
+// What kernels pass on in global memory, one entry per row or per segment of a row.
 #pragma once
 
 #include "cuda/problem.h"
@@ -7,11 +7,11 @@ namespace gkd::cuda {
 
 enum class RowKind : std::int32_t {
   kCounted,
-  kIgnored,  ///< zero loss and gradient, whatever the row holds
+  kIgnored,  ///< zero loss and gradient, whatever the logits are
   kInvalid,  ///< NaN loss and gradient: NaN, +inf, only -inf, or a target out of bounds
 };
 
-/// What the last sweep over a row needs. `coef` holds every factor of the stored gradient.
+/// What the gradient pass over a row needs. `coef` includes every factor of the stored gradient.
 template <class T>
 struct RowState {
   GroupCoef<T> coef[2];
@@ -20,21 +20,21 @@ struct RowState {
   std::int64_t target;  ///< forced into the group; negative: none
 };
 
-/// What is left of a row when its sweeps are done.
+/// A row's results.
 struct RowReport {
   RowSummary summary;
   double primary = 0, secondary = 0, loss = 0;
   std::int64_t size = 0;
 };
 
-/// One part of a row, summarised.
-struct PartMoments {
+/// The moments of one segment's classes, by group.
+struct SegmentMoments {
   GroupMoments<double> group[2];
-  std::int32_t bad = 0;  ///< holds NaN or +inf
+  std::int32_t invalid = 0;  ///< a logit is NaN or +inf
 };
 
-/// One part's sums of p^ phi(d), by group.
-struct PartKl {
+/// One segment's sums of p^ phi(d), by group.
+struct SegmentKl {
   double group[2];
 };
 
