@@ -83,7 +83,7 @@ constexpr const char* kName = "gkd::sharded_loss";
 
 void check(const ShardCall& c) {
   check_inputs(kName, c.student, c.teacher, c.target, c.options, /*is_shard=*/true);
-  check_shard_range(kName, c.student.sym_size(1), c.class_start, c.num_classes);
+  check_shard_range(kName, c.student.sym_size(-1), c.class_start, c.num_classes);
 }
 
 ForwardTensors forward(const ShardCall& given, bool need_grad, const Ranks& ranks) {

@@ -49,12 +49,12 @@ TEST_P(Device, EveryExceptionHasItsType) {
       [&] {
         gkd::loss(student, zeros({1, 10}));
       },
-      "gkd::loss: student [4, 10] and teacher [1, 10] must have the same shape");
+      "gkd::loss: teacher_logits must be [4, 10] as student_logits, got [1, 10]");
   expect_thrown<c10::TypeError>(
       [&] {
         gkd::loss(zeros({4, 10}, at::kInt), teacher);
       },
-      "gkd::loss: expected floating point student, got Int");
+      "gkd::loss: expected floating point student_logits, got Int");
   Options options;
   options.check_target = true;
   const Tensor target = torch::tensor({0, 1, -100, 17}).to(GetParam());
@@ -100,7 +100,7 @@ TEST_P(Device, EveryOptionReachesTheOperator) {
 
 TEST_P(Device, TheTeacherTakesNoGradient) {
   expect_thrown<c10::ValueError>([&] { gkd::loss(student, teacher.requires_grad_()); },
-                                 "gkd::loss: teacher needs no gradient; pass teacher.detach()");
+                                 "gkd::loss: teacher_logits must not require grad; pass teacher_logits.detach()");
 }
 
 TEST_P(Device, BackwardTwice) {
