@@ -28,16 +28,6 @@ void shard_counts(const ShardTask& task, const long long* extremes, std::int32_t
   counts[kBins - 1] = 0;  // the tail is what remains of the classes of the whole row
 }
 
-/// Adds the weights of `count` logits; `logits` has room for whole vectors.
-template <class T>
-void add_logits(const ShardRow<T>& row, const KeyHistogram<T>& histogram, T* logits,
-                std::int64_t count) {
-  std::uint64_t weights[kTile];
-  std::fill(logits + count, logits + padded<T>(count), -kInfinity<T>);
-  class_weights(row.stop, row.rule, logits, count, weights);
-  histogram.add(logits, weights, count);
-}
-
 /// Whether each lane's bin is before `first`.
 inline bool is_before(const int* bin, int first, double) { return *bin < first; }
 inline VecI32 is_before(const int* bin, int first, VecF32) {
@@ -70,7 +60,7 @@ void histogram_first_pass(const ShardRow<T>& row, const KeyHistogram<T>& histogr
       in_range[n] = r[k];
       n += range.holds(bin[k]);
     }
-    add_logits(row, histogram, in_range, n);
+    histogram.add(row.stop, row.rule, in_range, n);
   });
   histogram.bins[kMsgTotal] = static_cast<long long>(total);
   histogram.bins[kMsgAbove] = static_cast<long long>(above);
@@ -100,7 +90,7 @@ void histogram_later_pass(const ShardRow<T>& row, const KeyHistogram<T>& histogr
                       n += j < count && range.holds(row.bins.of(r[j]));
                     }
                   }
-                  add_logits(row, histogram, in_range, n);
+                  histogram.add(row.stop, row.rule, in_range, n);
                 });
 }
 
