@@ -130,6 +130,30 @@ struct KeyHistogram {
   }
 };
 
+/// Copies a tile's logits that may be in the search; returns their number. `out` has room for a
+/// tile.
+template <class T>
+std::int64_t candidates_of(const RadixSearch<T>& search, const Keys<T>& keys, const T* logits,
+                           std::int64_t count, T* out) {
+  using V = VecOf<T>;
+  // The lowest key may be that of a NaN, which bounds nothing: only -inf lies beyond it. No library
+  // function: see README.md.
+  const T lowest = keys.logit(search.low);
+  // NOLINTNEXTLINE(misc-redundant-expression): false for a NaN
+  const V first = splat<V>(lowest == lowest ? lowest : -kInfinity<T>);
+  const V last = splat<V>(keys.logit(search.high));
+  std::int64_t n = 0;
+  for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+    const V v = load<V>(logits + k);
+    unsigned bits = movemask((v >= first) & (v <= last));
+    for (; bits != 0; bits &= bits - 1) {
+      const std::int64_t j = k + __builtin_ctz(bits);
+      if (j < count) out[n++] = logits[j];
+    }
+  }
+  return n;
+}
+
 /// The search inside the first bin at which the stop rule is met; the last one where it is not met.
 template <class T>
 RadixSearch<T> refine(const RadixSearch<T>& search, const StopRule& stop, const long long* bins) {
@@ -162,13 +186,7 @@ T exact_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule, Sc
         return;
       }
       alignas(64) T candidates[kTile];
-      KeyOf<T> key[kTile];
-      keys_of(keys, r, count, key);
-      std::int64_t n = 0;
-      for (std::int64_t k = 0; k < count; ++k) {
-        candidates[n] = r[k];
-        n += search.holds(key[k]);
-      }
+      const std::int64_t n = candidates_of(search, keys, r, count, candidates);
       histogram.add(stop, rule, candidates, n);
     });
     if (first) search.total = total;

@@ -70,25 +70,15 @@ void histogram_first_pass(const ShardRow<T>& row, const KeyHistogram<T>& histogr
 template <class T>
 void histogram_later_pass(const ShardRow<T>& row, const KeyHistogram<T>& histogram,
                           const BinRange& range) {
-  using V = VecOf<T>;
-  // The lowest key may be that of a NaN, which bounds nothing: only -inf lies beyond it. No library
-  // function: see README.md.
-  const T lowest = row.keys.logit(histogram.search.low);
-  const V last = splat<V>(row.keys.logit(histogram.search.high));
-  // NOLINTNEXTLINE(misc-redundant-expression): false for a NaN
-  const V first = splat<V>(lowest == lowest ? lowest : -kInfinity<T>);
   read_tiles<T>(row.ranking(), 0, row.task.row.classes,
                 [&](std::int64_t, std::int64_t count, const T* r) {
                   alignas(64) T in_range[kTile];
+                  const std::int64_t candidates =
+                      candidates_of(histogram.search, row.keys, r, count, in_range);
                   std::int64_t n = 0;
-                  for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-                    const V v = load<V>(r + k);
-                    unsigned bits = movemask((v >= first) & (v <= last));
-                    for (; bits != 0; bits &= bits - 1) {
-                      const std::int64_t j = k + __builtin_ctz(bits);
-                      in_range[n] = r[j];
-                      n += j < count && range.holds(row.bins.of(r[j]));
-                    }
+                  for (std::int64_t k = 0; k < candidates; ++k) {
+                    in_range[n] = in_range[k];
+                    n += range.holds(row.bins.of(in_range[k]));
                   }
                   histogram.add(row.stop, row.rule, in_range, n);
                 });
