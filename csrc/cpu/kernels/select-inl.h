@@ -97,6 +97,12 @@ T sorted_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule) {
   return logits.back();
 }
 
+/// The keys of `count` logits, in a loop that the compiler vectorises.
+template <class T>
+void keys_of(const Keys<T>& keys, const T* logits, std::int64_t count, KeyOf<T>* out) {
+  for (std::int64_t k = 0; k < count; ++k) out[k] = keys.of(logits[k]);
+}
+
 /// One radix pass: the weights of the keys that the search holds, by bin, highest first.
 template <class T>
 struct KeyHistogram {
@@ -105,13 +111,48 @@ struct KeyHistogram {
   long long* bins;
   const int shift = search.bin_bits();
 
+  /// A tile's logits and weights.
   void add(const T* logits, const std::uint64_t* weights, std::int64_t count) const {
+    KeyOf<T> key[kTile];
+    keys_of(keys, logits, count, key);
     for (std::int64_t k = 0; k < count; ++k) {
-      const KeyOf<T> key = keys.of(logits[k]);
-      if (search.holds(key)) bins[search.bin(key, shift)] += static_cast<long long>(weights[k]);
+      if (search.holds(key[k])) {
+        bins[search.bin(key[k], shift)] += static_cast<long long>(weights[k]);
+      }
     }
   }
+  /// Weighs a tile's logits, too; `logits` has room for whole vectors.
+  void add(const StopRule& stop, const MassRule<T>& rule, T* logits, std::int64_t count) const {
+    std::uint64_t weights[kTile];
+    std::fill(logits + count, logits + padded<T>(count), -kInfinity<T>);
+    class_weights(stop, rule, logits, count, weights);
+    add(logits, weights, count);
+  }
 };
+
+/// Copies a tile's logits that may be in the search; returns their number. `out` has room for a
+/// tile.
+template <class T>
+std::int64_t candidates_of(const RadixSearch<T>& search, const Keys<T>& keys, const T* logits,
+                           std::int64_t count, T* out) {
+  using V = VecOf<T>;
+  // The lowest key may be that of a NaN, which bounds nothing: only -inf lies beyond it. No library
+  // function: see README.md.
+  const T lowest = keys.logit(search.low);
+  // NOLINTNEXTLINE(misc-redundant-expression): false for a NaN
+  const V first = splat<V>(lowest == lowest ? lowest : -kInfinity<T>);
+  const V last = splat<V>(keys.logit(search.high));
+  std::int64_t n = 0;
+  for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+    const V v = load<V>(logits + k);
+    unsigned bits = movemask((v >= first) & (v <= last));
+    for (; bits != 0; bits &= bits - 1) {
+      const std::int64_t j = k + __builtin_ctz(bits);
+      if (j < count) out[n++] = logits[j];
+    }
+  }
+  return n;
+}
 
 /// The search inside the first bin at which the stop rule is met; the last one where it is not met.
 template <class T>
@@ -127,20 +168,28 @@ RadixSearch<T> refine(const RadixSearch<T>& search, const StopRule& stop, const 
   return search.refined(bin, shift, over);
 }
 
+/// The first pass weighs every class, later ones those that the search holds.
 template <class T>
 T exact_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule, Scratch* scratch) {
   const Keys<T> keys(row.rank.dtype);
   RadixSearch<T> search = first_search(keys, rule.high);
-  while (!search.found()) {
+  for (bool first = true; !search.found(); first = false) {
     scratch->histogram.assign(kBins, 0);
     const KeyHistogram<T> histogram{search, keys, scratch->histogram.data()};
-    std::uint64_t total = 0, weights[kTile];
+    std::uint64_t total = 0;
     read_tiles<T>(row.rank, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
-      class_weights(stop, rule, r, count, weights);
-      for (std::int64_t k = 0; k < count; ++k) total += weights[k];
-      histogram.add(r, weights, count);
+      if (first) {
+        std::uint64_t weights[kTile];
+        class_weights(stop, rule, r, count, weights);
+        for (std::int64_t k = 0; k < count; ++k) total += weights[k];
+        histogram.add(r, weights, count);
+        return;
+      }
+      alignas(64) T candidates[kTile];
+      const std::int64_t n = candidates_of(search, keys, r, count, candidates);
+      histogram.add(stop, rule, candidates, n);
     });
-    search.total = total;
+    if (first) search.total = total;
     search = refine(search, stop, scratch->histogram.data());
   }
   return keys.logit(search.high);

@@ -28,16 +28,6 @@ void shard_counts(const ShardTask& task, const long long* extremes, std::int32_t
   counts[kBins - 1] = 0;  // the tail is what remains of the classes of the whole row
 }
 
-/// Adds the weights of `count` logits; `logits` has room for whole vectors.
-template <class T>
-void add_logits(const ShardRow<T>& row, const KeyHistogram<T>& histogram, T* logits,
-                std::int64_t count) {
-  std::uint64_t weights[kTile];
-  std::fill(logits + count, logits + padded<T>(count), -kInfinity<T>);
-  class_weights(row.stop, row.rule, logits, count, weights);
-  histogram.add(logits, weights, count);
-}
-
 /// Whether each lane's bin is before `first`.
 inline bool is_before(const int* bin, int first, double) { return *bin < first; }
 inline VecI32 is_before(const int* bin, int first, VecF32) {
@@ -70,7 +60,7 @@ void histogram_first_pass(const ShardRow<T>& row, const KeyHistogram<T>& histogr
       in_range[n] = r[k];
       n += range.holds(bin[k]);
     }
-    add_logits(row, histogram, in_range, n);
+    histogram.add(row.stop, row.rule, in_range, n);
   });
   histogram.bins[kMsgTotal] = static_cast<long long>(total);
   histogram.bins[kMsgAbove] = static_cast<long long>(above);
@@ -80,27 +70,17 @@ void histogram_first_pass(const ShardRow<T>& row, const KeyHistogram<T>& histogr
 template <class T>
 void histogram_later_pass(const ShardRow<T>& row, const KeyHistogram<T>& histogram,
                           const BinRange& range) {
-  using V = VecOf<T>;
-  // The lowest key may be that of a NaN, which bounds nothing: only -inf lies beyond it. No library
-  // function: see README.md.
-  const T lowest = row.keys.logit(histogram.search.low);
-  const V last = splat<V>(row.keys.logit(histogram.search.high));
-  // NOLINTNEXTLINE(misc-redundant-expression): false for a NaN
-  const V first = splat<V>(lowest == lowest ? lowest : -kInfinity<T>);
   read_tiles<T>(row.ranking(), 0, row.task.row.classes,
                 [&](std::int64_t, std::int64_t count, const T* r) {
                   alignas(64) T in_range[kTile];
+                  const std::int64_t candidates =
+                      candidates_of(histogram.search, row.keys, r, count, in_range);
                   std::int64_t n = 0;
-                  for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-                    const V v = load<V>(r + k);
-                    unsigned bits = movemask((v >= first) & (v <= last));
-                    for (; bits != 0; bits &= bits - 1) {
-                      const std::int64_t j = k + __builtin_ctz(bits);
-                      in_range[n] = r[j];
-                      n += j < count && range.holds(row.bins.of(r[j]));
-                    }
+                  for (std::int64_t k = 0; k < candidates; ++k) {
+                    in_range[n] = in_range[k];
+                    n += range.holds(row.bins.of(in_range[k]));
                   }
-                  add_logits(row, histogram, in_range, n);
+                  histogram.add(row.stop, row.rule, in_range, n);
                 });
 }
 
