@@ -23,7 +23,7 @@ MATHS = [
     ),
     Mutant(
         name="other-group-reference",
-        fault="the rest is taken relative to the primary group's reference",
+        fault="the rest is taken relative to the primary group's shift",
         file="csrc/math/loss.h",
         old="c.shift.student = static_cast<T>(finite_or_zero(m[g].shift.student));",
         new="c.shift.student = static_cast<T>(finite_or_zero(m[0].shift.student));",
@@ -55,9 +55,9 @@ MATHS = [
     ),
     Mutant(
         name="merge-without-rescale",
-        fault="a merged summary keeps its own reference",
+        fault="merged moments keep their own shift",
         file="csrc/math/moments.h",
-        old="    other.move_to(common, inv_temperature);\n",
+        old="    other.change_shift(common, inv_temperature);\n",
         new="",
         by=("gkd_math_test Moments*",),
     ),
@@ -99,65 +99,65 @@ CPU = [
     Mutant(
         name="cut-left-out",
         fault="the gradient leaves the class at the cut, and its ties, to the rest",
-        file="csrc/cpu/sweeps.h",
-        old="const MaskOf<V> in = r[k] >= at_cut;",
-        new="const MaskOf<V> in = r[k] > at_cut;",
+        file="csrc/cpu/kernels/passes-inl.h",
+        old="const MaskOf<V> in = r[k] >= cut_vector;",
+        new="const MaskOf<V> in = r[k] > cut_vector;",
         by=("tests/python/test_autograd.py -k gradcheck", PARITY),
     ),
     Mutant(
         name="tail-not-written",
-        fault="a 16-bit gradient lacks what is left of a row after whole packs",
-        file="csrc/cpu/pack.h",
+        fault="a 16-bit gradient lacks what is left of a row after whole vectors",
+        file="csrc/cpu/kernels/simd-inl.h",
         old="""\
   if (k == count) return;
-  const VecU16 v = narrow(load<VecF32>(from + k), dtype);
+  const VecU16 v = from_float(load<VecF32>(in + k), dtype);
 """,
         new="""\
   if (k == count || k > 0) return;
-  const VecU16 v = narrow(load<VecF32>(from + k), dtype);
+  const VecU16 v = from_float(load<VecF32>(in + k), dtype);
 """,
         by=("gkd_row_test Row.SixteenBits*",),
     ),
     Mutant(
         name="ties-rounded-up",
         fault="bfloat16 is rounded half up, not half to even",
-        file="csrc/cpu/pack.h",
+        file="csrc/cpu/kernels/simd-inl.h",
         old="bits + 0x8000u + even",
         new="bits + 0x8000u + 0 * even",
         by=("tests/python/test_loss.py -k ties_to_even",),
     ),
     Mutant(
         name="upper-half-alone",
-        fault="halving the open classes, the search weighs the upper half without what is above it",
-        file="csrc/cpu/select.h",
-        old="if (goal.reached(above + upper, total)) {",
-        new="if (goal.reached(upper, total)) {",
+        fault="halving the candidates, the search weighs the upper half without what is above it",
+        file="csrc/cpu/kernels/select-inl.h",
+        old="if (stop.is_met(above + upper, total)) {",
+        new="if (stop.is_met(upper, total)) {",
         by=("tests/python/test_select.py -k 'past_a_segment and clustered'",),
     ),
     Mutant(
         name="last-block-of-one",
-        fault="a last block that is one class long is skipped",
-        file="csrc/cpu/blocks.h",
+        fault="a last tile that is one class long is skipped",
+        file="csrc/cpu/kernels/load_store-inl.h",
         old="""\
-  void each_block(std::int64_t from, std::int64_t to, Visit visit) const {
+  void for_each_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
     Buffers buffers;
-    // Only where r is u, and plainly so: the compiler then widens it once.
-    const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student();
-    for (std::int64_t j = from; j < to; j += kBlock) {
+    // Only when ranking == teacher, so that the compiler converts it once.
+    const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
+    for (std::int64_t j = begin; j < end; j += kTile) {
 """,
         new="""\
-  void each_block(std::int64_t from, std::int64_t to, Visit visit) const {
+  void for_each_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
     Buffers buffers;
-    // Only where r is u, and plainly so: the compiler then widens it once.
-    const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student();
-    for (std::int64_t j = from; j < to - (to > kBlock); j += kBlock) {
+    // Only when ranking == teacher, so that the compiler converts it once.
+    const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
+    for (std::int64_t j = begin; j < end - (end > kTile); j += kTile) {
 """,
         by=("gkd_row_test Row.InstructionSetsAgree", PARITY),
     ),
     Mutant(
         name="ties-split",
         fault="of the classes tied at the cut one joins the group (flashinfer#3774)",
-        file="csrc/cpu/sweeps.h",
+        file="csrc/cpu/kernels/passes-inl.h",
         old="const MaskOf<V> in = rank >= high;",
         new="const MaskOf<V> in = rank > high;",
         by=("tests/python/test_loss.py -k test_methods_agree", PARITY),
@@ -165,7 +165,7 @@ CPU = [
     Mutant(
         name="ignored-row-unwritten",
         fault="an ignored row's gradient is whatever lay in memory (Liger#1338)",
-        file="csrc/cpu/loss.cpp",
+        file="csrc/cpu/ops.cpp",
         old="if (gradient) gradient->select(0, row).zero_();",
         new="",
         by=("tests/python/test_extreme_inputs.py -k row_38",),
@@ -173,7 +173,7 @@ CPU = [
     Mutant(
         name="int32-row-offset",
         fault="a row's offset wraps past 2^31 elements (pytorch#84144, flashinfer#2937)",
-        file="csrc/cpu/rows.h",
+        file="csrc/cpu/tensors.h",
         old="return {data + row * t.stride(0) * t.element_size(), t.stride(1), dtype_of(t)};",
         new="""\
 return {data + static_cast<int>(row * t.stride(0)) * t.element_size(), t.stride(1),
@@ -183,8 +183,8 @@ return {data + static_cast<int>(row * t.stride(0)) * t.element_size(), t.stride(
     Mutant(
         name="ignored-rows-counted",
         fault="the ignored rows count in the mean (Liger#177)",
-        file="csrc/cpu/loss.cpp",
-        old="counted += !own.ignored;",
+        file="csrc/cpu/ops.cpp",
+        old="counted += !row_target.ignored;",
         new="counted += 1;",
         by=("tests/python/test_extreme_inputs.py -k row_38",),
     ),

@@ -1,4 +1,4 @@
-// CPU backend: hands rows to row.cpp, in parallel or each shared among the threads, and reduces.
+// CPU backend of the operators on whole rows: runs the row kernels in parallel and reduces.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
@@ -7,52 +7,56 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <string>
 #include <vector>
 
-#include "cpu/rows.h"
+#include "cpu/parallel.h"
+#include "cpu/tensors.h"
 
 namespace gkd {
 namespace {
 
-/// Rows that count, after a look at every target: an error names the first bad row.
+/// Checks every target, and returns the number of rows that are not ignored.
 std::int64_t counted_rows(const char* name, const at::Tensor& student, const OptionalTensor& target,
                           const LossOptions& s) {
   std::int64_t counted = 0;
   for (std::int64_t row = 0; row < student.size(0); ++row) {
-    const cpu::RowTarget own = cpu::target_of(target, row, s.ignore_index);
-    if (target && !own.ignored) check_target_value(name, own.value, student.size(1), row);
-    counted += !own.ignored;
+    const cpu::RowTarget row_target = cpu::target_of(target, row, s.ignore_index);
+    if (target && !row_target.ignored) {
+      check_target_value(name, row_target.value, student.size(1), row);
+    }
+    counted += !row_target.ignored;
   }
   return counted;
 }
 
-/// Runs every row; `done(row, result, target)` stores what the caller wants of it.
-template <class Done>
+/// Runs every row; `store(row, result, target)` keeps what the caller needs of it.
+template <class Store>
 void for_rows(const at::Tensor& student, const at::Tensor& teacher, const OptionalTensor& target,
-              const LossOptions& s, double gradient_scale, at::Tensor* gradient, Done done) {
+              const LossOptions& s, double gradient_scale, at::Tensor* gradient, Store store) {
   const std::int64_t rows = student.size(0), classes = student.size(1);
-  const bool wide = compute_dtype(student, teacher) == at::kDouble;
-  const cpu::RowFunction run = wide ? cpu::kernels().wide : cpu::kernels().single;
+  const bool in_double = compute_dtype(student, teacher) == at::kDouble;
+  const cpu::RowFunction run_row = cpu::kernels().of(in_double).row;
   cpu::RowTask common;
   common.classes = classes;
   common.gradient_scale = gradient_scale;
-  common.how = selection_of(s);
+  common.selection = selection_of(s);
   common.weights = weights_of(s);
-  cpu::each_row(rows, classes,
-                [&](std::int64_t row, const cpu::Executor& each, cpu::Scratch* scratch) {
-                  const cpu::RowTarget own = cpu::target_of(target, row, s.ignore_index);
-                  if (own.ignored) {
-                    if (gradient) gradient->select(0, row).zero_();
-                    done(row, cpu::RowResult{}, own);
-                    return;
-                  }
-                  cpu::RowTask task = common;
-                  task.target = own.value;
-                  task.student = cpu::source(student, row);
-                  task.teacher = cpu::source(teacher, row);
-                  if (gradient) task.gradient = cpu::sink(*gradient, row);
-                  done(row, run(task, each, scratch), own);
-                });
+  cpu::for_each_row(rows, classes,
+                    [&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
+                      const cpu::RowTarget row_target = cpu::target_of(target, row, s.ignore_index);
+                      if (row_target.ignored) {
+                        if (gradient) gradient->select(0, row).zero_();
+                        store(row, cpu::RowResult{}, row_target);
+                        return;
+                      }
+                      cpu::RowTask task = common;
+                      task.target = row_target.value;
+                      task.student = cpu::logits_row(student, row);
+                      task.teacher = cpu::logits_row(teacher, row);
+                      if (gradient) task.gradient = cpu::gradient_row(*gradient, row);
+                      store(row, run_row(task, executor, scratch), row_target);
+                    });
 }
 
 ForwardTensors forward_cpu(const LossOptions& s, Ref student, Ref teacher,
@@ -88,7 +92,7 @@ GroupTensors group_cpu(const LossOptions& s, Ref student, Ref teacher, const Opt
   const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   at::Tensor size = at::empty({rows}, options.dtype(at::kLong));
-  at::Tensor columns[6];  // apart, since an operator's outputs must not alias
+  at::Tensor columns[6];  // six tensors, since an operator's outputs must not alias
   for (at::Tensor& column : columns) column = at::empty({rows}, options);
   at::Tensor mask = at::empty({0}, options.dtype(at::kBool));
   if (return_mask) mask = at::empty({rows, classes}, options.dtype(at::kBool));
@@ -98,48 +102,49 @@ GroupTensors group_cpu(const LossOptions& s, Ref student, Ref teacher, const Opt
     std::int64_t* sizes = size.mutable_data_ptr<std::int64_t>();
     const at::Tensor& rank = s.rank_by == "student" ? su : te;
     for_rows(su, te, target, s, 1.0, nullptr,
-             [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget own) {
+             [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget row_target) {
                const double nan = std::numeric_limits<double>::quiet_NaN();
                const double values[6] = {r.summary.p, r.summary.q,      r.cut,
                                          r.primary,   r.summary.binary, r.secondary};
                for (int k = 0; k < 6; ++k) {
-                 out[k][row] = static_cast<scalar_t>(own.ignored ? nan : values[k]);
+                 out[k][row] = static_cast<scalar_t>(row_target.ignored ? nan : values[k]);
                }
                sizes[row] = r.size;
                if (!return_mask) return;
-               at::Tensor to = mask.select(0, row);
-               if (own.ignored || std::isnan(r.cut)) {
-                 to.zero_();
+               at::Tensor mask_row = mask.select(0, row);
+               if (row_target.ignored || std::isnan(r.cut)) {
+                 mask_row.zero_();
                  return;
                }
-               // As the row was compared: float's lowest cut is -inf to 16 bits.
-               at::ge_out(to, rank.select(0, row).to(columns[0].scalar_type()), r.cut);
-               if (own.value >= 0) mask.mutable_data_ptr<bool>()[row * classes + own.value] = true;
+               // In the dtype of the cut: the lowest float would become -inf in 16 bits.
+               at::ge_out(mask_row, rank.select(0, row).to(columns[0].scalar_type()), r.cut);
+               if (row_target.value >= 0) {
+                 mask.mutable_data_ptr<bool>()[row * classes + row_target.value] = true;
+               }
              });
   });
   return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }
 
-/// to = from * grad_output * grad_scale, both contiguous; they may be one.
-void scale_rows(Ref from, Ref to_tensor, Ref grad_output, Ref grad_scale) {
-  const std::int64_t rows = from.size(0), classes = from.size(1);
+/// out = in * grad_output * grad_scale, both contiguous; they may be the same tensor.
+void scale_rows(Ref in, Ref out, Ref grad_output, Ref grad_scale) {
+  const std::int64_t rows = in.size(0), classes = in.size(1);
   const at::Tensor factors = grad_output.to(at::kDouble) * grad_scale.item<double>();
   const std::int64_t stride = factors.dim() == 0 ? 0 : factors.stride(0);
-  const double* factor = factors.const_data_ptr<double>();
+  const double* factors_data = factors.const_data_ptr<double>();
   if (rows == 0) return;
-  const char* in = static_cast<const char*>(from.const_data_ptr());
-  char* to = static_cast<char*>(to_tensor.mutable_data_ptr());
-  const cpu::ScaleFunction run = cpu::kernels().scale;
-  // Pieces of rows, so that one row too is shared.
-  const std::int64_t pieces = (classes + cpu::kSegment - 1) / cpu::kSegment;
-  parallel_for_dynamic(rows * pieces, [&](auto next) {
-    for (std::int64_t k = next(); k < rows * pieces; k = next()) {
-      const std::int64_t row = k / pieces, first = k % pieces * cpu::kSegment;
-      const double by = factor[row * stride];
-      if (in == to && by == 1) continue;  // it is there already
-      const std::int64_t at = (row * classes + first) * from.element_size();
-      run(in + at, to + at, dtype_of(from), std::min(cpu::kSegment, classes - first), by);
-    }
+  const char* from = static_cast<const char*>(in.const_data_ptr());
+  char* to = static_cast<char*>(out.mutable_data_ptr());
+  const cpu::ScaleFunction scale = cpu::kernels().scale;
+  // By segments, so that all threads work on a single row too.
+  const std::int64_t segments = (classes + cpu::kSegment - 1) / cpu::kSegment;
+  cpu::run_parallel(rows * segments, [&](std::int64_t k) {
+    const std::int64_t row = k / segments, first = k % segments * cpu::kSegment;
+    const double factor = factors_data[row * stride];
+    if (from == to && factor == 1) return;  // nothing to do
+    const std::int64_t offset = (row * classes + first) * in.element_size();
+    scale(from + offset, to + offset, dtype_of(in), std::min(cpu::kSegment, classes - first),
+          factor);
   });
 }
 
@@ -153,11 +158,16 @@ void scale_in_place_cpu(Ref gradient, Ref grad_output, Ref grad_scale) {
   scale_rows(gradient, gradient, grad_output, grad_scale);
 }
 
+std::string cpu_capability() { return cpu::kernels().name; }
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CPU, m) {
   register_ops<forward_cpu, group_cpu, scale_cpu>(m);
   m.impl("_scale_", &scale_in_place_cpu);
 }
+
+// It has no tensor to dispatch on.
+TORCH_LIBRARY_IMPL(gkd, CatchAll, m) { m.impl("_cpu_capability", &cpu_capability); }
 
 }  // namespace gkd

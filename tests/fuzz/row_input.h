@@ -5,15 +5,11 @@
 #include <memory>
 
 #include "bytes.h"
-#include "cpu/row.h"
+#include "cpu/kernels.h"
 
 namespace gkd::fuzz {
 
 using cpu::RowTask;
-
-inline std::size_t size_of(Dtype dtype) {
-  return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2;
-}
 
 /// Elements `stride` apart, in memory that ends with the last of them.
 struct Elements {
@@ -22,22 +18,24 @@ struct Elements {
   std::unique_ptr<char[]> data;
 
   Elements(Dtype dtype, std::int64_t stride, std::int64_t count)
-      : dtype(dtype), stride(stride), data(new char[size_of(dtype) * (stride * (count - 1) + 1)]) {
-    std::fill_n(data.get(), size_of(dtype) * (stride * (count - 1) + 1), '\x7f');
+      : dtype(dtype),
+        stride(stride),
+        data(new char[element_size(dtype) * (stride * (count - 1) + 1)]) {
+    std::fill_n(data.get(), element_size(dtype) * (stride * (count - 1) + 1), '\x7f');
   }
-  char* at(std::int64_t j) const { return data.get() + size_of(dtype) * stride * j; }
-  gkd::cpu::LogitsRow source() const { return {data.get(), stride, dtype}; }
+  char* at(std::int64_t j) const { return data.get() + element_size(dtype) * stride * j; }
+  gkd::cpu::LogitsRow logits_row() const { return {data.get(), stride, dtype}; }
 
   void set(std::int64_t j, double x) {
     if (dtype == Dtype::kDouble) {
       std::memcpy(at(j), &x, 8);
     } else {
       // Any number cut to 16 bits is as good as any other here: nothing is compared with it.
-      const float narrow = std::abs(x) <= std::numeric_limits<float>::max() || !std::isfinite(x)
-                               ? static_cast<float>(x)
-                               : std::copysign(std::numeric_limits<float>::max(), x);
+      const float rounded = std::abs(x) <= std::numeric_limits<float>::max() || !std::isfinite(x)
+                                ? static_cast<float>(x)
+                                : std::copysign(std::numeric_limits<float>::max(), x);
       std::uint32_t bits;
-      std::memcpy(&bits, &narrow, 4);
+      std::memcpy(&bits, &rounded, 4);
       if (dtype == Dtype::kFloat) {
         std::memcpy(at(j), &bits, 4);
       } else {
@@ -60,9 +58,9 @@ struct Elements {
     std::uint16_t bits;
     std::memcpy(&bits, at(j), 2);
     if (dtype == Dtype::kBFloat16) {
-      const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+      const std::uint32_t float_bits = static_cast<std::uint32_t>(bits) << 16;
       float x;
-      std::memcpy(&x, &wide, 4);
+      std::memcpy(&x, &float_bits, 4);
       return x;
     }
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -77,13 +75,13 @@ inline bool draw(Bytes* bytes, std::int64_t classes, Elements* row) {
   Logits logits(bytes);
   for (std::int64_t j = 0; j < classes; ++j) row->set(j, logits.next());
   double high = -HUGE_VAL;
-  bool bad = false;
+  bool invalid = false;
   for (std::int64_t j = 0; j < classes; ++j) {
     const double x = row->get(j);
-    bad |= !(x < HUGE_VAL);
+    invalid |= !(x < HUGE_VAL);
     high = std::max(high, x);
   }
-  return bad || !std::isfinite(high);
+  return invalid || !std::isfinite(high);
 }
 
 /// Any settings that the checks let through.
@@ -92,10 +90,10 @@ inline RowTask settings(Bytes* bytes, std::int64_t classes) {
   task.classes = classes;
   task.target = bytes->flag() ? bytes->pick(classes) : -1;
   task.gradient_scale = bytes->of({1.0, 0.25, 1.0 / 3, 1024.0});
-  task.how.threshold = bytes->of({0.93, 1.0, 0.5, 1e-300, 1 - 0x1p-53, 0.999});
-  task.how.group_size = bytes->flag() ? -1 : bytes->pick(classes + 2);
-  task.how.by_student = bytes->flag();
-  task.how.sort = bytes->byte() % 8 == 0;
+  task.selection.threshold = bytes->of({0.93, 1.0, 0.5, 1e-300, 1 - 0x1p-53, 0.999});
+  task.selection.group_size = bytes->flag() ? -1 : bytes->pick(classes + 2);
+  task.selection.by_student = bytes->flag();
+  task.selection.sort = bytes->byte() % 8 == 0;
   task.weights.temperature = bytes->of({4.0, 1.0, 0.1, 1e-6, 1e6, 2.7});
   task.weights.primary = bytes->of({8.0, 0.0, -1.0, 1e30});
   task.weights.binary = bytes->of({1.0, 0.0, -3.0, 1e30});
