@@ -7,7 +7,7 @@ namespace gkd::cuda {
 
 enum class RowKind : std::int32_t {
   kCounted,
-  kIgnored,  ///< zero loss and gradient, whatever the logits are
+  kIgnored,  ///< zero loss and gradient, even if a logit is NaN
   kInvalid,  ///< NaN loss and gradient: NaN, +inf, only -inf, or a target out of bounds
 };
 

@@ -13,8 +13,9 @@ namespace gkd::cuda {
 /// How the cut of each row is found.
 enum class Method {
   /// CUB sorts every row's ranking logits, keys only; a scan of the sorted masses meets the
-  /// threshold. At least 72 bytes of traffic per class, and 256 MiB of scratch unless one row needs
-  /// more.
+  /// threshold. At least 72 bytes of traffic per class, and at most 256 MiB of scratch unless one
+  /// row
+  /// needs more.
   kSort,
   /// Counts by bin leave a few classes that can be the cut, which are weighed exactly. No [B, C]
   /// scratch. One kernel where a row fits on chip, several elsewhere: see LaunchStrategy.

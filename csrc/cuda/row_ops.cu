@@ -19,7 +19,7 @@ __global__ void targets_kernel(Problem p, RowState<T>* state, T* weight, T* grad
   long long counted = 0;
   for (std::int64_t row = threadIdx.x; row < p.rows; row += kRowsThreads) {
     RowKind kind = RowKind::kCounted;
-    std::int64_t target = -1;  // of another shard: no class here
+    std::int64_t target = -1;  // no target, or the target belongs to another shard
     if (p.target.data != nullptr) {
       const std::int64_t at = row * p.target.stride;
       const std::int64_t value = p.target.is_int32

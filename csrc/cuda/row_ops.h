@@ -1,5 +1,5 @@
-// The kernels that run once per row or once per call, whatever finds the cuts and computes the
-// loss. Each launcher returns the launch's error. T is the arithmetic's type.
+// The kernels that run once per row or once per call, for every launch strategy. Each launcher
+// returns the launch's error. T is the arithmetic's type.
 #pragma once
 
 #include "cuda/workspace.h"

@@ -24,14 +24,15 @@ constexpr int kPassThreads = 256;
 /// hide the memory's latency; at most 8 terms are summed in float before they go to a double.
 constexpr int kItems = 8;
 
-/// Classes that a block loads at once.
+/// Classes that a block of kPassThreads loads at once.
 constexpr std::int64_t kTileClasses = std::int64_t(kPassThreads) * kItems;
 
 /// Blocks per multiprocessor that a launch over segments aims at: 8 blocks of 256 threads fill a
 /// multiprocessor of 2,048 threads.
 constexpr int kBlocksPerMultiprocessor = 8;
 
-/// Warps of a block that gives each row one warp: one per scheduler, as rows may be few.
+/// Warps of a block that gives each row one warp: one per scheduler. Larger blocks would leave
+/// multiprocessors idle where rows are few.
 constexpr int kWarpsPerBlock = 4;
 
 /// Threads of a one-block kernel over all rows: its loads are latency-bound, so a large block; 512
@@ -57,7 +58,7 @@ constexpr std::int64_t kSortSegments = 500;
 constexpr std::int64_t kDeviceSortClasses = std::int64_t(1) << 18;
 
 /// Bytes of both inputs in a chunk of the multi-kernel selection: half an H100's L2 cache, so that
-/// later passes find the chunk there although other kernels use the cache too.
+/// later passes hit the cache although other kernels use it too.
 constexpr std::int64_t kCacheBytes = std::int64_t(24) << 20;
 
 /// Keys of a row's window that are listed: 1/16 of the classes, at least 1,024. A flat row's window

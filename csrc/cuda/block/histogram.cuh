@@ -108,7 +108,7 @@ __device__ __forceinline__ ClassWeight<T> class_weight(const Problem& p, T high,
 }
 
 /// Adds a segment's counts by bin. The last bin, which holds most of a peaked row, is not counted:
-/// it is what the others leave of the row's classes.
+/// its count is the row's classes minus all others.
 template <class T, int kThreads, class Loader>
 __device__ __forceinline__ void count_segment(const Loader& loader, Segment segment,
                                               bool by_student, const Bins<T>& bins, int* counts) {

@@ -1,7 +1,8 @@
-// Loaders: they read a row's two logits, whatever their dtype and strides, and write its gradient.
+// Loaders read a class's two logits, for one combination of dtypes and strides, and write its
+// gradient.
 //
-// A pass reads class j in the same thread whatever the strides and the alignment, so a strided or
-// unaligned input gives the bits of a contiguous one. Consecutive threads read consecutive classes.
+// The same thread reads class j for all strides and alignments, so strided and unaligned inputs
+// give bit-identical results. Consecutive threads read consecutive classes.
 #pragma once
 
 #include "cuda/dtype.cuh"
@@ -9,7 +10,7 @@
 
 namespace gkd::cuda {
 
-/// Both inputs are contiguous along the classes and of one dtype.
+/// Both inputs have one dtype and are contiguous along the classes.
 template <class T, class Elem>
 struct ContiguousLoader {
   const Elem *student, *teacher;

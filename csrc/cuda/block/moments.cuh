@@ -1,7 +1,7 @@
 // A block's pass over a segment that sums both groups' moments (math/moments.h).
 //
-// Every thread keeps a shift of its own per group. At the end the block agrees on one shift per
-// group, the threads move their sums to it, and plain sums remain to be added.
+// Every thread has its own shift per group. At the end the block chooses one shift per group, and
+// the threads change their sums to it, so that the sums can be added.
 #pragma once
 
 #include "cuda/block/passes.cuh"

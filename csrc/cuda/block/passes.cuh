@@ -1,5 +1,5 @@
 // A block's passes over a segment of a row: the loop over tiles, and the pass that writes the
-// gradient and sums each group's KL. Nothing here knows how many blocks share the row.
+// gradient and sums each group's KL. Neither depends on the number of blocks per row.
 #pragma once
 
 #include <cub/block/block_reduce.cuh>

@@ -1,6 +1,6 @@
-// The blocks that share a row, and their collectives: a sum of bins over all blocks, and a gather
-// of one value per block. Sums are of integers and gathered values are read in rank order, so every
-// block sees the same bits.
+// The group of blocks that processes a row, and its collectives: a sum of bins over all blocks, and
+// a gather of one value per block. Sums are of integers and gathered values are read in rank order,
+// so every block sees the same bits.
 //
 //   SingleBlock   one block. No communication.
 //   ClusterGroup  a cluster of sm_90 and later: peers' shared memory, hardware barriers (about
@@ -132,7 +132,9 @@ struct ClusterGroup {
     __syncthreads();  // all values have been received
     return storage.recv_slots;
   }
-  __device__ void exit_barrier() { cluster().sync(); }
+  __device__ void exit_barrier() {
+    cluster().sync();  // every peer has read this block's shared memory, which ends with the block
+  }
 };
 
 /// Global scratch of one group; all zero before the launch.
@@ -183,7 +185,7 @@ struct GridGroup {
       if (bins[b] != 0) atomicAdd(&sum[b], static_cast<unsigned long long>(bins[b]));
       if (b % blocks == rank()) __stcg(&next[b], 0ull);
     }
-    sync();
+    sync();  // every block has added its bins
     for (int b = threadIdx.x; b < kBins; b += blockDim.x) bins[b] = static_cast<V>(__ldcg(&sum[b]));
     __syncthreads();  // this block's copy is complete
   }
@@ -191,7 +193,7 @@ struct GridGroup {
   __device__ const Slot* all_gather(const V& value) {
     Slot* slots = scratch->slots[phase++ & 1];  // two alternate, as in a cluster
     if (threadIdx.x == 0) write_slot(&slots[rank()], value);
-    sync();
+    sync();  // every block has written its value
     // Loads bypass the first-level cache, which does not see other multiprocessors' writes.
     constexpr int kWords = kSlotBytes / 8;
     for (int w = threadIdx.x; w < blocks * kWords; w += blockDim.x) {

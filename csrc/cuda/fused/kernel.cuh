@@ -1,9 +1,9 @@
 // A row in one kernel: both inputs are copied into shared memory once, and every pass reads them
 // there. Device memory sees each input read once and the gradient written once, the least possible.
-// A group of blocks shares the row (block_group.cuh); each block copies one segment.
+// A group of blocks (block_group.cuh) processes the row; each block copies one segment.
 //
 // The copy preserves each element's offset modulo 16 bytes, so all but the head and the tail of an
-// unaligned row are copied as whole vectors. A thread sees the same classes whatever the alignment.
+// unaligned row are copied as whole vectors. A thread reads the same classes for all alignments.
 #pragma once
 
 #include <cuda_pipeline_primitives.h>
@@ -193,7 +193,7 @@ __device__ void process_rows(const FusedCall<T>& c, FusedStorage<T, BlockGroup, 
     process_row<T, Elem, kThreads>(c, row, begin, c.state[row].target - begin, loader, segment,
                                    shared, group);
   }
-  group.exit_barrier();
+  group.exit_barrier();  // peers may still read this block's shared memory
 }
 
 }  // namespace gkd::cuda

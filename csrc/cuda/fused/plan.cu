@@ -20,7 +20,7 @@ FusedPlan plan_for(const Problem& p, const Device& d) {
     return true;
   };
   const bool fits_block = fit(FusedLayout<Elem, SingleBlock>{}, LaunchStrategy::kBlock, 1);
-  // Several blocks share a row that fits one where rows alone would leave the device idle.
+  // A row that fits one block gets several if there are too few rows to fill the device.
   if (fits_block && (p.rows >= d.multiprocessors || p.classes < 2 * kMinFusedSegment)) return plan;
   for (int blocks = 2; blocks <= d.cluster; blocks *= 2) {
     const bool enough = p.rows * blocks >= d.multiprocessors ||

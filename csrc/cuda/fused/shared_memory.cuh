@@ -39,7 +39,7 @@ struct FusedLayout {
   /// Where the segments begin.
   static constexpr std::size_t kSegmentOffset = align_up(sizeof(Storage), kVectorBytes);
 
-  /// Bytes of one input's segment, whatever its offset modulo a vector.
+  /// Bytes of one input's segment, with room for any offset modulo a vector.
   GKD_HD static constexpr std::size_t segment_bytes(std::int64_t classes) {
     return align_up(static_cast<std::size_t>(classes) * sizeof(Elem) + kVectorBytes, kVectorBytes);
   }

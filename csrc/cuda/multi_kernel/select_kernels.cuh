@@ -1,5 +1,5 @@
-// The kernels of selection that multi_kernel/select.cu and sharded/select.cu share. One block
-// serves one segment, and adds its result to the row's; the caller's Call says where that is.
+// The kernels of selection that multi_kernel/select.cu and sharded/select.cu both launch. One block
+// serves one segment and adds its result to the row's, which the Call locates.
 #pragma once
 
 #include <cub/block/block_reduce.cuh>

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kScanThreads)
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   const T high = logit_of<T, Elem>(keys[0]),
           inv_temperature = static_cast<T>(1 / p.weights.temperature);
-  if (!(high < kInfinity) || high == -kInfinity) {  // the row is NaN, whatever its cut
+  if (!(high < kInfinity) || high == -kInfinity) {  // the row's loss is NaN for any cut
     if (threadIdx.x == 0) *cut = kInfinity;
     return;
   }
