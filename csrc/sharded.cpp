@@ -2,7 +2,7 @@
 //
 // The collectives are torch's functional ones, reached through the dispatcher: NCCL or gloo, traced
 // by torch.compile, and no link to torch's distributed library. Their number depends on dtype and
-// settings alone. See docs/scaling.md for the count and the bytes.
+// settings alone. See docs/performance.md for the count and the bytes.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 

@@ -54,7 +54,7 @@ def loss(
     size.
 
     7 collectives for float32 logits, 6 for 16-bit and 10 for float64 ones, whatever the data, and
-    none in the backward; 57 KB a row (docs/scaling.md). An all-reduce more with ``local_target``,
+    none in the backward; 57 KB a row (docs/performance.md). An all-reduce more with ``local_target``,
     an all-gather of 448 bytes more in a call that validates.
 
     Args:
