@@ -99,6 +99,7 @@ class GKDLoss(nn.Module):
             >>> value = criterion(torch.randn(4, 50), torch.randn(4, 50))
         """
         preset: LossSettings = {
+            "group_size": 0,  # the loss is the same for every group, and this one needs no search
             "coupled": True,
             "primary_weight": 1.0,
             "binary_weight": 1.0,

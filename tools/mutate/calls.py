@@ -127,8 +127,8 @@ SHARDING = [
         name="gradient-times-world-size",
         fault="a shard's gradient is too large by the number of ranks",
         file="csrc/sharded.cpp",
-        old="  return {loss, gradient, grad_scale};",
-        new="  return {loss, gradient * ranks.world_size, grad_scale};",
+        old="{loss, gradient, grad_scale});",
+        new="{loss, gradient * ranks.world_size, grad_scale});",
         by=("tests/python/distributed/test_collectives.py -k 'equals_the_unsharded_loss and 2'",),
     ),
     Mutant(

@@ -71,7 +71,7 @@ FUNCTIONAL = {
 @pytest.mark.parametrize("transform", FUNCTIONAL)
 def test_functional_gradients_are_refused(device, transform):
     student, teacher = logits((2, 5), device=device)
-    text = r"^gkd::loss does not work under torch\.func\.grad, vjp and jacrev; gkd\.reference"
+    text = r"^gkd\.loss: torch\.func\.grad, vjp and jacrev are not supported; gkd\.reference"
     with pytest.raises(NotImplementedError, match=text):
         FUNCTIONAL[transform](lambda s: gkd.loss(s, teacher), student)
     assert FUNCTIONAL[transform](lambda s: gkd.reference.loss(s, teacher), student) is not None
@@ -97,7 +97,7 @@ def test_no_forward_mode(device):
             lambda f: torch.func.jacfwd(f)(student),
         ):
             with pytest.raises(
-                NotImplementedError, match="^gkd::loss has no forward-mode derivative; gkd.ref"
+                NotImplementedError, match="^gkd.loss: there is no forward-mode derivative; gkd.ref"
             ):
                 transform(function)
 
@@ -133,11 +133,11 @@ def test_dtensors_are_not_unwrapped(mesh, device, placement):
     student, teacher = (distribute_tensor(x, mesh, [placement]) for x in here)
     for call in (gkd.loss, gkd.group, gkd.reference.loss):
         for leaf in (student, student.detach().requires_grad_()):
-            with pytest.raises(TypeError, match=r"^gkd::\w+: student_logits is a DTensor: pass"):
+            with pytest.raises(TypeError, match=r"^gkd[.\w]+: student_logits is a DTensor: pass"):
                 call(leaf, teacher)
-        with pytest.raises(TypeError, match=r"^gkd::\w+: student_logits is a DTensor: pass"):
+        with pytest.raises(TypeError, match=r"^gkd[.\w]+: student_logits is a DTensor: pass"):
             call(student, here[1])
-        with pytest.raises(TypeError, match=r"^gkd::\w+: teacher_logits is a DTensor: pass"):
+        with pytest.raises(TypeError, match=r"^gkd[.\w]+: teacher_logits is a DTensor: pass"):
             call(here[0], teacher)
     with pytest.raises(TypeError, match=r"student_logits is a DTensor"):
         gkd.adaptive_group_size(student)

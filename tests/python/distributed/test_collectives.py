@@ -209,7 +209,7 @@ def test_ranks_that_disagree_raise_the_same_error():
     first, *others = ranks.run(3, disagreements)
     for found in others:
         assert found == first
-    name = "gkd::sharded_loss: "
+    name = "gkd.distributed.loss: "
     assert first == {
         **{what: ("ValueError", f"{name}ranks 0 and 2 disagree on {what}") for what in DIFFER},
         "overlap": (
@@ -263,5 +263,5 @@ def test_survivors_of_a_killed_rank_raise_within_the_timeout():
     for fault, seconds in (results[0], results[2]):
         assert fault is not None
         assert fault[0] == "RuntimeError"
-        assert fault[1].startswith("gkd::sharded_loss: the ranks lost one another: ")
+        assert fault[1].startswith("gkd.distributed.loss: the ranks lost one another: ")
         assert seconds < 2 * limit.total_seconds()

@@ -18,19 +18,19 @@ def shapes(**changed):
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (shapes(f=(B,)), "expected 2-D [B, D] student_features, got 1-D"),
-        (shapes(v=(C, 2, 2)), "expected 2-D [C, D] teacher_weight, got 3-D"),
+        (shapes(f=(B,)), "student_features must be [..., D], got 1 dimensions"),
+        (shapes(v=(C, 2, 2)), "teacher_weight must be [C, D], got 3 dimensions"),
         (shapes(w=(C, 4)), "student_weight must be [C, 6], got [33, 4]"),
         (shapes(v=(C, 4)), "teacher_weight must be [C, 5], got [33, 4]"),
-        (shapes(g=(4, D_T)), "teacher_features must have 7 rows as student_features, got 4"),
+        (shapes(g=(4, D_T)), "teacher_features must be [7, D] as student_features, got [4, 5]"),
         (shapes(v=(9, D_T)), "teacher_weight must have 33 classes as student_weight, got 9"),
-        (shapes(w=(0, D_S), v=(0, D_T)), "needs at least one class, got [7, 0]"),
+        (shapes(w=(0, D_S), v=(0, D_T)), "student_logits must have at least one class, got [7, 0]"),
     ],
 )
 def test_errors_of_shape(net, message):
     with pytest.raises(ValueError) as raised:
         gkd.linear_loss(*net)
-    assert str(raised.value).startswith(f"gkd::linear_loss: {message}")
+    assert str(raised.value).startswith(f"gkd.linear_loss: {message}")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_errors_of_shape(net, message):
 def test_errors_of_settings(settings, message):
     with pytest.raises(ValueError) as raised:
         gkd.linear_loss(*shapes(), **settings)
-    assert str(raised.value).startswith(f"gkd::linear_loss: {message}")
+    assert str(raised.value).startswith(f"gkd.linear_loss: {message}")
 
 
 def test_other_errors():
@@ -66,7 +66,7 @@ def test_other_errors():
         gkd.linear_loss(*net[:3], net[3].to_sparse())
     target = torch.zeros(B, dtype=torch.long)
     target[5] = C
-    message = rf"gkd::linear_loss: target {C} is out of bounds for {C} classes \(row 5\)"
+    message = rf"gkd.linear_loss: target {C} is out of bounds for {C} classes \(row 5\)"
     with pytest.raises(IndexError, match=message):
         gkd.linear_loss(*net, target, chunk_rows=2)
     for n, name in ((2, "features"), (3, "weight")):

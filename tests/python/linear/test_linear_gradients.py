@@ -178,7 +178,7 @@ def test_tensors_of_inference_mode(device, reduction, frozen):
 def test_batched_gradients(device):
     net = networks(device)
     rows = gkd.linear_loss(*net, reduction="none")
-    with pytest.raises(NotImplementedError, match="gkd::linear_loss has no batched gradients"):
+    with pytest.raises(NotImplementedError, match="gkd.linear_loss has no batched gradients"):
         torch.autograd.grad(rows, net[0], torch.eye(B).to(rows), is_grads_batched=True)
     mean = gkd.linear_loss(*net)
     factors = torch.tensor([1.0, -2.0]).to(mean)

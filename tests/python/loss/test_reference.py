@@ -83,9 +83,9 @@ def test_shares_the_errors():
     x = torch.randn(4, 10)
     with pytest.raises(ValueError, match="temperature must be finite and > 0, got 0"):
         gkd.reference.loss(x, x, temperature=0.0)
-    with pytest.raises(ValueError, match="must have the same shape"):
+    with pytest.raises(ValueError, match="teacher_logits must be"):
         gkd.reference.loss(x, x[:, :9])
-    with pytest.raises(ValueError, match="teacher needs no gradient"):
+    with pytest.raises(ValueError, match="teacher_logits must not require grad"):
         gkd.reference.loss(x, x.clone().requires_grad_())
 
 

@@ -89,7 +89,7 @@ def test_many_rows_to_the_last(device, total):
 def test_rows_that_a_device_cannot_count():
     row = torch.zeros(1, 1, device="cuda").expand(1, 2**31)
     for call, name in ((gkd.loss, "loss"), (gkd.group, "group")):
-        text = f"^gkd::{name}: on CUDA a row has at most 2147483647 classes, got 2147483648"
+        text = f"^gkd.{name}: on CUDA a row has at most 2147483647 classes, got 2147483648"
         with pytest.raises(ValueError, match=text):
             call(row, row)
 

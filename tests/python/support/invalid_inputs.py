@@ -1,6 +1,6 @@
 """Arguments that every function of logits must refuse, and the text of its error.
 
-The text is what follows "gkd::loss: "; CPU, CUDA and Meta give the same one.
+The text follows the name of the function; CPU, CUDA and Meta give the same one.
 """
 
 import torch
@@ -47,33 +47,45 @@ X = shaped(4, 10)
 WRONG_KIND = "expected floating point "
 #: Student, teacher, target, exception, text.
 TENSORS = [
-    (shaped(4, 0), shaped(4, 0), None, ValueError, "needs at least one class, got [4, 0]"),
+    (
+        shaped(4, 0),
+        shaped(4, 0),
+        None,
+        ValueError,
+        "student_logits must have at least one class, got [4, 0]",
+    ),
     (
         X,
         shaped(4, 9),
         None,
         ValueError,
-        "student [4, 10] and teacher [4, 9] must have the same shape",
+        "teacher_logits must be [4, 10] as student_logits, got [4, 9]",
     ),
     (
         X,
         shaped(1, 10),
         None,
         ValueError,
-        "student [4, 10] and teacher [1, 10] must have the same shape",
+        "teacher_logits must be [4, 10] as student_logits, got [1, 10]",
     ),
-    (shaped(10), shaped(10), None, ValueError, "expected 2-D [B, C] student, got 1-D"),
-    (shaped(2, 3, 4), X, None, ValueError, "expected 2-D [B, C] student, got 3-D"),
-    (X, shaped(2, 3, 4), None, ValueError, "expected 2-D [B, C] teacher, got 3-D"),
-    (shaped(4, 10, dtype=torch.int32), X, None, TypeError, WRONG_KIND + "student, got Int"),
-    (shaped(4, 10, dtype=torch.bool), X, None, TypeError, WRONG_KIND + "student, got Bool"),
-    (X, shaped(4, 10, dtype=torch.int64), None, TypeError, WRONG_KIND + "teacher, got Long"),
+    (shaped(), shaped(), None, ValueError, "student_logits must be [..., C], got a scalar"),
+    (X, shaped(), None, ValueError, "teacher_logits must be [..., C], got a scalar"),
+    (
+        X,
+        shaped(2, 2, 10),
+        None,
+        ValueError,
+        "teacher_logits must be [4, 10] as student_logits, got [2, 2, 10]",
+    ),
+    (shaped(4, 10, dtype=torch.int32), X, None, TypeError, WRONG_KIND + "student_logits, got Int"),
+    (shaped(4, 10, dtype=torch.bool), X, None, TypeError, WRONG_KIND + "student_logits, got Bool"),
+    (X, shaped(4, 10, dtype=torch.int64), None, TypeError, WRONG_KIND + "teacher_logits, got Long"),
     (
         shaped(4, 10, dtype=torch.complex64),
         X,
         None,
         TypeError,
-        "unsupported dtype of student: expected float16, bfloat16, float32 or float64, "
+        "unsupported dtype of student_logits: expected float16, bfloat16, float32 or float64, "
         "got ComplexFloat",
     ),
     (
@@ -81,7 +93,7 @@ TENSORS = [
         shaped(4, 10, dtype=torch.float8_e4m3fn),
         None,
         TypeError,
-        "unsupported dtype of teacher: expected float16, bfloat16, float32 or float64, "
+        "unsupported dtype of teacher_logits: expected float16, bfloat16, float32 or float64, "
         "got Float8_e4m3fn",
     ),
     (
