@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "gkd/options.h"
+#include "math/cut.h"
 #include "math/loss.h"
 
 namespace gkd {
@@ -22,6 +23,11 @@ inline auto arguments_of(const LossOptions& o) {
                          std::string_view(o.method));
 }
 using SettingArguments = decltype(arguments_of(std::declval<const LossOptions&>()));
+
+inline Selection selection_of(const LossOptions& o) {
+  return {o.threshold.value_or(LossOptions::kDefaultThreshold), o.group_size.value_or(-1),
+          o.rank_by == "student", o.method == "sort"};
+}
 
 inline Weights weights_of(const LossOptions& o) {
   return {o.temperature, o.primary_weight, o.binary_weight, o.secondary_weight, o.coupled};

@@ -42,39 +42,39 @@ struct Ranks {
   static at::Tensor wait(const at::Tensor& t) { return collective("wait_tensor", {t}); }
 };
 
-/// Spreads that any search over this call's ranking logits needs.
-int spreads_of(const ShardCall& c) {
+bool compute_in_double(const ShardCall& c) {
+  return compute_dtype(c.student, c.teacher) == at::kDouble;
+}
+
+/// Radix passes that any search over this call's ranking logits needs.
+int num_passes(const ShardCall& c) {
   const auto dtype = dtype_of(c.options.rank_by == "student" ? c.student : c.teacher);
-  const bool wide = compute_dtype(c.student, c.teacher) == at::kDouble;
-  return wide ? Keys<double>(dtype).num_passes() : Keys<float>(dtype).num_passes();
+  return compute_in_double(c) ? Keys<double>(dtype).num_passes() : Keys<float>(dtype).num_passes();
+}
+
+/// Of the whole row.
+std::optional<double> constant_cut_of(const ShardCall& c) {
+  const Selection selection = selection_of(c.options);
+  if (compute_in_double(c)) return constant_cut<double>(selection, c.num_classes);
+  return constant_cut<float>(selection, c.num_classes);
 }
 
 /// The cut of every row, double [B]: the whole row's, the same on all ranks.
 at::Tensor find_cut(const ShardCall& c, const Ranks& ranks) {
-  const LossOptions& o = c.options;
   const auto options = c.student.options().dtype(at::kDouble);
-  const auto constant = [&](double cut) {
-    return at::full_symint({c.student.sym_size(0)}, cut, options);
-  };
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  if (o.group_size && *o.group_size == 0) return constant(kInfinity);
-  if (o.group_size && *o.group_size >= c.num_classes) return constant(-kInfinity);
-  if (!o.group_size && o.threshold == 1.0) {
-    // Every class of probability > 0.
-    const bool wide = compute_dtype(c.student, c.teacher) == at::kDouble;
-    return constant(wide ? std::numeric_limits<double>::lowest()
-                         : std::numeric_limits<float>::lowest());
+  if (const auto cut = constant_cut_of(c)) {
+    return at::full_symint({c.student.sym_size(0)}, *cut, options);
   }
   const auto extremes = ranks.reduce(call_stage<at::Tensor>("gkd::_shard_extremes", c), "max");
   const auto counts =
       ranks.reduce(call_stage<at::Tensor, Ref>("gkd::_shard_counts", c, extremes), "sum");
   at::Tensor search = at::empty({0}, options.dtype(at::kLong)), cut;
-  for (int spread = 0; spread < spreads_of(c); ++spread) {
-    const auto amounts = ranks.reduce(
+  for (int pass = 0; pass < num_passes(c); ++pass) {
+    const auto histogram = ranks.reduce(
         call_stage<at::Tensor, Ref, Ref, Ref>("gkd::_shard_histogram", c, extremes, counts, search),
         "sum");
     std::tie(search, cut) =
-        call_stage<TensorPair, Ref, Ref, Ref>("gkd::_shard_refine", c, extremes, amounts, search);
+        call_stage<TensorPair, Ref, Ref, Ref>("gkd::_shard_refine", c, extremes, histogram, search);
   }
   return cut;
 }

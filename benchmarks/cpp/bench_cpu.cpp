@@ -7,14 +7,14 @@
 #include <string>
 #include <vector>
 
-#include "cpu/row.h"
+#include "cpu/kernels.h"
 
 namespace {
 
 using gkd::Dtype;
 using gkd::cpu::Kernels;
 
-void each_in_turn(std::int64_t n, const std::function<void(std::int64_t)>& body) {
+void run_serial(std::int64_t n, const std::function<void(std::int64_t)>& body) {
   for (std::int64_t k = 0; k < n; ++k) body(k);
 }
 
@@ -26,7 +26,7 @@ std::vector<float> logits(std::int64_t classes, double spread, unsigned seed) {
   return row;
 }
 
-void row(benchmark::State& state, Kernels (*kernels)(), bool with_gradient, bool sort) {
+void row(benchmark::State& state, const Kernels& kernels, bool with_gradient, bool sort) {
   const std::int64_t classes = state.range(0);
   const auto student = logits(classes, state.range(1), 1),
              teacher = logits(classes, state.range(1), 2);
@@ -36,21 +36,21 @@ void row(benchmark::State& state, Kernels (*kernels)(), bool with_gradient, bool
   task.teacher.data = teacher.data();
   if (with_gradient) task.gradient.data = gradient.data();
   task.classes = classes;
-  task.how.sort = sort;
+  task.selection.sort = sort;
   gkd::cpu::Scratch scratch;
-  const gkd::cpu::Executor each = each_in_turn;
+  const gkd::cpu::Executor executor = run_serial;
   for (auto _ : state) {
-    benchmark::DoNotOptimize(kernels().single(task, each, &scratch));
+    benchmark::DoNotOptimize(kernels.f32.row(task, executor, &scratch));
     benchmark::ClobberMemory();
   }
   state.SetItemsProcessed(state.iterations() * classes);
 }
 
-void scale(benchmark::State& state, Kernels (*kernels)(), Dtype dtype) {
+void scale(benchmark::State& state, const Kernels& kernels, Dtype dtype) {
   const std::int64_t classes = state.range(0);
-  std::vector<float> from = logits(classes, 1, 3), to(classes);
+  std::vector<float> in = logits(classes, 1, 3), out(classes);
   for (auto _ : state) {
-    kernels().scale(from.data(), to.data(), dtype, classes, 0.5);
+    kernels.scale(in.data(), out.data(), dtype, classes, 0.5);
     benchmark::ClobberMemory();
   }
   state.SetItemsProcessed(state.iterations() * classes);
@@ -60,8 +60,8 @@ void grid(benchmark::internal::Benchmark* b) {
   b->ArgsProduct({{1000, 85742, 2059906}, {1, 8}})->Unit(benchmark::kMicrosecond);
 }
 
-void add(const char* set, Kernels (*kernels)()) {
-  const std::string name = set;
+void add(const Kernels& kernels) {
+  const std::string name = kernels.name;
   benchmark::RegisterBenchmark((name + "/loss").c_str(), row, kernels, false, false)->Apply(grid);
   benchmark::RegisterBenchmark((name + "/gradient").c_str(), row, kernels, true, false)
       ->Apply(grid);
@@ -75,16 +75,7 @@ void add(const char* set, Kernels (*kernels)()) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  add("DEFAULT", gkd::cpu::DEFAULT::kernels);
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    add("AVX2", gkd::cpu::AVX2::kernels);
-  }
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    add("AVX512", gkd::cpu::AVX512::kernels);
-  }
-#endif
+  for (const Kernels& kernels : gkd::cpu::supported_kernels()) add(kernels);
   benchmark::Initialize(&argc, argv);
   const bool some = benchmark::RunSpecifiedBenchmarks() > 0;
   benchmark::Shutdown();

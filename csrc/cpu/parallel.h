@@ -1,4 +1,4 @@
-// Work shared among torch's threads piece by piece. Which thread does a piece changes no bit of it.
+// Dynamic scheduling on torch's threads. Results do not depend on which thread runs an index.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -7,14 +7,16 @@
 #include <atomic>
 #include <cstdint>
 
+#include "cpu/kernels.h"
+
 #if AT_PARALLEL_OPENMP && !defined(_OPENMP)
 #error "at::parallel_for runs on one thread when compiled without OpenMP"
 #endif
 
-namespace gkd {
+namespace gkd::cpu {
 
-/// Calls run(next) on every thread; next() gives 0, 1, ..., n - 1 once each, then n. Whoever is
-/// free takes the next piece: a thread whose core is busy elsewhere does not hold up the rest.
+/// Calls run(next) on every thread; next() returns each index in [0, n) to exactly one thread, then
+/// n. Indices are taken one at a time, so a thread whose core is busy does not delay the others.
 template <class Run>
 void parallel_for_dynamic(std::int64_t n, Run run) {
   std::atomic<std::int64_t> taken{0};
@@ -23,4 +25,37 @@ void parallel_for_dynamic(std::int64_t n, Run run) {
                    [&](std::int64_t, std::int64_t) { run(next); });
 }
 
-}  // namespace gkd
+/// An Executor on the calling thread.
+inline void run_serial(std::int64_t n, const std::function<void(std::int64_t)>& body) {
+  for (std::int64_t k = 0; k < n; ++k) body(k);
+}
+/// An Executor on all threads.
+inline void run_parallel(std::int64_t n, const std::function<void(std::int64_t)>& body) {
+  parallel_for_dynamic(n, [&](auto next) {
+    for (std::int64_t k = next(); k < n; k = next()) body(k);
+  });
+}
+
+/// Whether all threads work on one row at a time, because the rows cannot be dealt out evenly.
+inline bool split_rows(std::int64_t rows, std::int64_t classes) {
+  const std::int64_t threads = at::get_num_threads();
+  return threads > 1 && classes > 2 * kSegment && rows < 4 * threads && rows % threads != 0;
+}
+
+/// Calls body(row, executor, scratch) for every row.
+template <class Body>
+void for_each_row(std::int64_t rows, std::int64_t classes, Body body) {
+  if (split_rows(rows, classes)) {
+    const Executor executor = run_parallel;
+    Scratch scratch;
+    for (std::int64_t row = 0; row < rows; ++row) body(row, executor, &scratch);
+    return;
+  }
+  parallel_for_dynamic(rows, [&](auto next) {
+    const Executor executor = run_serial;
+    Scratch scratch;
+    for (std::int64_t row = next(); row < rows; row = next()) body(row, executor, &scratch);
+  });
+}
+
+}  // namespace gkd::cpu

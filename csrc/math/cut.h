@@ -1,20 +1,42 @@
 // Which classes are in the primary group.
 //
-// - Selection, however it is done, returns one cut per row: the smallest ranking logit still in the
-//   group (+inf: the empty group, -inf: every class). Ties at the cut stay together, so the group
-//   does not depend on the order of the classes, and the loss never knows how the cut was found.
+// - Selection returns one cut per row: the smallest ranking logit that is still in the group
+//   (+inf: the empty group, -inf: every class). Ties at the cut stay together, so the group does
+//   not depend on the order of the classes, and the loss does not depend on how the cut was found.
 // - Mass is summed in fixed point: integer sums do not depend on the order of summation, so sorting
-//   and selecting agree to the bit.
-// - For radix sorts a logit becomes an unsigned key of the same order; -0.0 and +0.0 share one key,
-//   and a NaN of either sign ranks above +inf.
+//   and selecting give the same cut on threads, devices and ranks.
+// - For radix passes a logit becomes an unsigned key of the same order; -0.0 and +0.0 share one
+//   key, and a NaN of either sign ranks above +inf.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <optional>
 
 #include "math/hostdevice.h"
 
 namespace gkd {
+
+/// How the group of a row is chosen.
+struct Selection {
+  double threshold = 0.93;  ///< used when group_size < 0
+  std::int64_t group_size = -1;
+  bool by_student = false;
+  bool sort = false;  ///< sort the row instead of counting it into bins
+};
+
+/// The cut, where the settings alone decide it: an empty group, every class, or every class of
+/// probability > 0. `classes` are those of the whole row.
+template <class T>
+std::optional<T> constant_cut(const Selection& selection, std::int64_t classes) {
+  if (selection.group_size == 0) return std::numeric_limits<T>::infinity();
+  if (selection.group_size >= classes) return -std::numeric_limits<T>::infinity();
+  if (selection.group_size < 0 && selection.threshold == 1.0) {
+    return std::numeric_limits<T>::lowest();
+  }
+  return std::nullopt;
+}
 
 /// Membership in the primary group; `target` is a class index or negative when there is none.
 template <class T>
@@ -22,7 +44,7 @@ GKD_HD bool in_primary(T ranking_logit, T cut, std::int64_t class_index, std::in
   return ranking_logit >= cut || class_index == target;
 }
 
-/// Order-preserving key of an IEEE number given by its bits (16, 32 or 64 wide, sign on top).
+/// Order-preserving key of an IEEE number given by its bits (16, 32 or 64 of them, sign on top).
 template <class Bits>
 GKD_HD Bits ordered_key(Bits bits, Bits infinity) {
   const Bits sign = static_cast<Bits>(Bits(1) << (sizeof(Bits) * 8 - 1));
@@ -48,18 +70,34 @@ GKD_HD double mass_scale(std::int64_t classes) {
 }
 
 /// A class's mass in fixed point; weight = exp((r - r_max) / T) in [0, 1]. The product is exact,
-/// the conversion truncates: all of a row's truncations together weigh under 2^-61 C^2 of its
-/// largest, 2e-6 at two million classes.
+/// the conversion truncates: all truncations of a row together weigh less than 2^-61 C^2 of its
+/// largest class, 2e-6 at two million classes.
 template <class T>
 GKD_HD std::uint64_t fixed_mass(T weight, T scale) {
   const T mass = weight * scale;
-  // A NaN, whose row the sums will show, has no integer.
+  // A NaN has no integer; it counts as 0 here, and the row's sums become NaN.
   return mass > T(0) ? static_cast<std::uint64_t>(static_cast<long long>(mass)) : 0;
 }
 
-/// m(v) >= threshold, both sides as the same double rounding on every path.
+/// mass / total >= threshold, with the same two roundings to double on every path.
 GKD_HD bool mass_reached(std::uint64_t mass, std::uint64_t total, double threshold) {
   return static_cast<double>(mass) >= threshold * static_cast<double>(total);
+}
+
+/// When the group is complete: at a cumulative mass, or at a class count.
+struct StopRule {
+  bool by_mass;
+  double threshold;
+  std::uint64_t target_count;
+
+  GKD_HD bool is_met(std::uint64_t weight, std::uint64_t total) const {
+    return by_mass ? mass_reached(weight, total, threshold) : weight >= target_count;
+  }
+};
+
+GKD_HD StopRule stop_rule(const Selection& selection) {
+  return {selection.group_size < 0, selection.threshold,
+          static_cast<std::uint64_t>(selection.group_size < 0 ? 0 : selection.group_size)};
 }
 
 }  // namespace gkd

@@ -1,8 +1,8 @@
-// exp, expm1 and phi for the sweeps over classes.
+// exp, expm1 and phi for the passes over classes.
 //
-// On a device and for double they are the library's. On a host float they are branch-free, so that
-// the compiler turns a loop over a row into vector code: within 1.5 ulp where the result is normal,
-// 0 below exp(-87.3).
+// On a device and for double they are the library's. For float on the host they are branch-free, so
+// that the compiler vectorises a loop over a row: within 1.5 ulp where the result is normal, 0
+// below exp(-87.3).
 #pragma once
 
 #include <cmath>
@@ -14,8 +14,8 @@
 namespace gkd {
 
 #if !defined(__CUDACC__)
-/// exp without a branch or a table. x = n ln2 + r, |r| <= ln2/2, ln2 in two parts so that n times
-/// the first is exact; V is float or VecF32, U the unsigned integer of its shape.
+/// exp without a branch or a table. x = n ln2 + r, |r| <= ln2/2; ln2 is a sum of two constants, so
+/// that n times the first is exact. V is float or VecF32, U the unsigned integer of its shape.
 template <class V, class U>
 GKD_HD V exp_polynomial(V x) {
   const V shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
@@ -29,9 +29,9 @@ GKD_HD V exp_polynomial(V x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  // n is in the low bits of `shifted`: moved up, it adds to p's exponent. Between the two bounds
-  // below, p 2^n is a normal number, so the sum of exponents stays in its field; beyond them the
-  // garbage is replaced.
+  // n is in the low bits of `shifted`; shifted up, it adds to p's exponent. Between the two bounds
+  // below p 2^n is a normal number, so the sum does not overflow the exponent's field; beyond them
+  // the result is replaced.
   U exponent, bits;
   std::memcpy(&exponent, &shifted, sizeof(V));
   std::memcpy(&bits, &p, sizeof(V));
@@ -39,7 +39,7 @@ GKD_HD V exp_polynomial(V x) {
   V value;
   std::memcpy(&value, &bits, sizeof(V));
   value = x < -87.3f ? V{} : value;
-  return x <= 88.72283f ? value : x + HUGE_VALF;  // +inf, or the NaN that came
+  return x <= 88.72283f ? value : x + HUGE_VALF;  // +inf on overflow; NaN propagates
 }
 GKD_HD VecF32 exp_of(VecF32 x) { return exp_polynomial<VecF32, VecU32>(x); }
 #endif
@@ -70,14 +70,14 @@ GKD_HD V alternating_series(V d) {
   }
 }
 
-/// phi(d) = exp(-d) - 1 + d and expm1(-d), neither cancelling near 0.
+/// phi(d) = exp(-d) - 1 + d and expm1(-d), both without cancellation at small d.
 template <class V>
 struct Expm1Phi {
   V expm1, phi;
 };
 
 /// For |d| <= 1 only. One series gives both: phi(d) = d^2 (1/2! - d/3! + ...) and
-/// expm1(-d) = phi(d) - d. The last term kept is under half an ulp of the sum.
+/// expm1(-d) = phi(d) - d. The last term is less than half an ulp of the sum.
 template <class V>
 GKD_HD Expm1Phi<V> expm1_and_phi(V d) {
   constexpr int kLast = sizeof(ScalarOf<V>) == sizeof(double) ? 19 : 11;

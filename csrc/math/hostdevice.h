@@ -5,7 +5,7 @@
 #if defined(__CUDACC__)
 #define GKD_HD __host__ __device__ __forceinline__
 #else
-// Always inline: row.cpp is compiled once per instruction set, and the linker must never let one
-// copy stand in for another.
+// Always inline: the CPU kernels are compiled once per instruction set, and the linker must not
+// replace one copy by another.
 #define GKD_HD inline __attribute__((always_inline))
 #endif

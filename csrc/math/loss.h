@@ -20,15 +20,16 @@ struct Weights {
   bool coupled = false;
 };
 
-/// How a row loss's gradient is stored, in two factors. stored * later = weight, the reduction's
-/// factor (> 0), and later is a power of two, so the backward's multiplication by it is exact.
+/// How the gradient of a row loss is stored, in two factors: forward * backward = weight, the
+/// reduction's factor (> 0). backward is a power of two, so multiplying by it in the backward is
+/// exact.
 ///
-/// A float16 gradient would lose its small entries to the 1/B of "mean". It is stored without that
-/// factor, and multiplied by the power of two that brings its largest possible entry, T (|w_b| +
-/// max(|w_p|, |w_s|)), near 2^15. Other dtypes have float32's exponents: later is 1, and with a
-/// grad_output of 1 the backward has nothing to do.
+/// The small entries of a float16 gradient would underflow by the 1/B of "mean". So it is stored
+/// without that factor, times the power of two that brings its largest possible entry,
+/// T (|w_b| + max(|w_p|, |w_s|)), close to 2^15. Other dtypes have the exponents of float32:
+/// backward is 1, and the backward does nothing when grad_output is 1.
 struct GradScale {
-  double stored, later;
+  double forward, backward;
 };
 
 /// The exponent of the least power of two >= x, for x > 0.
@@ -45,11 +46,12 @@ GKD_HD GradScale grad_scale(double weight, const Weights& w, bool is_float16) {
   // Both factors stay normal float32 numbers. A gradient that would need more than 2^80 is far
   // below what float16 can hold.
   exponent = exponent > 80 ? 80 : exponent < -110 ? -110 : exponent;
-  const int of_weight = ceil_log2(weight);
-  return {std::ldexp(weight, exponent - of_weight), std::ldexp(1.0, of_weight - exponent)};
+  const int weight_exponent = ceil_log2(weight);
+  return {std::ldexp(weight, exponent - weight_exponent),
+          std::ldexp(1.0, weight_exponent - exponent)};
 }
 
-/// What the last sweep over a group needs: elementwise, no division.
+/// What the last pass over a group needs: elementwise, no division.
 template <class T>
 struct GroupCoef {
   Shift<T> shift{};
@@ -60,10 +62,10 @@ struct GroupCoef {
   T coef_diff{};
 };
 
-/// p^, q^ - p^ and p^ d-term of one class.
+/// p^, q^ - p^ and p^ phi(d) of one class.
 template <class T>
 struct ClassTerms {
-  T p, gap, kl;
+  T p, diff, kl;
 };
 
 /// q^ of one class.
@@ -72,7 +74,8 @@ GKD_HD T class_student(T student, const GroupCoef<T>& g, ScalarOf<T> inv_tempera
   return exp_of(T((student - g.shift.student) * inv_temperature)) * g.inv_sum_student;
 }
 
-/// By the series where q^ and p^ lie within a factor of e, else by their plain difference.
+/// From the series where q^ and p^ differ by a factor of e at most, otherwise from their plain
+/// difference.
 template <class T>
 GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
                               ScalarOf<T> inv_temperature) {
@@ -81,31 +84,31 @@ GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
   const T u_offset = teacher - g.shift.teacher, s_offset = student - g.shift.student;
   c.p = exp_of(T(u_offset * inv_temperature)) * g.inv_sum_teacher;
   const T d =
-      class_gap(student, teacher, s_offset, u_offset, g.shift, inv_temperature) + g.log_ratio;
-  const MaskOf<T> near = (d >= R(-1)) & (d <= R(1));
-  if (all_true<T>(near)) {
+      class_log_ratio(student, teacher, s_offset, u_offset, g.shift, inv_temperature) + g.log_ratio;
+  const MaskOf<T> use_series = (d >= R(-1)) & (d <= R(1));
+  if (all_true<T>(use_series)) {
     const Expm1Phi<T> series = expm1_and_phi(d);
-    c.gap = c.p * series.expm1;
+    c.diff = c.p * series.expm1;
     c.kl = c.p * series.phi;
     return c;
   }
-  c.gap = exp_of(T(s_offset * inv_temperature)) * g.inv_sum_student - c.p;
-  c.kl = c.gap + (c.p == R(0) ? T{} : c.p * d);
-  if (all_false<T>(near)) return c;
-  const Expm1Phi<T> series = expm1_and_phi(T(near ? d : T{}));
-  c.gap = near ? c.p * series.expm1 : c.gap;
-  c.kl = near ? c.p * series.phi : c.kl;
+  c.diff = exp_of(T(s_offset * inv_temperature)) * g.inv_sum_student - c.p;
+  c.kl = c.diff + (c.p == R(0) ? T{} : c.p * d);
+  if (all_false<T>(use_series)) return c;
+  const Expm1Phi<T> series = expm1_and_phi(T(use_series ? d : T{}));
+  c.diff = use_series ? c.p * series.expm1 : c.diff;
+  c.kl = use_series ? c.p * series.phi : c.kl;
   return c;
 }
 
-/// Gradient with respect to one student logit: temperature and weights are inside the coefficients.
+/// Gradient with respect to one student logit: the coefficients contain temperature and weights.
 template <class T>
 GKD_HD T class_grad(ClassTerms<T> c, const GroupCoef<T>& g) {
-  // The two parts stand apart so that a coefficient of exactly 0 never meets an infinite term.
-  return g.coef_q * (c.p + c.gap) + g.coef_diff * c.gap;
+  // Two products, so that a coefficient of exactly 0 is never multiplied by an infinite term.
+  return g.coef_q * (c.p + c.diff) + g.coef_diff * c.diff;
 }
 
-/// Masses and weights of one row, in double: they are a handful per row.
+/// Masses and weights of one row, in double: there are few per row.
 struct RowSummary {
   double p = 0, p_rest = 0, q = 0, q_rest = 0;  ///< masses of the primary group and the rest
   double binary = 0;                            ///< Binary-KD, unweighted
@@ -113,7 +116,8 @@ struct RowSummary {
   double q_minus_p = 0;                         ///< Q - P, from the smaller side
 };
 
-/// Accurate Binary-KD from u = logit(P), v = logit(Q) and w = v - u, known to its own digits.
+/// Binary-KD from u = logit(P), v = logit(Q) and w = v - u, which is known more accurately than the
+/// difference of the two.
 GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
   using std::expm1;
   using std::log1p;
@@ -142,7 +146,7 @@ GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
   }
 }
 
-/// Row constants from the two groups' summaries (index 0: primary, 1: the rest).
+/// Row constants from the moments of the two groups (index 0: primary, 1: the rest).
 template <class T>
 GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights& w,
                                    GroupCoef<T> (&coef)[2]) {
@@ -152,20 +156,22 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
   double ratio[2] = {0, 0};
   for (int g = 0; g < 2; ++g) {
     // A group whose student mass is 0 keeps d = e = +inf; one whose teacher mass is 0 has no KL.
-    if (m[g].a > 0 && m[g].b > 0) ratio[g] = m[g].log_ratio();
+    if (m[g].sum_teacher > 0 && m[g].sum_student > 0) ratio[g] = m[g].log_ratio();
   }
   if (m[0].count > 0 && m[1].count > 0) {
-    const double u =
-        (m[0].shift.teacher - m[1].shift.teacher) * inv_t + (log(m[0].a) - log(m[1].a));
-    double v = (m[0].shift.student - m[1].shift.student) * inv_t + (log(m[0].b) - log(m[1].b));
-    double w_gap = v - u;
-    if (m[0].a > 0 && m[1].a > 0 && m[0].b > 0 && m[1].b > 0) {
-      // log(Q/Q') - log(P/P'): the groups' reference gaps plus their log ratios.
-      const double gap0 =
+    const double u = (m[0].shift.teacher - m[1].shift.teacher) * inv_t +
+                     (log(m[0].sum_teacher) - log(m[1].sum_teacher));
+    const double v = (m[0].shift.student - m[1].shift.student) * inv_t +
+               (log(m[0].sum_student) - log(m[1].sum_student));
+    double logit_diff = v - u;
+    if (m[0].sum_teacher > 0 && m[1].sum_teacher > 0 && m[0].sum_student > 0 &&
+        m[1].sum_student > 0) {
+      // log(Q/Q') - log(P/P'): from the groups' shifts plus their log ratios.
+      const double shift_diff =
           (m[0].shift.student - m[0].shift.teacher) - (m[1].shift.student - m[1].shift.teacher);
-      w_gap = gap0 * inv_t + (ratio[0] - ratio[1]);
+      logit_diff = shift_diff * inv_t + (ratio[0] - ratio[1]);
     }
-    binary_term(u, v, w_gap, &row);
+    binary_term(u, v, logit_diff, &row);
   } else {
     row.p = row.q = m[0].count > 0 ? 1 : 0;
     row.p_rest = row.q_rest = m[1].count > 0 ? 1 : 0;
@@ -176,11 +182,11 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
     GroupCoef<T>& c = coef[g];
     c = GroupCoef<T>{};
     if (m[g].count == 0) continue;
-    row.kl_weight[g] = m[g].a > 0 ? weight[g] * (w.coupled ? mass[g] : 1.0) : 0.0;
+    row.kl_weight[g] = m[g].sum_teacher > 0 ? weight[g] * (w.coupled ? mass[g] : 1.0) : 0.0;
     c.shift.teacher = static_cast<T>(finite_or_zero(m[g].shift.teacher));
     c.shift.student = static_cast<T>(finite_or_zero(m[g].shift.student));
-    c.inv_sum_teacher = m[g].a > 0 ? static_cast<T>(1 / m[g].a) : T(0);
-    c.inv_sum_student = m[g].b > 0 ? static_cast<T>(1 / m[g].b) : T(0);
+    c.inv_sum_teacher = m[g].sum_teacher > 0 ? static_cast<T>(1 / m[g].sum_teacher) : T(0);
+    c.inv_sum_student = m[g].sum_student > 0 ? static_cast<T>(1 / m[g].sum_student) : T(0);
     c.log_ratio = static_cast<T>(ratio[g]);
     c.coef_q = static_cast<T>(w.temperature * w.binary * (g == 0 ? row.q_minus_p : -row.q_minus_p));
     c.coef_diff = static_cast<T>(w.temperature * row.kl_weight[g]);

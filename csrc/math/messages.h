@@ -1,14 +1,14 @@
-// What ranks tell one another about a row whose classes are split over them: plain numbers, in the
+// What ranks send each other about a row whose classes are sharded over them: plain numbers, in the
 // types that collectives reduce.
 //
-//   extremes  int64 [2]             maximum over ranks
-//   counts    int32 [kBins]         sum
-//   amounts   int64 [kMsgHistogram]  sum; once per spread (math/radix_select.h)
-//   moments   double [kMsgMoments] gathered, and merged in rank order
-//   kl        double [2]            gathered, and added in rank order
+//   extremes   int64 [kMsgExtremes]   maximum over ranks
+//   counts     int32 [kBins]          sum
+//   histogram  int64 [kMsgHistogram]  sum; once per radix pass (math/radix_select.h)
+//   moments    double [kMsgMoments]   gathered, and merged in rank order
+//   kl         double [2]             gathered, and added in rank order
 //
-// Everything that decides the group is a maximum or an integer sum, so every rank finds the same
-// cut, and it is the cut of the whole row on one device.
+// The group depends on maxima and integer sums only, so every rank finds the same cut, which is
+// also the cut of the unsharded row.
 #pragma once
 
 #include "math/moments.h"
@@ -18,13 +18,13 @@ namespace gkd {
 
 constexpr int kMsgExtremes = 2;
 
-/// A spread's bins, the whole row's amount, and the amount above the window.
+/// A pass's bins, the whole row's weight, and the weight above the bins that may hold the cut.
 constexpr int kMsgHistogram = kBins + 2, kMsgTotal = kBins, kMsgAbove = kBins + 1;
 
-/// A rank's own search: high, low, above, total. It never travels.
+/// A rank's own search: high, low, above, total. It is not sent.
 constexpr int kSearchFields = 4;
 
-/// Two groups of six numbers, and whether the rank's part holds NaN or +inf.
+/// Two groups of six numbers, and whether the shard has NaN or +inf.
 constexpr int kMsgMoments = 13, kMsgInvalid = 12;
 
 /// A key as a number whose signed order is the key's.
@@ -34,66 +34,59 @@ GKD_HD long long to_message(KeyOf<T> key) {
   return static_cast<long long>(static_cast<unsigned long long>(key) ^ kFlip);
 }
 template <class T>
-GKD_HD KeyOf<T> from_message(long long wire) {
+GKD_HD KeyOf<T> from_message(long long message) {
   constexpr unsigned long long kFlip = sizeof(T) == 8 ? 1ull << 63 : 0;
-  return static_cast<KeyOf<T>>(static_cast<unsigned long long>(wire) ^ kFlip);
+  return static_cast<KeyOf<T>>(static_cast<unsigned long long>(message) ^ kFlip);
 }
 
-/// The largest ranking logit and the smallest finite one; the latter's key inverted, so that both
-/// are maxima.
+/// The largest ranking logit and the smallest finite one. The latter's key is inverted, so that one
+/// maximum over ranks serves both.
 template <class T>
-GKD_HD void extremes_to_message(T high, T low, long long* wire) {
+GKD_HD void extremes_to_message(T high, T low, long long* message) {
   const Keys<T> keys;
-  wire[0] = to_message<T>(keys.of(high));
-  wire[1] = to_message<T>(static_cast<KeyOf<T>>(~keys.of(low)));
+  message[0] = to_message<T>(keys.of(high));
+  message[1] = to_message<T>(static_cast<KeyOf<T>>(~keys.of(low)));
 }
 template <class T>
-GKD_HD T high_from_message(const long long* wire) {
-  return Keys<T>().logit(from_message<T>(wire[0]));
+GKD_HD T high_from_message(const long long* message) {
+  return Keys<T>().logit(from_message<T>(message[0]));
 }
 template <class T>
-GKD_HD T low_from_message(const long long* wire) {
-  return Keys<T>().logit(static_cast<KeyOf<T>>(~from_message<T>(wire[1])));
+GKD_HD T low_from_message(const long long* message) {
+  return Keys<T>().logit(static_cast<KeyOf<T>>(~from_message<T>(message[1])));
 }
 
 template <class T>
-GKD_HD void search_to_message(const RadixSearch<T>& search, long long* wire) {
-  wire[0] = static_cast<long long>(search.high);
-  wire[1] = static_cast<long long>(search.low);
-  wire[2] = static_cast<long long>(search.above);
-  wire[3] = static_cast<long long>(search.total);
+GKD_HD void search_to_message(const RadixSearch<T>& search, long long* message) {
+  message[0] = static_cast<long long>(search.high);
+  message[1] = static_cast<long long>(search.low);
+  message[2] = static_cast<long long>(search.above);
+  message[3] = static_cast<long long>(search.total);
 }
 template <class T>
-GKD_HD RadixSearch<T> search_from_message(const long long* wire) {
-  return {static_cast<KeyOf<T>>(wire[0]), static_cast<KeyOf<T>>(wire[1]),
-          static_cast<unsigned long long>(wire[2]), static_cast<unsigned long long>(wire[3])};
+GKD_HD RadixSearch<T> search_from_message(const long long* message) {
+  return {static_cast<KeyOf<T>>(message[0]), static_cast<KeyOf<T>>(message[1]),
+          static_cast<unsigned long long>(message[2]), static_cast<unsigned long long>(message[3])};
 }
 
-/// The search before the first spread: every key up to the row's largest. What is above the window
-/// and the total come with the first spread's amounts.
-template <class T>
-GKD_HD RadixSearch<T> first_search(const Keys<T>& keys, T high) {
-  return {keys.of(high), 0, 0, 0};
+GKD_HD void moments_to_message(const GroupMoments<double>& m, int group, double* message) {
+  double* fields = message + 6 * group;
+  // A sum of 0 has seen no finite logit: its shift must not take part in the common one.
+  fields[0] = m.sum_teacher > 0 ? m.shift.teacher : -std::numeric_limits<double>::infinity();
+  fields[1] = m.sum_student > 0 ? m.shift.student : -std::numeric_limits<double>::infinity();
+  fields[2] = m.sum_teacher;
+  fields[3] = m.sum_student;
+  fields[4] = m.sum_diff;
+  fields[5] = static_cast<double>(m.count);
 }
-
-GKD_HD void moments_to_message(const GroupMoments<double>& m, int group, double* wire) {
-  double* to = wire + 6 * group;
-  // A sum of nothing but 0 has seen no finite logit, and its reference must not pull others'.
-  to[0] = m.a > 0 ? m.shift.teacher : -std::numeric_limits<double>::infinity();
-  to[1] = m.b > 0 ? m.shift.student : -std::numeric_limits<double>::infinity();
-  to[2] = m.a;
-  to[3] = m.b;
-  to[4] = m.x;
-  to[5] = static_cast<double>(m.count);
-}
-GKD_HD GroupMoments<double> moments_from_message(const double* wire, int group) {
-  const double* from = wire + 6 * group;
+GKD_HD GroupMoments<double> moments_from_message(const double* message, int group) {
+  const double* fields = message + 6 * group;
   GroupMoments<double> m;
-  m.shift = {from[0], from[1]};
-  m.a = from[2];
-  m.b = from[3];
-  m.x = from[4];
-  m.count = static_cast<long long>(from[5]);
+  m.shift = {fields[0], fields[1]};
+  m.sum_teacher = fields[2];
+  m.sum_student = fields[3];
+  m.sum_diff = fields[4];
+  m.count = static_cast<long long>(fields[5]);
   return m;
 }
 

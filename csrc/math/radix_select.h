@@ -1,32 +1,24 @@
-// Ordered keys of logits, and the search among them for a row's cut: exact integer amounts by key,
-// 2,048 bins at a time, until a bin is one key. Blocks, devices and ranks add up the same bins.
+// Ordered keys of logits, and the radix search among them for a row's cut: exact integer weights by
+// key, 2,048 bins a pass, until a bin is one key. Blocks, devices and ranks add up the same bins.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
+#include "math/dtype.h"
 #include "math/histogram.h"
 
 namespace gkd {
 
-/// Bits of the key that one spread resolves: 2,048 bins of 8 bytes leave room for six blocks'
-/// shared memory on a multiprocessor, and are 16 KiB of a row's traffic between ranks.
+/// Radix bits per pass. 2^11 bins x 8 B = 16 KiB of shared memory: six blocks fit on an SM. Between
+/// ranks that is a row's traffic per pass.
 constexpr int kRadixBits = 11;
 
 template <class T>
 using KeyOf = std::conditional_t<sizeof(T) == 8, unsigned long long, unsigned int>;
 
-/// Explicit significand bits of a backend's Dtype.
-template <class Dtype>
-GKD_HD int fraction_bits(Dtype dtype) {
-  return dtype == Dtype::kHalf       ? 10
-         : dtype == Dtype::kBFloat16 ? 7
-         : dtype == Dtype::kFloat    ? 23
-                                     : 52;
-}
-
-/// The place of the highest bit that is set, from 1; 0 for 0.
+/// std::bit_width for host and device.
 GKD_HD int bit_width(unsigned long long x) {
 #if defined(__CUDA_ARCH__)
   return 64 - __clzll(static_cast<long long>(x));
@@ -35,48 +27,45 @@ GKD_HD int bit_width(unsigned long long x) {
 #endif
 }
 
-/// Ordered keys of the arithmetic's type, without the low bits that the input's dtype leaves equal:
-/// a 16-bit row then takes a spread less.
+/// Ordered keys of the arithmetic's type, with the trailing bits that the input's dtype never sets
+/// shifted out: a 16-bit input then saves one pass.
 template <class T>
 struct Keys {
-  int unit = 0;
+  int unit = 0;  ///< bits shifted out
 
   Keys() = default;  ///< whole keys
-  template <class Dtype>
-  GKD_HD explicit Keys(Dtype ranking) : unit((sizeof(T) == 8 ? 52 : 23) - fraction_bits(ranking)) {}
+  GKD_HD explicit Keys(Dtype ranking) : unit(fraction_bits(kArithmetic) - fraction_bits(ranking)) {}
 
   GKD_HD KeyOf<T> of(T r) const {
     KeyOf<T> bits;
     memcpy(&bits, &r, sizeof(T));
-    return ordered_key<KeyOf<T>>(bits, infinity()) >> unit;
+    return ordered_key<KeyOf<T>>(bits, static_cast<KeyOf<T>>(infinity_bits(kArithmetic))) >> unit;
   }
   GKD_HD T logit(KeyOf<T> key) const {
     KeyOf<T> whole = key << unit;
-    // Below zero the order turns the bits around: what was cut off were ones.
+    // The keys of negative numbers are inverted: the bits that were shifted out were ones.
     if (!(whole >> (8 * sizeof(T) - 1))) whole |= (KeyOf<T>(1) << unit) - 1;
     const KeyOf<T> bits = key_to_bits(whole);
     T r;
     memcpy(&r, &bits, sizeof(T));
     return r;
   }
-  /// Spreads after which any search has found its key.
+  /// Passes after which any search has found its key.
   GKD_HD int num_passes() const {
     return (8 * static_cast<int>(sizeof(T)) - unit + kRadixBits - 1) / kRadixBits;
   }
 
  private:
-  GKD_HD static KeyOf<T> infinity() {
-    return sizeof(T) == 8 ? static_cast<KeyOf<T>>(0x7ff0000000000000ull) : KeyOf<T>(0x7f800000u);
-  }
+  static constexpr Dtype kArithmetic = sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat;
 };
 
-/// The keys that may still be the cut, and the amounts above them and of the whole row.
+/// The keys that may still be the cut, and the weights above them and of the whole row.
 template <class T>
 struct RadixSearch {
   KeyOf<T> high, low;
   unsigned long long above, total;
 
-  /// Keys of one bin of the next spread: 2^shift.
+  /// Each bin of the next pass has 2^bin_bits() keys.
   GKD_HD int bin_bits() const {
     const int bits = bit_width(high - low);
     return bits > kRadixBits ? bits - kRadixBits : 0;
@@ -85,7 +74,7 @@ struct RadixSearch {
   GKD_HD bool holds(KeyOf<T> key) const { return key <= high && key >= low; }
   GKD_HD int bin(KeyOf<T> key, int shift) const { return static_cast<int>((high - key) >> shift); }
 
-  /// The search inside one bin of a spread by `shift`; `over`: what the bins before it hold.
+  /// The search inside one bin of a pass by `shift`; `over`: the weight of the bins before it.
   GKD_HD RadixSearch refined(int bin, int shift, unsigned long long over) const {
     RadixSearch next = *this;
     next.above += over;
@@ -96,5 +85,12 @@ struct RadixSearch {
     return next;
   }
 };
+
+/// The search before the first pass: every key up to the row's largest. The total, and what is
+/// above the bins that may hold the cut, are known after that pass.
+template <class T>
+GKD_HD RadixSearch<T> first_search(const Keys<T>& keys, T high) {
+  return {keys.of(high), 0, 0, 0};
+}
 
 }  // namespace gkd

@@ -1,5 +1,5 @@
-// What a sweep over classes computes with: a scalar, or on the host a pack of floats. The maths of
-// a class is a template over it; comparisons of packs yield masks, and `mask ? a : b` blends.
+// What a pass over classes computes with: a scalar, or on the host a vector of floats. The maths of
+// a class is a template over it; comparing vectors gives masks, and `mask ? a : b` blends.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ template <class V>
 using MaskOf = decltype(V{} >= V{});
 
 #if !defined(__CUDACC__)
-// As wide as the widest vector of the instruction set being compiled for.
+// The widest vector of the instruction set that is compiled for.
 #if defined(__AVX512F__)
 #define GKD_VEC_BYTES 64
 #elif defined(__AVX2__)
@@ -61,8 +61,8 @@ GKD_HD unsigned movemask(bool mask) { return mask; }
 template <class V>
 constexpr unsigned kAllTrue = (1u << VecTraits<V>::kWidth) - 1;
 
-/// Whether all lanes of `mask` hold, or none does, where that is worth a branch. A device thread
-/// says no to both and computes both sides: threads of a warp would only wait for one another.
+/// Whether all lanes of `mask` are true, or all are false, where that is worth a branch. On the
+/// device both return false: a divergent branch would run both sides anyway.
 template <class V>
 GKD_HD bool all_true(MaskOf<V> mask) {
 #if defined(__CUDA_ARCH__)

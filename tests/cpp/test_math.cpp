@@ -86,10 +86,10 @@ TEST(Moments, MergeEqualsOneSweep) {
   for (int begin : {300, 0, 750})
     merged.merge(summary(begin, begin == 0 ? 300 : begin == 300 ? 750 : 1000), inv_t);
   ASSERT_EQ(merged.count, 1000);
-  whole.move_to(merged.shift, inv_t);
-  EXPECT_NEAR(merged.a / whole.a, 1, 1e-13);
-  EXPECT_NEAR(merged.b / whole.b, 1, 1e-13);
-  EXPECT_NEAR(merged.x / whole.x, 1, 1e-9);
+  whole.change_shift(merged.shift, inv_t);
+  EXPECT_NEAR(merged.sum_teacher / whole.sum_teacher, 1, 1e-13);
+  EXPECT_NEAR(merged.sum_student / whole.sum_student, 1, 1e-13);
+  EXPECT_NEAR(merged.sum_diff / whole.sum_diff, 1, 1e-9);
 }
 
 // A group may hold classes that only one side gives a probability: nothing becomes NaN on the way.
@@ -107,11 +107,11 @@ TEST(Moments, MergesSummariesWithoutAFiniteLogit) {
   do {
     Moments sum;
     for (int k : order) sum.merge(parts[k], 1.0);
-    sum.move_to({3, 2}, 1.0);
+    sum.change_shift({3, 2}, 1.0);
     EXPECT_EQ(sum.count, 4);
-    EXPECT_NEAR(sum.a, 1 + std::exp(-2.0), 1e-14);
-    EXPECT_NEAR(sum.b, 1 + std::exp(-1.0), 1e-14);
-    EXPECT_NEAR(sum.x, sum.b - sum.a, 1e-14);
+    EXPECT_NEAR(sum.sum_teacher, 1 + std::exp(-2.0), 1e-14);
+    EXPECT_NEAR(sum.sum_student, 1 + std::exp(-1.0), 1e-14);
+    EXPECT_NEAR(sum.sum_diff, sum.sum_student - sum.sum_teacher, 1e-14);
   } while (std::next_permutation(order.begin(), order.end()));
 }
 

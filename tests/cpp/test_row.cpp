@@ -7,15 +7,14 @@
 #include <string>
 #include <vector>
 
-#include "cpu/capability.h"
+#include "cpu/kernels.h"
 
 namespace {
 
 using gkd::Dtype;
-using gkd::cpu::capabilities;
-using gkd::cpu::Capability;
 using gkd::cpu::Kernels;
 using gkd::cpu::RowResult;
+using gkd::cpu::supported_kernels;
 
 struct Case {
   std::vector<float> student, teacher;
@@ -36,7 +35,7 @@ Case make(int kind, int classes) {
 
 RowResult run(const Kernels& kernels, const gkd::cpu::RowTask& task) {
   gkd::cpu::Scratch scratch;
-  return kernels.single(
+  return kernels.f32.row(
       task,
       [](std::int64_t n, const std::function<void(std::int64_t)>& body) {
         for (std::int64_t k = n; k-- > 0;) body(k);  // any order serves
@@ -44,13 +43,13 @@ RowResult run(const Kernels& kernels, const gkd::cpu::RowTask& task) {
       &scratch);
 }
 
-RowResult run(const Kernels& kernels, const Case& c, const gkd::cpu::Selection& how,
+RowResult run(const Kernels& kernels, const Case& c, const gkd::Selection& selection,
               std::vector<float>* gradient = nullptr) {
   gkd::cpu::RowTask task;
   task.student.data = c.student.data();
   task.teacher.data = c.teacher.data();
   task.classes = static_cast<std::int64_t>(c.student.size());
-  task.how = how;
+  task.selection = selection;
   if (gradient) {
     gradient->resize(c.student.size());
     task.gradient.data = gradient->data();
@@ -60,17 +59,17 @@ RowResult run(const Kernels& kernels, const Case& c, const gkd::cpu::Selection& 
 
 TEST(Row, InstructionSetsAgree) {
   for (int kind = 0; kind < 4; ++kind) {
-    for (int classes : {1, 15, 17, 513, 40000}) {  // around a pack, past a block, past a segment
+    for (int classes : {1, 15, 17, 513, 40000}) {  // around a vector, past a tile, past a segment
       const Case c = make(kind, classes);
       for (std::int64_t size : {-1, 0, 7}) {
-        gkd::cpu::Selection how;
-        how.group_size = size;
+        gkd::Selection selection;
+        selection.group_size = size;
         std::vector<float> first, other;
-        const RowResult expected = run(capabilities()[0].kernels, c, how, &first);
-        for (const Capability& set : capabilities()) {
+        const RowResult expected = run(supported_kernels()[0], c, selection, &first);
+        for (const Kernels& set : supported_kernels()) {
           SCOPED_TRACE(std::string(set.name) + " kind " + std::to_string(kind) + " C " +
                        std::to_string(classes));
-          const RowResult got = run(set.kernels, c, how, &other);
+          const RowResult got = run(set, c, selection, &other);
           // By mass, exp differs in its last bit between sets: a cut may move by one class.
           if (size >= 0 || classes < 40000) {
             EXPECT_EQ(got.cut, expected.cut);
@@ -91,23 +90,23 @@ TEST(Row, InstructionSetsAgree) {
 }
 
 TEST(Row, SelectEqualsSort) {
-  for (const Capability& set : capabilities()) {
+  for (const Kernels& set : supported_kernels()) {
     for (int kind = 0; kind < 4; ++kind) {
       for (int classes : {1, 33, 2000, 40000}) {
         const Case c = make(kind, classes);
         for (double threshold : {0.2, 0.93, 0.9999}) {
-          gkd::cpu::Selection how;
-          how.threshold = threshold;
-          const RowResult selected = run(set.kernels, c, how);
-          how.sort = true;
-          EXPECT_EQ(selected.cut, run(set.kernels, c, how).cut) << set.name << kind << classes;
+          gkd::Selection selection;
+          selection.threshold = threshold;
+          const RowResult selected = run(set, c, selection);
+          selection.sort = true;
+          EXPECT_EQ(selected.cut, run(set, c, selection).cut) << set.name << kind << classes;
         }
       }
     }
   }
 }
 
-float widen(std::uint16_t bits, Dtype dtype) {
+float to_float(std::uint16_t bits, Dtype dtype) {
   const float sign = bits & 0x8000 ? -1.0f : 1.0f;
   const int mantissa_bits = dtype == Dtype::kHalf ? 10 : 7, top = dtype == Dtype::kHalf ? 31 : 255;
   const int exponent = (bits & 0x7fff) >> mantissa_bits;
@@ -138,7 +137,7 @@ TEST(Row, SixteenBitsEqualTheirFloats) {
     for (int special : {0, infinity | 0x8000, infinity + 1, infinity + 0x8001, infinity, 0xffff}) {
       for (int classes : {1, 31, 33, 512, 1000, 40000}) {
         for (bool by_student : {false, true}) {
-          for (const Capability& set : capabilities()) {
+          for (const Kernels& set : supported_kernels()) {
             SCOPED_TRACE(std::string(set.name) + " dtype " +
                          std::to_string(static_cast<int>(dtype)) + " special " +
                          std::to_string(special) + " C " + std::to_string(classes));
@@ -146,30 +145,30 @@ TEST(Row, SixteenBitsEqualTheirFloats) {
             const auto u = half_row(classes, dtype, 2, by_student ? 0 : special);
             Case c;
             for (int j = 0; j < classes; ++j) {
-              c.student.push_back(widen(s[j], dtype));
-              c.teacher.push_back(widen(u[j], dtype));
+              c.student.push_back(to_float(s[j], dtype));
+              c.teacher.push_back(to_float(u[j], dtype));
             }
             std::vector<float> gradient;
-            gkd::cpu::Selection how;
-            how.by_student = by_student;
-            const RowResult expected = run(set.kernels, c, how, &gradient);
+            gkd::Selection selection;
+            selection.by_student = by_student;
+            const RowResult expected = run(set, c, selection, &gradient);
             std::vector<std::uint16_t> half_gradient(classes);
             gkd::cpu::RowTask task;
             task.student = {s.data(), 1, dtype};
             task.teacher = {u.data(), 1, dtype};
             task.gradient = {half_gradient.data(), dtype};
             task.classes = classes;
-            task.how = how;
-            const RowResult got = run(set.kernels, task);
-            const bool bad = special != 0 && (classes == 1 || special != (infinity | 0x8000));
-            ASSERT_EQ(std::isnan(got.loss), bad);
-            ASSERT_EQ(std::isnan(expected.loss), bad);
+            task.selection = selection;
+            const RowResult got = run(set, task);
+            const bool invalid = special != 0 && (classes == 1 || special != (infinity | 0x8000));
+            ASSERT_EQ(std::isnan(got.loss), invalid);
+            ASSERT_EQ(std::isnan(expected.loss), invalid);
             for (int j = 0; j < classes; ++j) {
-              const float g = widen(half_gradient[j], dtype);
-              ASSERT_EQ(std::isnan(g), bad);
-              if (!bad) ASSERT_NEAR(g, gradient[j], std::abs(gradient[j]) / 256 + 1e-7f);
+              const float g = to_float(half_gradient[j], dtype);
+              ASSERT_EQ(std::isnan(g), invalid);
+              if (!invalid) ASSERT_NEAR(g, gradient[j], std::abs(gradient[j]) / 256 + 1e-7f);
             }
-            if (bad) continue;
+            if (invalid) continue;
             EXPECT_EQ(got.loss, expected.loss);
             EXPECT_EQ(got.cut, expected.cut);
             EXPECT_EQ(got.size, expected.size);
@@ -181,28 +180,28 @@ TEST(Row, SixteenBitsEqualTheirFloats) {
 }
 
 TEST(Row, ShowsANaNInAWholeGroup) {
-  for (const Capability& set : capabilities()) {
+  for (const Kernels& set : supported_kernels()) {
     Case c = make(0, 100);
     c.teacher[50] = std::numeric_limits<float>::quiet_NaN();
-    gkd::cpu::Selection how;
-    how.group_size = 100;
-    EXPECT_TRUE(std::isnan(run(set.kernels, c, how).loss)) << set.name;
+    gkd::Selection selection;
+    selection.group_size = 100;
+    EXPECT_TRUE(std::isnan(run(set, c, selection).loss)) << set.name;
   }
 }
 
 TEST(Scale, RoundsSixteenBitsOnceAndAlike) {
-  std::vector<std::uint16_t> all(65536), first(65536), other(65536);
-  for (int k = 0; k < 65536; ++k) all[k] = static_cast<std::uint16_t>(k);
+  std::vector<std::uint16_t> bits(65536), first(65536), other(65536);
+  for (int k = 0; k < 65536; ++k) bits[k] = static_cast<std::uint16_t>(k);
   for (Dtype dtype : {Dtype::kHalf, Dtype::kBFloat16}) {
-    for (double by : {1.0, 0.37, 1e-4, 3e4}) {
-      capabilities()[0].kernels.scale(all.data(), first.data(), dtype, 65536, by);
-      for (const Capability& set : capabilities()) {
-        set.kernels.scale(all.data(), other.data(), dtype, 65536, by);
+    for (double factor : {1.0, 0.37, 1e-4, 3e4}) {
+      supported_kernels()[0].scale(bits.data(), first.data(), dtype, 65536, factor);
+      for (const Kernels& set : supported_kernels()) {
+        set.scale(bits.data(), other.data(), dtype, 65536, factor);
         const int exponent = dtype == Dtype::kHalf ? 0x7c00 : 0x7f80;
         for (int k = 0; k < 65536; ++k) {
           if ((k & 0x7fff) > exponent) continue;  // a NaN's payload is nobody's business
-          ASSERT_EQ(first[k], other[k]) << set.name << " " << k << " by " << by;
-          if (by == 1.0) ASSERT_EQ(first[k], k);
+          ASSERT_EQ(first[k], other[k]) << set.name << " " << k << " by " << factor;
+          if (factor == 1.0) ASSERT_EQ(first[k], k);
         }
       }
     }

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/capability.h"
-#include "rows.h"
+#include "cpu/kernels.h"
+#include "row_input.h"
 
 namespace {
 
@@ -13,15 +13,18 @@ using gkd::cpu::RowResult;
 using gkd::cpu::RowTask;
 using namespace gkd::fuzz;
 
-Elements contiguous(const Elements& from, std::int64_t count) {
-  Elements to(from.dtype, 1, count);
-  for (std::int64_t j = 0; j < count; ++j) std::memcpy(to.at(j), from.at(j), size_of(from.dtype));
-  return to;
+Elements contiguous(const Elements& row, std::int64_t count) {
+  Elements copy(row.dtype, 1, count);
+  for (std::int64_t j = 0; j < count; ++j) {
+    std::memcpy(copy.at(j), row.at(j), element_size(row.dtype));
+  }
+  return copy;
 }
 
 RowResult run(const Kernels& kernels, const RowTask& task, gkd::cpu::Scratch* scratch) {
-  const bool wide = task.student.dtype == Dtype::kDouble || task.teacher.dtype == Dtype::kDouble;
-  return (wide ? kernels.wide : kernels.single)(
+  const bool in_double =
+      task.student.dtype == Dtype::kDouble || task.teacher.dtype == Dtype::kDouble;
+  return kernels.of(in_double).row(
       task,
       [](std::int64_t n, const std::function<void(std::int64_t)>& body) {
         for (std::int64_t k = n; k-- > 0;) body(k);  // any order serves
@@ -37,19 +40,20 @@ bool same(const RowResult& x, const RowResult& y) {
          x.size == y.size;
 }
 
-/// The group that the result tells of is the least that the settings ask for.
+/// The group is the smallest that the settings allow.
 void check_group(const RowTask& task, const Elements& rank, const RowResult& r) {
-  std::int64_t above = 0, is_met = 0, members = 0;
+  std::int64_t above = 0, from_cut = 0, members = 0;
   for (std::int64_t j = 0; j < task.classes; ++j) {
     const double x = rank.get(j);
     above += x > r.cut;
-    is_met += x >= r.cut;
+    from_cut += x >= r.cut;
     members += x >= r.cut || j == task.target;
   }
   require(r.size == members, "size is the number of classes from the cut up, and the target");
-  const std::int64_t wanted = task.how.group_size;
-  if (wanted > 0 && wanted < task.classes) {
-    require(is_met >= wanted && above < wanted, "the cut is the group_size-th largest logit");
+  const std::int64_t target_count = task.selection.group_size;
+  if (target_count > 0 && target_count < task.classes) {
+    require(from_cut >= target_count && above < target_count,
+            "the cut is the group_size-th largest logit");
   }
 }
 
@@ -69,22 +73,22 @@ void check_values(const RowTask& task, const Elements& gradient, const RowResult
   if (!std::isfinite(magnitude) || !std::isfinite(r.loss)) return;
   const double bound = task.gradient_scale * w.temperature *
                        (std::abs(w.primary) + std::abs(w.binary) + std::abs(w.secondary));
-  const bool narrow = size_of(gradient.dtype) == 2;
-  const double step = narrow ? 0x1p-8 * magnitude + 6e-8 * static_cast<double>(task.classes) : 0;
+  const bool is_16_bit = gkd::element_size(gradient.dtype) == 2;
+  const double step = is_16_bit ? 0x1p-8 * magnitude + 6e-8 * static_cast<double>(task.classes) : 0;
   require(std::abs(sum) <= 2e-5 * bound + step + 1e-30, "a row's gradient sums to 0");
 }
 
-/// For whoever looks into a finding: GKD_FUZZ_SHOW=1 gkd_row_fuzzer FILE
+/// To look into a finding: GKD_FUZZ_SHOW=1 gkd_row_fuzzer FILE
 void show(const RowTask& task, const Elements& student, const Elements& teacher,
           const RowResult& r) {
   const gkd::Weights& w = task.weights;
   std::fprintf(stderr, "C %lld, dtypes %d %d, target %lld, threshold %.17g, group_size %lld\n",
                static_cast<long long>(task.classes), static_cast<int>(student.dtype),
                static_cast<int>(teacher.dtype), static_cast<long long>(task.target),
-               task.how.threshold, static_cast<long long>(task.how.group_size));
+               task.selection.threshold, static_cast<long long>(task.selection.group_size));
   std::fprintf(stderr, "by student %d, sort %d, T %g, weights %g %g %g, coupled %d, scale %g\n",
-               task.how.by_student, task.how.sort, w.temperature, w.primary, w.binary, w.secondary,
-               w.coupled, task.gradient_scale);
+               task.selection.by_student, task.selection.sort, w.temperature, w.primary, w.binary,
+               w.secondary, w.coupled, task.gradient_scale);
   std::fprintf(stderr, "loss %g = %g %g %g, P %.17g, Q %.17g, cut %.17g, size %lld\n", r.loss,
                r.primary, r.summary.binary, r.secondary, r.summary.p, r.summary.q, r.cut,
                static_cast<long long>(r.size));
@@ -97,18 +101,18 @@ void show(const RowTask& task, const Elements& student, const Elements& teacher,
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const auto all = gkd::cpu::capabilities();
+  static const auto supported = gkd::cpu::supported_kernels();
   constexpr Dtype kDtypes[] = {Dtype::kFloat, Dtype::kHalf, Dtype::kBFloat16, Dtype::kDouble};
   Bytes bytes(data, size);
-  const Kernels& kernels = all[bytes.byte() % all.size()].kernels;
+  const Kernels& kernels = supported[bytes.byte() % supported.size()];
   const std::int64_t classes = bytes.classes();
   Elements student(bytes.of(kDtypes), bytes.of({1, 1, 2, 7, 0}), classes);
   Elements teacher(bytes.of(kDtypes), bytes.of({1, 1, 2, 7, 0}), classes);
   RowTask task = settings(&bytes, classes);
-  const bool bad = draw(&bytes, classes, &student) | draw(&bytes, classes, &teacher);
+  const bool invalid = draw(&bytes, classes, &student) | draw(&bytes, classes, &teacher);
 
-  task.student = student.source();
-  task.teacher = teacher.source();
+  task.student = student.logits_row();
+  task.teacher = teacher.logits_row();
   const Elements gradient(student.dtype, 1, classes), other(student.dtype, 1, classes);
   task.gradient = {gradient.data.get(), gradient.dtype};
   static gkd::cpu::Scratch used;  // by the inputs before this one
@@ -118,8 +122,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
   const Elements s = contiguous(student, classes), u = contiguous(teacher, classes);
   RowTask again = task;
-  again.student = s.source();
-  again.teacher = u.source();
+  again.student = s.logits_row();
+  again.teacher = u.logits_row();
   again.gradient = {other.data.get(), other.dtype};
   gkd::cpu::Scratch scratch;
   require(same(result, run(kernels, again, &scratch)), "strides and memory change no bit");
@@ -129,16 +133,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   require(same(result, run(kernels, again, &scratch)), "the gradient changes no bit of the loss");
 
   // Either row's may be what is missing: see docs/numerics.md for what makes a row NaN.
-  if (bad) {
-    require(std::isnan(result.loss), "a bad row's loss is NaN");
+  if (invalid) {
+    require(std::isnan(result.loss), "an invalid row's loss is NaN");
     for (std::int64_t j = 0; j < classes; ++j) {
-      require(std::isnan(gradient.get(j)), "a bad row's gradient is NaN");
+      require(std::isnan(gradient.get(j)), "an invalid row's gradient is NaN");
     }
     return 0;
   }
-  check_group(task, task.how.by_student ? student : teacher, result);
+  check_group(task, task.selection.by_student ? student : teacher, result);
   check_values(task, gradient, result);
-  again.how.sort = !task.how.sort;
+  again.selection.sort = !task.selection.sort;
   require(same(result.cut, run(kernels, again, &scratch).cut), "select and sort find one cut");
   return 0;
 }

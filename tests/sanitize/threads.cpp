@@ -6,9 +6,8 @@
 #include <random>
 #include <vector>
 
-#include "cpu/capability.h"
+#include "cpu/kernels.h"
 #include "cpu/parallel.h"
-#include "cpu/row.h"
 
 namespace {
 
@@ -41,51 +40,44 @@ struct Outcome {
   }
 };
 
-const gkd::cpu::Executor kAlone = [](std::int64_t n, const auto& body) {
-  for (std::int64_t k = 0; k < n; ++k) body(k);
-};
-/// As cpu/rows.h shares a row.
-const gkd::cpu::Executor kTogether = [](std::int64_t n, const auto& body) {
-  gkd::parallel_for_dynamic(n, [&](auto next) {
-    for (std::int64_t k = next(); k < n; k = next()) body(k);
-  });
-};
+const gkd::cpu::Executor kSerial = gkd::cpu::run_serial;
+const gkd::cpu::Executor kParallel = gkd::cpu::run_parallel;
 
-void run_row(const Kernels& kernels, const Batch& batch, const gkd::cpu::Selection& how,
-             std::int64_t row, const gkd::cpu::Executor& each, gkd::cpu::Scratch* scratch,
-             Outcome* to) {
+void run_row(const Kernels& kernels, const Batch& batch, const gkd::Selection& selection,
+             std::int64_t row, const gkd::cpu::Executor& executor, gkd::cpu::Scratch* scratch,
+             Outcome* out) {
   gkd::cpu::RowTask task;
   task.classes = batch.classes;
   task.student.data = batch.student.data() + row * batch.classes;
   task.teacher.data = batch.teacher.data() + row * batch.classes;
-  task.gradient.data = to->gradient.data() + row * batch.classes;
+  task.gradient.data = out->gradient.data() + row * batch.classes;
   task.target = row;
-  task.how = how;
-  to->losses[row] = kernels.single(task, each, scratch).loss;
+  task.selection = selection;
+  out->losses[row] = kernels.f32.row(task, executor, scratch).loss;
 }
 
-std::vector<gkd::cpu::Selection> selections() {
-  std::vector<gkd::cpu::Selection> all(4);
-  all[1].group_size = 100;
-  all[2].by_student = true;
-  all[3].sort = true;
-  return all;
+std::vector<gkd::Selection> selections() {
+  std::vector<gkd::Selection> list(4);
+  list[1].group_size = 100;
+  list[2].by_student = true;
+  list[3].sort = true;
+  return list;
 }
 
 TEST(Threads, TakeRowsApart) {
   const Batch batch(kRows, 1000);
-  for (const auto& [name, kernels, narrow, wide] : gkd::cpu::capabilities()) {
-    for (const auto& how : selections()) {
+  for (const Kernels& kernels : gkd::cpu::supported_kernels()) {
+    for (const auto& selection : selections()) {
       Outcome serial{std::vector<float>(batch.student.size()), std::vector<double>(kRows)};
       Outcome parallel = serial;
       gkd::cpu::Scratch scratch;
       for (std::int64_t row = 0; row < kRows; ++row) {
-        run_row(kernels, batch, how, row, kAlone, &scratch, &serial);
+        run_row(kernels, batch, selection, row, kSerial, &scratch, &serial);
       }
-      gkd::parallel_for_dynamic(kRows, [&](auto next) {
-        gkd::cpu::Scratch own;
+      gkd::cpu::parallel_for_dynamic(kRows, [&](auto next) {
+        gkd::cpu::Scratch thread_scratch;
         for (std::int64_t row = next(); row < kRows; row = next()) {
-          run_row(kernels, batch, how, row, kAlone, &own, &parallel);
+          run_row(kernels, batch, selection, row, kSerial, &thread_scratch, &parallel);
         }
       });
       EXPECT_TRUE(serial == parallel);
@@ -95,13 +87,13 @@ TEST(Threads, TakeRowsApart) {
 
 TEST(Threads, ShareOneRow) {
   const Batch batch(1, kClasses);
-  for (const auto& [name, kernels, narrow, wide] : gkd::cpu::capabilities()) {
-    for (const auto& how : selections()) {
+  for (const Kernels& kernels : gkd::cpu::supported_kernels()) {
+    for (const auto& selection : selections()) {
       Outcome serial{std::vector<float>(kClasses), std::vector<double>(1)};
       Outcome parallel = serial;
       gkd::cpu::Scratch scratch;
-      run_row(kernels, batch, how, 0, kAlone, &scratch, &serial);
-      run_row(kernels, batch, how, 0, kTogether, &scratch, &parallel);
+      run_row(kernels, batch, selection, 0, kSerial, &scratch, &serial);
+      run_row(kernels, batch, selection, 0, kParallel, &scratch, &parallel);
       EXPECT_TRUE(serial == parallel);
     }
   }

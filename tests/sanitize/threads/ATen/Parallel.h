@@ -1,5 +1,4 @@
-// Stands in for torch's header, so that the hand-out of work in cpu/parallel.h runs on
-// std::threads: ThreadSanitizer does not understand the OpenMP runtime, and would report its
+// A stub of torch's header, with which cpu/parallel.h runs on std::threads: ThreadSanitizer does not understand the OpenMP runtime, and would report its
 // barriers.
 #pragma once
 

@@ -1,0 +1,150 @@
+// The CPU kernels of one row: what they take, what they return, and one table of function pointers
+// per instruction set (kernels/README.md). No torch.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "math/cut.h"
+#include "math/dtype.h"
+#include "math/loss.h"
+#include "math/messages.h"
+
+namespace gkd::cpu {
+
+/// One row of logits; `stride` in elements.
+struct LogitsRow {
+  const void* data = nullptr;
+  std::int64_t stride = 1;
+  Dtype dtype = Dtype::kFloat;
+};
+
+/// One contiguous row of the gradient; without data no gradient is computed.
+struct GradientRow {
+  void* data = nullptr;
+  Dtype dtype = Dtype::kFloat;
+};
+
+/// `target` < 0: none. The gradient is multiplied by `gradient_scale`.
+struct RowTask {
+  LogitsRow student, teacher;
+  GradientRow gradient;
+  std::int64_t classes = 0, target = -1;
+  double gradient_scale = 1;
+  Selection selection;
+  Weights weights;
+};
+
+/// `row.classes` are the shard's and may be 0; `row.target` counts from the shard's first class and
+/// may lie outside it.
+struct ShardTask {
+  RowTask row;
+  std::int64_t all_classes = 1;
+};
+
+/// Sums over the classes of a segment or a row: group[0] is the primary group, group[1] the rest.
+struct RowSums {
+  GroupMoments<double> group[2];
+  std::uint64_t mass_in = 0, mass_total = 0;  ///< fixed-point ranking masses, where asked for
+
+  /// Both have the same shifts. Unlike GroupMoments::merge() this keeps the NaN of a group without
+  /// classes.
+  void add(const RowSums& other) {
+    for (int g = 0; g < 2; ++g) {
+      group[g].sum_teacher += other.group[g].sum_teacher;
+      group[g].sum_student += other.group[g].sum_student;
+      group[g].sum_diff += other.group[g].sum_diff;
+      group[g].count += other.group[g].count;
+    }
+    mass_in += other.mass_in;
+    mass_total += other.mass_total;
+  }
+};
+
+/// Classes per segment: few enough to split a row of 100K classes among threads, and so many that
+/// the start of a segment costs nothing in comparison.
+constexpr std::int64_t kSegment = 16384;
+
+/// The results of a segment of a row. Segments have fixed bounds and are merged in order, so that
+/// results do not depend on the number of threads.
+struct Segment {
+  double high = 0, low = 0;  ///< extremes of the ranking logits
+  double teacher_high = 0;
+  RowSums sums;
+  std::vector<std::uint32_t> in_window;  ///< undecided classes, counted from the segment's first
+  double kl[2] = {0, 0};
+};
+
+/// Working memory of one thread, grown once and reused for every row.
+struct Scratch {
+  std::vector<Segment> segments;
+  std::vector<std::int32_t> counts;
+  std::vector<long long> histogram;
+};
+
+/// Runs body(0), ..., body(n - 1) in any order, perhaps in parallel.
+using Executor = std::function<void(std::int64_t n, const std::function<void(std::int64_t)>& body)>;
+
+/// What one row yields besides its gradient.
+struct RowResult {
+  double loss = 0, primary = 0, secondary = 0;
+  RowSummary summary;
+  double cut = 0;         ///< smallest ranking logit in the group, +inf when empty
+  std::int64_t size = 0;  ///< classes in the primary group
+};
+
+using RowFunction = RowResult (*)(const RowTask&, const Executor&, Scratch*);
+
+/// out[j] = in[j] * factor for `count` elements of `dtype`, rounded once; `out` may be `in`.
+using ScaleFunction = void (*)(const void* in, void* out, Dtype dtype, std::int64_t count,
+                               double factor);
+
+/// The stages of a sharded row, in the order of a call; their messages are those of
+/// math/messages.h.
+struct ShardKernels {
+  void (*extremes)(const ShardTask&, const Executor&, Scratch*, long long* extremes);
+  void (*counts)(const ShardTask&, const long long* extremes, std::int32_t* counts);
+  /// `counts` and `search` are the whole row's; `search` is null before the first pass.
+  void (*histogram)(const ShardTask&, const long long* extremes, const std::int32_t* counts,
+                    const long long* search, long long* histogram);
+  /// The next search, from the whole row's histogram; returns the cut, once it is found.
+  double (*refine)(const ShardTask&, const long long* extremes, const long long* histogram,
+                   const long long* search, long long* next);
+  void (*moments)(const ShardTask&, const Executor&, Scratch*, double cut, double* moments);
+  /// The gradient of this shard, and its KL sums; `group`: the whole row's moments.
+  void (*write_gradient)(const ShardTask&, const Executor&, Scratch*, double cut,
+                         const GroupMoments<double>* group, double* kl);
+  void (*fill)(const ShardTask&, double value);
+};
+
+/// The kernels of one instruction set, in float and in double arithmetic.
+struct Kernels {
+  struct Arithmetic {
+    RowFunction row;
+    ShardKernels shard;
+  };
+  const char* name;
+  Arithmetic f32, f64;
+  ScaleFunction scale;
+
+  const Arithmetic& of(bool in_double) const { return in_double ? f64 : f32; }
+};
+
+namespace DEFAULT {
+Kernels kernels();
+}
+namespace AVX2 {
+Kernels kernels();
+}
+namespace AVX512 {
+Kernels kernels();
+}
+
+/// Those that this machine runs, the fastest last.
+std::vector<Kernels> supported_kernels();
+
+/// The fastest that this machine runs.
+const Kernels& kernels();
+
+}  // namespace gkd::cpu

@@ -1,0 +1,159 @@
+// A row: extremes, the cut, moments of each group, loss and gradient. The row is read three times,
+// and once more to count classes, when the first estimate of the cut is right, which is nearly
+// always; every estimate is checked against exact sums, otherwise exact_cut() is the fallback, with
+// the same result.
+#include "cpu/kernels/estimate_range-inl.h"
+#include "cpu/kernels/row_passes-inl.h"
+#include "cpu/kernels/scale-inl.h"
+
+namespace gkd::cpu::GKD_CPU_CAPABILITY {
+
+/// In shard.cpp.
+ShardKernels shard_kernels(bool in_double);
+
+namespace {
+
+template <class T>
+struct WholeRow : RowPasses<T> {
+  using Passes = RowPasses<T>;
+  using Passes::executor, Passes::inv_t, Passes::row, Passes::scratch, Passes::task;
+  using Passes::Passes, Passes::temperature;
+
+  /// Adds the window's classes, skipped in the first pass, now that the cut is known. In class
+  /// order, for determinism.
+  void add_window_classes(T cut, const Shift<T> (&shift)[2], const MassRule<T>& rule,
+                          RowSums* sums) {
+    MomentsAccumulator<T, MassFrom::kNothing> moments{
+        {cut, cut}, {shift[0], shift[1]}, inv_t, rule, false};
+    alignas(64) T s[kTile], u[kTile], r[kTile];
+    std::int64_t buffered = 0;
+    auto flush = [&] {
+      for (T* tile : {s, u, r}) {
+        std::fill(tile + buffered, tile + padded<T>(buffered), -kInfinity<T>);
+      }
+      moments.add(Tile<T>{s}, Tile<T>{u}, Tile<T>{r}, buffered, 0, nullptr);
+      buffered = 0;
+    };
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      for (std::uint32_t offset : scratch->segments[k].in_window) {
+        const std::int64_t j = k * kSegment + offset;
+        s[buffered] = read_one<T>(row.s, j);
+        u[buffered] = read_one<T>(row.u, j);
+        r[buffered] = row.by_student ? s[buffered] : u[buffered];
+        if (++buffered == kTile) flush();
+      }
+    }
+    flush();
+    sums->add(moments.result());
+  }
+
+  /// The cut from window and sums; false where the window does not hold it.
+  bool try_window(const StopRule& stop, const RangeEstimate<T>& estimate, const MassRule<T>& rule,
+                  CutResult<T>* cut) {
+    const LogitRange<T>& window = estimate.window;
+    guess_shifts(row, window, temperature, scratch->segments, cut->shift);
+    RowSums sums;
+    if (!stop.by_mass) {
+      sums = this->template sum<MassFrom::kNothing>(window, cut->shift, rule);
+    } else if (row.by_student) {
+      sums = this->template sum<MassFrom::kRank>(window, cut->shift, rule);
+    } else {
+      sums = this->template sum<MassFrom::kTeacherTerm>(window, cut->shift, rule);
+    }
+    // The target was counted in the group wherever it ranks; selection ignores it.
+    std::uint64_t above =
+        stop.by_mass ? sums.mass_in : static_cast<std::uint64_t>(sums.group[0].count);
+    std::vector<T> candidates;
+    if (row.target >= 0) {
+      const T rank = read_one<T>(row.rank, row.target);
+      if (rank < window.high) above -= stop.by_mass ? mass_of(rule, rank) : 1;
+      if (rank < window.high && rank >= window.low) candidates.push_back(rank);
+    }
+    const std::uint64_t total = sums.mass_total;
+    if (window.low == window.high) {
+      cut->value = window.low;
+      const std::uint64_t weight = stop.by_mass ? mass_of(rule, window.low) : 1;
+      const std::uint64_t tied = weight * static_cast<std::uint64_t>(estimate.ties);
+      if (!stop.is_met(above, total)) return false;
+      if (estimate.ties > 0 && stop.is_met(above - tied, total)) return false;
+    } else {
+      for (std::int64_t k = 0; k < row.segments(); ++k) {
+        for (std::uint32_t offset : scratch->segments[k].in_window) {
+          candidates.push_back(read_one<T>(row.rank, k * kSegment + offset));
+        }
+      }
+      if (candidates.empty() || stop.is_met(above, total)) return false;
+      if (!cut_in_window(stop, rule, candidates, above, total, &cut->value)) return false;
+      add_window_classes(cut->value, cut->shift, rule, &sums);
+    }
+    cut->sums = sums;
+    cut->has_sums = true;
+    return true;
+  }
+
+  CutResult<T> find_cut(T high, T low, const MassRule<T>& rule) {
+    CutResult<T> cut;
+    if (const std::optional<T> constant = constant_cut<T>(task.selection, row.classes)) {
+      cut.value = *constant;
+      return cut;
+    }
+    const StopRule stop = stop_rule(task.selection);
+    if (task.selection.sort) {
+      cut.value = sorted_cut(row, stop, rule);
+      return cut;
+    }
+    const RangeEstimate<T> estimate =
+        estimate_range(row, stop, high, low, task.weights.temperature, executor, scratch);
+    if (!estimate.found || !try_window(stop, estimate, rule, &cut)) {
+      cut.value = exact_cut(row, stop, rule, scratch);
+    }
+    return cut;
+  }
+
+  RowResult run() {
+    const Segment extremes = Passes::extremes();
+    const T high = static_cast<T>(extremes.high);
+    // NaN is detected later, in the sums.
+    if (!std::isfinite(high) || !std::isfinite(extremes.teacher_high)) return invalid_row();
+    const MassRule<T> rule(row.classes, high, inv_t);
+    CutResult<T> cut = find_cut(high, static_cast<T>(extremes.low), rule);
+    if (!Passes::accumulate_moments(&cut, rule, /*whole=*/true)) return invalid_row();
+    RowResult result;
+    result.cut = cut.value + T(0);  // canonicalises -0.0 to +0.0
+    result.size = cut.sums.group[0].count;
+    double kl[2];
+    result.summary = Passes::write_gradient(cut.value, cut.sums.group, kl);
+    result.primary = kl[0];
+    result.secondary = kl[1];
+    result.loss = row_loss(result.summary, task.weights, kl[0], kl[1]);
+    return result;
+  }
+
+  RowResult invalid_row() {
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    RowResult result;
+    result.loss = result.primary = result.secondary = result.cut = nan;
+    result.summary.p = result.summary.q = result.summary.binary = nan;
+    Passes::fill_gradient(static_cast<T>(nan));
+    return result;
+  }
+};
+
+template <class T>
+RowResult run_row(const RowTask& task, const Executor& executor, Scratch* scratch) {
+  return WholeRow<T>(task, executor, scratch).run();
+}
+
+#define GKD_STRING(x) GKD_STRING_OF(x)
+#define GKD_STRING_OF(x) #x
+
+}  // namespace
+
+Kernels kernels() {
+  return {GKD_STRING(GKD_CPU_CAPABILITY),
+          {&run_row<float>, shard_kernels(/*in_double=*/false)},
+          {&run_row<double>, shard_kernels(/*in_double=*/true)},
+          &scale_row};
+}
+
+}  // namespace gkd::cpu::GKD_CPU_CAPABILITY

@@ -1,0 +1,150 @@
+// The cut of a row, the smallest ranking logit in its group, without sorting the row.
+//
+// - estimate_range() counts classes by logit in up to 2,048 bins, without one exponential, and
+//   estimates from the counts a small window that holds the cut. It may be wrong: the pass that
+//   sums the row then weighs both sides of the window exactly, in integers, and cut_in_window()
+//   finds the cut inside.
+// - exact_cut() always succeeds: a radix search over ordered keys, three passes over a float row.
+// It
+//   is the fallback for rows whose window stays too large or was wrong.
+// - sorted_cut() sorts. All three weigh classes by the same integers, so all give the same cut.
+#pragma once
+
+#include <functional>
+
+#include "cpu/kernels/passes-inl.h"
+#include "math/radix_select.h"
+
+namespace gkd::cpu::GKD_CPU_CAPABILITY {
+namespace {
+
+/// The integer weights of `count` classes; `logits` has room for whole vectors.
+template <class T>
+void class_weights(const StopRule& stop, const MassRule<T>& rule, const T* logits,
+                   std::int64_t count, std::uint64_t* weights) {
+  if (stop.by_mass) {
+    fixed_masses(rule, logits, count, weights);
+  } else {
+    std::fill(weights, weights + count, 1);
+  }
+}
+
+/// The first of `logits`, in descending order and on top of `above`, at which the stop rule is met;
+/// false where none is. Halves the candidates until few are left: linear time in total.
+template <class T>
+bool cut_in_window(const StopRule& stop, const MassRule<T>& rule, std::vector<T>& logits,
+                   std::uint64_t above, std::uint64_t total, T* cut) {
+  constexpr std::int64_t kSortLimit = 64;
+  std::int64_t first = 0, last = static_cast<std::int64_t>(logits.size());
+  auto weight = [&](std::int64_t begin, std::int64_t end) {
+    alignas(64) T tile[kTile];
+    std::uint64_t weights[kTile], sum = 0;
+    for (std::int64_t j = begin; j < end; j += kTile) {
+      const std::int64_t count = std::min(kTile, end - j);
+      std::copy(logits.begin() + j, logits.begin() + j + count, tile);
+      std::fill(tile + count, tile + padded<T>(count), -kInfinity<T>);
+      class_weights(stop, rule, tile, count, weights);
+      for (std::int64_t k = 0; k < count; ++k) sum += weights[k];
+    }
+    return sum;
+  };
+  while (last - first > kSortLimit) {
+    const std::int64_t middle = first + (last - first) / 2;
+    std::nth_element(logits.begin() + first, logits.begin() + middle, logits.begin() + last,
+                     std::greater<T>());
+    const std::uint64_t upper = weight(first, middle);
+    if (stop.is_met(above + upper, total)) {
+      last = middle;
+    } else {
+      above += upper;
+      first = middle;
+    }
+  }
+  std::sort(logits.begin() + first, logits.begin() + last, std::greater<T>());
+  for (std::int64_t j = first; j < last; ++j) {
+    above += weight(j, j + 1);
+    if (stop.is_met(above, total)) {
+      *cut = logits[j];
+      return true;
+    }
+  }
+  return false;
+}
+
+template <class T>
+T sorted_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule) {
+  std::vector<T> logits;
+  logits.reserve(row.classes);
+  std::uint64_t total = 0, weights[kTile];
+  read_tiles<T>(row.rank, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
+    class_weights(stop, rule, r, count, weights);
+    for (std::int64_t k = 0; k < count; ++k) total += weights[k];
+    logits.insert(logits.end(), r, r + count);
+  });
+  std::sort(logits.begin(), logits.end(), std::greater<T>());
+  std::uint64_t above = 0;
+  alignas(64) T tile[kTile];
+  for (std::int64_t j = 0; j < row.classes; j += kTile) {
+    const std::int64_t count = std::min(kTile, row.classes - j);
+    std::copy(logits.begin() + j, logits.begin() + j + count, tile);
+    std::fill(tile + count, tile + padded<T>(count), -kInfinity<T>);
+    class_weights(stop, rule, tile, count, weights);
+    for (std::int64_t k = 0; k < count; ++k) {
+      above += weights[k];
+      if (stop.is_met(above, total)) return tile[k];
+    }
+  }
+  return logits.back();
+}
+
+/// One radix pass: the weights of the keys that the search holds, by bin, highest first.
+template <class T>
+struct KeyHistogram {
+  const RadixSearch<T>& search;
+  const Keys<T>& keys;
+  long long* bins;
+  const int shift = search.bin_bits();
+
+  void add(const T* logits, const std::uint64_t* weights, std::int64_t count) const {
+    for (std::int64_t k = 0; k < count; ++k) {
+      const KeyOf<T> key = keys.of(logits[k]);
+      if (search.holds(key)) bins[search.bin(key, shift)] += static_cast<long long>(weights[k]);
+    }
+  }
+};
+
+/// The search inside the first bin at which the stop rule is met; the last one where it is not met.
+template <class T>
+RadixSearch<T> refine(const RadixSearch<T>& search, const StopRule& stop, const long long* bins) {
+  const int shift = search.bin_bits(), last = search.bin(search.low, shift);
+  unsigned long long over = 0;
+  int bin = 0;
+  for (; bin < last; ++bin) {
+    const auto weight = static_cast<unsigned long long>(bins[bin]);
+    if (stop.is_met(search.above + over + weight, search.total)) break;
+    over += weight;
+  }
+  return search.refined(bin, shift, over);
+}
+
+template <class T>
+T exact_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule, Scratch* scratch) {
+  const Keys<T> keys(row.rank.dtype);
+  RadixSearch<T> search = first_search(keys, rule.high);
+  while (!search.found()) {
+    scratch->histogram.assign(kBins, 0);
+    const KeyHistogram<T> histogram{search, keys, scratch->histogram.data()};
+    std::uint64_t total = 0, weights[kTile];
+    read_tiles<T>(row.rank, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
+      class_weights(stop, rule, r, count, weights);
+      for (std::int64_t k = 0; k < count; ++k) total += weights[k];
+      histogram.add(r, weights, count);
+    });
+    search.total = total;
+    search = refine(search, stop, scratch->histogram.data());
+  }
+  return keys.logit(search.high);
+}
+
+}  // namespace
+}  // namespace gkd::cpu::GKD_CPU_CAPABILITY

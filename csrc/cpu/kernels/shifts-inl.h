@@ -1,0 +1,126 @@
+// Shifts subtracted before exp(), one pair per group, and the test for invalid rows.
+//
+// Shifts are guessed first: the teacher's largest logit serves both groups, unless a group lies so
+// far under it that its terms lose digits, which sums_are_accurate() sees in the sums. In that case
+// exact_shifts() searches the row.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/kernels/passes-inl.h"
+
+namespace gkd::cpu::GKD_CPU_CAPABILITY {
+namespace {
+
+/// The first class of [begin, end) whose teacher logit lies in [low, high]; -1: none.
+template <class T>
+std::int64_t find_teacher(const Row<T>& row, std::int64_t begin, std::int64_t end, T low, T high) {
+  using V = VecOf<T>;
+  alignas(64) T buffer[kTile];
+  for (std::int64_t j = begin; j < end; j += kTile) {
+    const std::int64_t count = std::min(kTile, end - j);
+    const T* u = read_tile(row.u, j, count, buffer);
+    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+      const V v = load<V>(u + k);
+      const unsigned bits = movemask((v >= low) & (v <= high));
+      if (bits != 0) return std::min(j + k + __builtin_ctz(bits), end - 1);
+    }
+  }
+  return -1;
+}
+
+/// Both groups relative to the teacher's maximum. Primary: with the student logit of that class.
+/// Rest: with the student shift taken from a class of the rest, so that its terms keep their
+/// digits.
+template <class T>
+void guess_shifts(const Row<T>& row, const LogitRange<T>& window, T temperature,
+                  const std::vector<Segment>& segments, Shift<T> (&shift)[2]) {
+  std::int64_t best = 0;
+  for (std::int64_t k = 1; k < row.segments(); ++k) {
+    if (segments[k].teacher_high > segments[best].teacher_high) best = k;
+  }
+  const T high = static_cast<T>(segments[best].teacher_high);
+  const std::int64_t first = best * kSegment, last = std::min(row.classes, first + kSegment);
+  // A shard may be all NaN, which compares with nothing: then any class serves.
+  const std::int64_t top = std::max(find_teacher(row, first, last, high, high), first);
+  const T student = read_one<T>(row.s, top);
+  shift[0] = shift[1] = {high, finite_or_zero(student)};
+
+  // Searching the first segment is enough; ranked by the student, the first class is as good as
+  // any.
+  const std::int64_t search_end = std::min(row.classes, kSegment);
+  std::int64_t other = row.by_student ? 0 : -1;
+  if (!row.by_student && window.low < kInfinity<T>) {
+    const T below = std::nextafter(window.low, -kInfinity<T>);
+    other = find_teacher(row, 0, search_end, below - 4 * temperature, below);
+  }
+  if (other < 0) return;
+  const T u = read_one<T>(row.u, other), s = read_one<T>(row.s, other);
+  const T shifted = high - (u - s);
+  if (std::isfinite(shifted)) shift[1].student = shifted;
+}
+
+/// Groups up to this size get exact shifts where they have a KL.
+inline constexpr long long kFewClasses = 64;
+
+/// Whether no sum can have lost digits by the shift it was taken with: an exponent of x is rounded
+/// to x 2^-24, so sums very different from 1 are off by more than the promised 2e-6. Where the rest
+/// has no KL only its mass counts, which may be small: 1e-12 is 28 nats, 1.6e-6.
+inline bool sums_are_accurate(const GroupMoments<double> (&group)[2], bool rest_has_kl) {
+  for (int g = 0; g < 2; ++g) {
+    const GroupMoments<double>& m = group[g];
+    // Where every class is in the group, the rest may still have the NaN of a class that ranks NaN.
+    if (m.count == 0 && m.sum_teacher == 0 && m.sum_student == 0) continue;
+    const double least = g == 0 || rest_has_kl ? 1e-4 : 1e-12;
+    const double most = 1e4 + static_cast<double>(m.count);
+    for (double sum : {m.sum_teacher, m.sum_student}) {
+      if (!(sum >= least && sum <= most)) return false;
+    }
+  }
+  return true;
+}
+
+/// NaN or +inf in either row or, in a whole row but not in a shard, nothing but -inf.
+template <class T>
+bool is_invalid(const Row<T>& row, bool whole) {
+  for (const LogitsRow* logits : {&row.s, &row.u}) {
+    bool has_finite = false, invalid = false;
+    read_tiles<T>(*logits, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* v) {
+      for (std::int64_t k = 0; k < count; ++k) {
+        invalid |= !(v[k] < kInfinity<T>);
+        has_finite |= v[k] > -kInfinity<T>;
+      }
+    });
+    if (invalid || (whole && !has_finite)) return true;
+  }
+  return false;
+}
+
+/// The largest teacher logit of each group and the student logit of that class, unless it lies so
+/// far under the group's largest student logit that b would overflow.
+template <class T>
+void exact_shifts(const Row<T>& row, T cut, T temperature, Shift<T> (&shift)[2]) {
+  T student_high[2] = {-kInfinity<T>, -kInfinity<T>}, student_at_top[2] = {T(0), T(0)};
+  shift[0] = shift[1] = {-kInfinity<T>, -kInfinity<T>};
+  typename Row<T>::Buffers buffers;
+  for (std::int64_t j = 0; j < row.classes; j += kTile) {
+    const std::int64_t count = std::min(kTile, row.classes - j);
+    row.visit_tile(j, count, &buffers, [&](Tile<T> s, Tile<T> u, Tile<T> r) {
+      for (std::int64_t k = 0; k < count; ++k) {
+        const int g = r.data[k] >= cut ? 0 : 1;
+        student_high[g] = std::max(student_high[g], s.data[k]);
+        if (!(u.data[k] > shift[g].teacher)) continue;
+        shift[g].teacher = u.data[k];
+        student_at_top[g] = s.data[k];
+      }
+    });
+  }
+  for (int g = 0; g < 2; ++g) {
+    const bool fits = (student_high[g] - student_at_top[g]) / temperature <= T(40);
+    shift[g].student = finite_or_zero(fits ? student_at_top[g] : student_high[g]);
+    shift[g].teacher = finite_or_zero(shift[g].teacher);
+  }
+}
+
+}  // namespace
+}  // namespace gkd::cpu::GKD_CPU_CAPABILITY

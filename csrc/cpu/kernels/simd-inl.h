@@ -1,0 +1,161 @@
+// Vectors of floats: load, store, 16-bit conversion. GCC's vector extensions, because one source
+// then compiles for AVX-512, AVX2, SSE2 and NEON, each at its own width, without a library;
+// intrinsics are used where the compiler does not find the single instruction.
+#pragma once
+
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/kernels.h"
+
+namespace gkd::cpu::GKD_CPU_CAPABILITY {
+namespace {
+
+template <class T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+/// What a pass over a row of T loads at once.
+template <class T>
+using VecOf = std::conditional_t<std::is_same_v<T, float>, VecF32, T>;
+inline constexpr int kFloats = VecTraits<VecF32>::kWidth;
+typedef std::uint16_t VecU16 __attribute__((vector_size(2 * kFloats)));
+
+template <class V>
+V splat(ScalarOf<V> x) {
+  return V{} + x;
+}
+
+template <class V>
+V load(const ScalarOf<V>* in) {
+  V v;
+  std::memcpy(&v, in, sizeof(V));
+  return v;
+}
+
+template <class V>
+void store(V v, ScalarOf<V>* out) {
+  std::memcpy(out, &v, sizeof(V));
+}
+
+inline VecU16 load_u16(const std::uint16_t* in) {
+  VecU16 v;
+  std::memcpy(&v, in, sizeof(v));
+  return v;
+}
+
+template <class V>
+ScalarOf<V> reduce_max(V v) {
+  ScalarOf<V> lanes[VecTraits<V>::kWidth];
+  store(v, lanes);
+  ScalarOf<V> high = lanes[0];
+  for (auto lane : lanes) high = lane > high ? lane : high;
+  return high;
+}
+
+/// Adds a tile's float sums, one per lane, in double: neither precision nor speed is lost.
+template <class V>
+struct DoubleAccumulator {
+  double lanes[VecTraits<V>::kWidth] = {};
+  void add(V v) {
+    ScalarOf<V> floats[VecTraits<V>::kWidth];
+    store(v, floats);
+    for (int k = 0; k < VecTraits<V>::kWidth; ++k) lanes[k] += floats[k];
+  }
+  double sum() const {
+    double total = 0;
+    for (double lane : lanes) total += lane;
+    return total;
+  }
+};
+
+inline VecU32 bits_of(VecF32 v) { return reinterpret_cast<VecU32>(v); }
+inline VecF32 from_bits(VecU32 v) { return reinterpret_cast<VecF32>(v); }
+
+/// Zero-extends each lane to 32 bits.
+inline VecU32 zero_extend(VecU16 v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<VecU32>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(v)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<VecU32>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(v)));
+#else
+  return __builtin_convertvector(v, VecU32);
+#endif
+}
+inline VecF32 bfloat16_to_float(VecU16 v) { return from_bits(zero_extend(v) << 16); }
+
+/// Rounds to nearest even; NaN stays NaN.
+inline VecU16 float_to_bfloat16(VecF32 v) {
+  const VecU32 bits = bits_of(v);
+  const VecU32 even = reinterpret_cast<VecU32>((bits & 0x10000u) == 0u);  // -1 where it is
+  // NOLINTNEXTLINE(misc-redundant-expression): false where v is a NaN
+  const VecU32 rounded = v == v ? bits + 0x8000u + even : bits | 0x400000u;
+  return __builtin_convertvector(rounded >> 16, VecU16);
+}
+
+inline VecF32 half_to_float(VecU16 v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<VecF32>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(v)));
+#elif defined(__F16C__)
+  return reinterpret_cast<VecF32>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(v)));
+#else
+  const VecU32 bits = zero_extend(v), shifted = (bits & 0x7fffu) << 13;
+  const VecU32 finite = bits_of(from_bits(shifted) * 0x1p112f);  // changes the exponent's bias
+  const VecU32 magnitude = (bits & 0x7c00u) == 0x7c00u ? shifted | 0x7f800000u : finite;
+  return from_bits(magnitude | ((bits & 0x8000u) << 16));
+#endif
+}
+
+/// Rounds to nearest even; NaN stays NaN.
+inline VecU16 float_to_half(VecF32 v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<VecU16>(_mm512_cvtps_ph(reinterpret_cast<__m512>(v), 0));
+#elif defined(__F16C__)
+  return reinterpret_cast<VecU16>(_mm256_cvtps_ph(reinterpret_cast<__m256>(v), 0));
+#else
+  const VecU32 signed_bits = bits_of(v), sign = signed_bits & 0x80000000u;
+  const VecU32 bits = signed_bits ^ sign;
+  const VecU32 normal = (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+  // Adding 0.5 makes the float unit round a number below half's smallest normal.
+  const VecU32 tiny = bits_of(from_bits(bits) + 0.5f) - (126u << 23);
+  const VecU32 special = bits > 0x7f800000u ? VecU32{} + 0x7e00u : VecU32{} + 0x7c00u;
+  const VecU32 finite = bits < (113u << 23) ? tiny : normal;
+  const VecU32 magnitude = bits >= 0x47800000u ? special : finite;
+  return __builtin_convertvector(magnitude | (sign >> 16), VecU16);
+#endif
+}
+
+/// `dtype` is a 16-bit one.
+inline VecF32 to_float(VecU16 v, Dtype dtype) {
+  return dtype == Dtype::kHalf ? half_to_float(v) : bfloat16_to_float(v);
+}
+inline VecU16 from_float(VecF32 v, Dtype dtype) {
+  return dtype == Dtype::kHalf ? float_to_half(v) : float_to_bfloat16(v);
+}
+
+/// A 16-bit row to floats; `out` has room for whole vectors.
+inline void row_to_float(const std::uint16_t* in, Dtype dtype, std::int64_t count, float* out) {
+  std::int64_t k = 0;
+  for (; k + kFloats <= count; k += kFloats) {
+    store(to_float(load_u16(in + k), dtype), out + k);
+  }
+  if (k == count) return;
+  VecU16 v{};
+  std::memcpy(&v, in + k, 2 * (count - k));
+  store(to_float(v, dtype), out + k);
+}
+
+/// The inverse; `in` consists of whole vectors.
+inline void row_from_float(const float* in, Dtype dtype, std::int64_t count, std::uint16_t* out) {
+  std::int64_t k = 0;
+  for (; k + kFloats <= count; k += kFloats) {
+    const VecU16 v = from_float(load<VecF32>(in + k), dtype);
+    std::memcpy(out + k, &v, sizeof(v));
+  }
+  if (k == count) return;
+  const VecU16 v = from_float(load<VecF32>(in + k), dtype);
+  std::memcpy(out + k, &v, 2 * (count - k));
+}
+
+}  // namespace
+}  // namespace gkd::cpu::GKD_CPU_CAPABILITY
