@@ -64,7 +64,7 @@ def test_figures_are_those_of_the_tables(tmp_path, monkeypatch):
         committed = ROOT / "docs" / "figures" / figure.name
         # Another build of the font renderer may move an edge by a shade.
         difference = images.compare_images(str(committed), str(figure), tol=3)
-        assert difference is None, f"draw it again: {difference}"
+        assert difference is None, f"run python -m benchmarks.figures: {difference}"
 
 
 def test_drawn_figures_are_shown():
