@@ -8,7 +8,7 @@ AUTOGRAD = [
     Mutant(
         name="grad-output-ignored",
         fault="grad_output is taken to be 1 (TransformerEngine#2139)",
-        file="csrc/cpu/loss.cpp",
+        file="csrc/cpu/ops.cpp",
         old="grad_output.to(at::kDouble) * grad_scale",
         new="at::ones_like(grad_output, at::kDouble) * grad_scale",
         by=("tests/python/loss/test_loss.py -k test_rows_take_their_own_grad_output",),
@@ -16,7 +16,7 @@ AUTOGRAD = [
     Mutant(
         name="first-grad-output",
         fault="all rows times grad_output[0] (Liger#968, #1298, #678)",
-        file="csrc/cpu/loss.cpp",
+        file="csrc/cpu/ops.cpp",
         old="stride = factors.dim() == 0 ? 0 : factors.stride(0);",
         new="stride = 0;",
         by=("tests/python/loss/test_loss.py -k test_rows_take_their_own_grad_output",),
@@ -64,7 +64,7 @@ AUTOGRAD = [
     Mutant(
         name="gradient-into-input",
         fault="the gradient is written over the student, its version unchanged (Liger#1251, #272)",
-        file="csrc/cpu/loss.cpp",
+        file="csrc/cpu/ops.cpp",
         old="need_grad ? at::empty({student.size(0), student.size(1)}, student.options())",
         new="need_grad ? student.detach()",
         by=("tests/python/autograd/test_autograd.py -k test_inputs_stay_as_they_are",),
@@ -83,7 +83,7 @@ CHECKS = [
     Mutant(
         name="row-stride-ignored",
         fault="rows are taken to lie end to end (TransformerEngine#2734)",
-        file="csrc/cpu/rows.h",
+        file="csrc/cpu/tensors.h",
         old="return {data + row * t.stride(0) * t.element_size(), t.stride(1), dtype_of(t)};",
         new="return {data + row * t.size(1) * t.element_size(), t.stride(1), dtype_of(t)};",
         by=("tests/python/loss/test_strides.py -k 'strided_rows or transposed'",),
@@ -99,9 +99,9 @@ CHECKS = [
     Mutant(
         name="ranks-swapped",
         fault="rank_by student ranks by the teacher, and the other way round",
-        file="csrc/cpu/rows.h",
-        old='s.rank_by == "student", s.method',
-        new='s.rank_by != "student", s.method',
+        file="csrc/settings.h",
+        old='o.rank_by == "student", o.method',
+        new='o.rank_by != "student", o.method',
         by=("tests/python/loss/test_loss.py -k 'test_matches_oracle and float64'",),
     ),
     Mutant(
@@ -134,25 +134,25 @@ SHARDING = [
     Mutant(
         name="mass-above-window",
         fault="what ranks above the window of a shard's search is not counted",
-        file="csrc/cpu/shard.cpp",
-        old="to.amounts[kMsgAbove] = static_cast<long long>(above);",
-        new="to.amounts[kMsgAbove] = 0;",
+        file="csrc/cpu/kernels/shard.cpp",
+        old="histogram.bins[kMsgAbove] = static_cast<long long>(above);",
+        new="histogram.bins[kMsgAbove] = 0;",
         by=(SHARD,),
     ),
     Mutant(
         name="class-start-ignored",
         fault="a shard looks for the whole row's target among its own classes",
-        file="csrc/cpu/shard_stages.cpp",
-        old="own.value >= c.class_start ? own.value - c.class_start : -1;",
-        new="own.value >= c.class_start ? own.value : -1;",
+        file="csrc/cpu/shard_ops.cpp",
+        old="may_be_here ? row_target.value - c.class_start : -1;",
+        new="may_be_here ? row_target.value : -1;",
         by=(SHARD,),
     ),
     Mutant(
         name="bad-row-stays-local",
         fault="a NaN on one rank leaves the others' part of the row finite",
-        file="csrc/cpu/shard_stages.cpp",
-        old="all.bad |= part[kMsgInvalid] != 0;",
-        new="all.bad = part[kMsgInvalid] != 0;",
+        file="csrc/cpu/shard_ops.cpp",
+        old="merged.invalid |= message[kMsgInvalid] != 0;",
+        new="merged.invalid = message[kMsgInvalid] != 0;",
         by=("tests/python/distributed/test_shard_stages.py -k bad_and_ignored",),
     ),
     Mutant(

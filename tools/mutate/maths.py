@@ -2,7 +2,7 @@
 
 from .mutant import Mutant
 
-PARITY = "tests/python/test_loss.py -k 'test_matches_oracle and float64'"
+PARITY = "tests/python/loss/test_loss.py -k 'test_matches_oracle and float64'"
 
 MATHS = [
     Mutant(
@@ -102,7 +102,7 @@ CPU = [
         file="csrc/cpu/kernels/passes-inl.h",
         old="const MaskOf<V> in = r[k] >= cut_vector;",
         new="const MaskOf<V> in = r[k] > cut_vector;",
-        by=("tests/python/test_autograd.py -k gradcheck", PARITY),
+        by=("tests/python/autograd/test_autograd.py -k gradcheck", PARITY),
     ),
     Mutant(
         name="tail-not-written",
@@ -124,7 +124,7 @@ CPU = [
         file="csrc/cpu/kernels/simd-inl.h",
         old="bits + 0x8000u + even",
         new="bits + 0x8000u + 0 * even",
-        by=("tests/python/test_loss.py -k ties_to_even",),
+        by=("tests/python/loss/test_loss.py -k ties_to_even",),
     ),
     Mutant(
         name="upper-half-alone",
@@ -132,7 +132,7 @@ CPU = [
         file="csrc/cpu/kernels/select-inl.h",
         old="if (stop.is_met(above + upper, total)) {",
         new="if (stop.is_met(upper, total)) {",
-        by=("tests/python/test_select.py -k 'past_a_segment and clustered'",),
+        by=("tests/python/group/test_select_vs_sort.py -k 'past_a_segment and clustered'",),
     ),
     Mutant(
         name="last-block-of-one",
@@ -160,7 +160,7 @@ CPU = [
         file="csrc/cpu/kernels/passes-inl.h",
         old="const MaskOf<V> in = rank >= high;",
         new="const MaskOf<V> in = rank > high;",
-        by=("tests/python/test_loss.py -k test_methods_agree", PARITY),
+        by=("tests/python/loss/test_loss.py -k test_methods_agree", PARITY),
     ),
     Mutant(
         name="ignored-row-unwritten",
@@ -168,7 +168,7 @@ CPU = [
         file="csrc/cpu/ops.cpp",
         old="if (gradient) gradient->select(0, row).zero_();",
         new="",
-        by=("tests/python/test_extreme_inputs.py -k row_38",),
+        by=("tests/python/loss/test_edge_values.py -k ignored_rows",),
     ),
     Mutant(
         name="int32-row-offset",
@@ -178,7 +178,7 @@ CPU = [
         new="""\
 return {data + static_cast<int>(row * t.stride(0)) * t.element_size(), t.stride(1),
           dtype_of(t)};""",
-        by=("tests/python/test_resources.py -k offsets_past_32_bits",),
+        by=("tests/python/robustness/test_memory.py -k offsets_past_32_bits",),
     ),
     Mutant(
         name="ignored-rows-counted",
@@ -186,6 +186,6 @@ return {data + static_cast<int>(row * t.stride(0)) * t.element_size(), t.stride(
         file="csrc/cpu/ops.cpp",
         old="counted += !row_target.ignored;",
         new="counted += 1;",
-        by=("tests/python/test_extreme_inputs.py -k row_38",),
+        by=("tests/python/loss/test_edge_values.py -k ignored_rows",),
     ),
 ]
