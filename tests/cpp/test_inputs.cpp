@@ -99,8 +99,9 @@ TEST_P(Device, EveryOptionReachesTheOperator) {
 }
 
 TEST_P(Device, TheTeacherTakesNoGradient) {
-  expect_thrown<c10::ValueError>([&] { gkd::loss(student, teacher.requires_grad_()); },
-                                 "gkd::loss: teacher_logits must not require grad; pass teacher_logits.detach()");
+  expect_thrown<c10::ValueError>(
+      [&] { gkd::loss(student, teacher.requires_grad_()); },
+      "gkd::loss: teacher_logits must not require grad; pass teacher_logits.detach()");
 }
 
 TEST_P(Device, BackwardTwice) {
