@@ -31,6 +31,13 @@ void check_target_dtype(const char* name, const at::Tensor& target) {
                    ": target must be int64 or int32, got ", c10::toString(dtype));
 }
 
+void check_temperature(const char* name, const char* which, double value) {
+  TORCH_CHECK_VALUE(std::isfinite(value) && value > 0, name, ": ", which,
+                    " must be finite and > 0, got ", value);
+  TORCH_CHECK_VALUE(value >= 1e-6 && value <= 1e6, name, ": ", which,
+                    " must be in [1e-6, 1e6], got ", value);
+}
+
 /// Beyond the bound T times the weights would overflow float32, in which rows are computed.
 void check_weight(const char* name, const char* which, double value) {
   TORCH_CHECK_VALUE(std::isfinite(value), name, ": ", which, " must be finite, got ", value);
@@ -63,17 +70,12 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
                 ": all tensors must be on one device, got ", student.device(), " and ",
                 target->device());
   }
-  TORCH_CHECK_VALUE(std::isfinite(s.temperature) && s.temperature > 0, name,
-                    ": temperature must be finite and > 0, got ", s.temperature);
-  TORCH_CHECK_VALUE(s.temperature >= 1e-6 && s.temperature <= 1e6, name,
-                    ": temperature must be in [1e-6, 1e6], got ", s.temperature);
+  check_temperature(name, "temperature", s.temperature);
+  if (s.group_temperature) check_temperature(name, "group_temperature", *s.group_temperature);
   TORCH_CHECK_VALUE(!s.threshold || (*s.threshold > 0 && *s.threshold <= 1), name,
                     ": threshold must be in (0, 1], got ", *s.threshold);
   TORCH_CHECK_VALUE(!s.group_size || *s.group_size >= 0, name, ": group_size must be >= 0, got ",
                     *s.group_size);
-  TORCH_CHECK_VALUE(!(s.threshold && s.group_size), name,
-                    ": give one of threshold and group_size, got threshold ", *s.threshold,
-                    " and group_size ", *s.group_size);
   check_weight(name, "primary_weight", s.primary_weight);
   check_weight(name, "binary_weight", s.binary_weight);
   check_weight(name, "secondary_weight", s.secondary_weight);

@@ -3,7 +3,8 @@
 
 /// The fields of gkd::LossOptions, in their order (settings.h).
 #define GKD_SETTINGS                                                                             \
-  "*, float? threshold=None, int? group_size=None, float temperature=4.0, "                      \
+  "*, float? threshold=None, int? group_size=None, float? group_temperature=None, float "        \
+  "temperature=4.0, "                                                                            \
   "float primary_weight=8.0, float binary_weight=1.0, float secondary_weight=0.0, "              \
   "bool coupled=False, str rank_by=\"teacher\", str reduction=\"mean\", int ignore_index=-100, " \
   "str method=\"auto\""

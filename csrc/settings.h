@@ -17,16 +17,20 @@ namespace gkd {
 
 /// In the order of LossOptions and of the schemas. The strings are views of `o`.
 inline auto arguments_of(const LossOptions& o) {
-  return std::make_tuple(o.threshold, o.group_size, o.temperature, o.primary_weight,
-                         o.binary_weight, o.secondary_weight, o.coupled,
+  return std::make_tuple(o.threshold, o.group_size, o.group_temperature, o.temperature,
+                         o.primary_weight, o.binary_weight, o.secondary_weight, o.coupled,
                          std::string_view(o.rank_by), std::string_view(o.reduction), o.ignore_index,
                          std::string_view(o.method));
 }
 using SettingArguments = decltype(arguments_of(std::declval<const LossOptions&>()));
 
 inline Selection selection_of(const LossOptions& o) {
-  return {o.threshold.value_or(LossOptions::kDefaultThreshold), o.group_size.value_or(-1),
-          o.rank_by == "student", o.method == "sort"};
+  return {o.threshold.value_or(LossOptions::kDefaultThreshold),
+          o.group_size.value_or(-1),
+          o.rank_by == "student",
+          o.method == "sort",
+          o.group_temperature.value_or(0),
+          o.threshold && o.group_size};
 }
 
 inline Weights weights_of(const LossOptions& o) {

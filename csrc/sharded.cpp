@@ -61,6 +61,15 @@ std::optional<double> constant_cut_of(const ShardCall& c) {
 
 /// The cut of every row, double [B]: the whole row's, the same on all ranks.
 at::Tensor find_cut(const ShardCall& c, const Ranks& ranks) {
+  if (c.options.threshold && c.options.group_size) {
+    LossOptions by_mass = c.options, by_size = c.options;
+    by_mass.group_size.reset();
+    by_size.threshold.reset();
+    const auto cut = [&](const LossOptions& o) {
+      return find_cut({o, c.student, c.teacher, c.target, c.class_start, c.num_classes}, ranks);
+    };
+    return at::maximum(cut(by_mass), cut(by_size));
+  }
   const auto options = c.student.options().dtype(at::kDouble);
   if (const auto cut = constant_cut_of(c)) {
     return at::full_symint({c.student.sym_size(0)}, *cut, options);

@@ -29,17 +29,23 @@ Workspace<T> workspace_of(const Problem& p, const Device& device, Method method,
 template <class T>
 cudaError_t run_rows(const Problem& p, const Device& device, Method method, const FusedPlan& plan,
                      const Workspace<T>& w, bool all_kl, void* gradient, cudaStream_t stream) {
-  const std::optional<T> constant = constant_cut<T>(p.selection(), p.row_classes());
-  if (constant) GKD_TRY(fill_cuts(p, w.state, *constant, stream));
+  const CutSearch<T> search = cut_search<T>(p.selection(), p.row_classes());
+  const bool has_constant = search.constant.has_value();
+  if (has_constant) GKD_TRY(fill_cuts(p, w.state, *search.constant, stream));
   if (plan.strategy != LaunchStrategy::kMultiKernel) {
-    return run_fused(p, plan, w, constant.has_value(), all_kl, gradient, stream);
+    return run_fused(p, plan, w, has_constant, all_kl, gradient, stream);
   }
   for (std::int64_t row = 0; row < p.rows; row += w.chunk_rows) {
     const std::int64_t rows = std::min(w.chunk_rows, p.rows - row);
     const Chunk chunk{row, rows, partition_rows(rows, p.classes, device)};
-    if (!constant) {
+    for (int k = 0; k < search.num_selections; ++k) {
+      Problem one = p;
+      one.threshold = search.selection[k].threshold;
+      one.group_size = search.selection[k].group_size;
+      one.by_both = false;
+      const bool keep_larger = has_constant || k > 0;
       const auto find = method == Method::kSort ? &find_cuts_sort<T> : &find_cuts_select<T>;
-      GKD_TRY(find(p, chunk, w.state, w.selection, stream));
+      GKD_TRY(find(one, chunk, keep_larger, w.state, w.selection, stream));
     }
     GKD_TRY(run_loss(p, chunk, w, all_kl, gradient, stream));
   }

@@ -38,10 +38,20 @@ struct Problem {
   double threshold = 0.93;             ///< in (0, 1], used when group_size < 0
   std::int64_t group_size = -1;
   bool by_student = false;
+  double selection_temperature = 0;  ///< as in Selection, and so is by_both
+  bool by_both = false;
   Weights weights;
   Reduction reduction = Reduction::kMean;
 
-  GKD_HD Selection selection() const { return {threshold, group_size, by_student}; }
+  GKD_HD Selection selection() const {
+    return {threshold, group_size, by_student, /*sort=*/false, selection_temperature, by_both};
+  }
+  /// 1/T_g
+  template <class T>
+  GKD_HD T inv_group_temperature() const {
+    return static_cast<T>(1 / selection().temperature_or(weights.temperature));
+  }
+
   GKD_HD const Matrix& ranking() const { return by_student ? student : teacher; }
   GKD_HD std::int64_t row_classes() const { return all_classes > 0 ? all_classes : classes; }
   /// Arithmetic is in double when either input is, else in float.

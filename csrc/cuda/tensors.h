@@ -28,6 +28,8 @@ inline Problem problem_of(const at::Tensor& student, const at::Tensor& teacher,
   p.classes = student.size(1);
   p.threshold = s.threshold.value_or(LossOptions::kDefaultThreshold);
   p.group_size = s.group_size.value_or(-1);
+  p.selection_temperature = s.group_temperature.value_or(0);
+  p.by_both = s.threshold && s.group_size;
   p.by_student = s.rank_by == "student";
   p.weights = weights_of(s);
   p.reduction = s.reduction == "none"   ? Reduction::kNone

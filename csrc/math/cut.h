@@ -9,6 +9,7 @@
 //   key, and a NaN of either sign ranks above +inf.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -24,6 +25,12 @@ struct Selection {
   std::int64_t group_size = -1;
   bool by_student = false;
   bool sort = false;  ///< sort the row instead of counting it into bins
+  double temperature =
+      0;  ///< T_g, of the softmax whose mass `threshold` bounds; 0: that of the terms
+
+  bool by_both = false;  ///< threshold and group_size: the shorter of the two groups
+
+  GKD_HD double temperature_or(double terms) const { return temperature > 0 ? temperature : terms; }
 };
 
 /// The cut, where the settings alone decide it: an empty group, every class, or every class of
@@ -36,6 +43,34 @@ std::optional<T> constant_cut(const Selection& selection, std::int64_t classes) 
     return std::numeric_limits<T>::lowest();
   }
   return std::nullopt;
+}
+
+/// How the cut of every row is found: the largest of `constant` and of the cuts that the selections
+/// lead to, each by a threshold or by a size.
+template <class T>
+struct CutSearch {
+  std::optional<T> constant;
+  Selection selection[2];
+  int num_selections = 0;
+};
+template <class T>
+CutSearch<T> cut_search(const Selection& selection, std::int64_t classes) {
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  CutSearch<T> search;
+  Selection alone[2] = {selection, selection};
+  for (Selection& s : alone) s.by_both = false;
+  if (selection.by_both) alone[1].group_size = -1;
+  for (int k = 0; k < (selection.by_both ? 2 : 1); ++k) {
+    if (const std::optional<T> cut = constant_cut<T>(alone[k], classes)) {
+      search.constant = std::max(search.constant.value_or(-kInfinity), *cut);
+    } else {
+      search.selection[search.num_selections++] = alone[k];
+    }
+  }
+  // Nothing lies above the empty group's cut, and every cut above that of all classes.
+  if (search.constant == kInfinity) search.num_selections = 0;
+  if (search.constant == -kInfinity && search.num_selections > 0) search.constant.reset();
+  return search;
 }
 
 /// Membership in the primary group; `target` is a class index or negative when there is none.

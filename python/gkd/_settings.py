@@ -24,6 +24,8 @@ class LossSettings(TypedDict, total=False):
     """As in `gkd.loss`."""
     group_size: int | None
     """As in `gkd.loss`."""
+    group_temperature: float | None
+    """As in `gkd.loss`."""
     temperature: float
     """As in `gkd.loss`."""
     primary_weight: float
@@ -49,6 +51,7 @@ DEFAULT_THRESHOLD = 0.93
 DEFAULTS: dict[str, Any] = {
     "threshold": None,
     "group_size": None,
+    "group_temperature": None,
     "temperature": 4.0,
     "primary_weight": 8.0,
     "binary_weight": 1.0,
@@ -122,6 +125,7 @@ TEXT: _Kind = (_text, "a string")
 _KINDS: dict[str, _Kind] = {
     "threshold": NUMBER,
     "group_size": INTEGER,
+    "group_temperature": NUMBER,
     "temperature": NUMBER,
     "primary_weight": NUMBER,
     "binary_weight": NUMBER,
@@ -132,7 +136,7 @@ _KINDS: dict[str, _Kind] = {
     "ignore_index": INTEGER,
     "method": TEXT,
 }
-_MAY_BE_NONE = ("threshold", "group_size")
+_MAY_BE_NONE = ("threshold", "group_size", "group_temperature")
 
 
 def plain(name: str, argument: str, value: object, kind: _Kind) -> Any:

@@ -54,8 +54,8 @@ def loss(
     size.
 
     7 collectives for float32 logits, 6 for 16-bit and 10 for float64 ones, whatever the data, and
-    none in the backward; 57 KB a row (docs/performance.md). An all-reduce more with ``local_target``,
-    an all-gather of 448 bytes more in a call that validates.
+    none in the backward; 57 KB a row (docs/performance.md). An all-reduce more with
+    ``local_target``, an all-gather of 456 bytes more in a call that validates.
 
     Args:
         student_shard: [..., C_r], float16, bfloat16, float32 or float64; C_r may be 0, and differ

@@ -83,6 +83,7 @@ def loss(
     *,
     threshold: float | None = None,
     group_size: int | None = None,
+    group_temperature: float | None = None,
     temperature: float = 4.0,
     primary_weight: float = 8.0,
     binary_weight: float = 1.0,
@@ -109,7 +110,10 @@ def loss(
         target: int64 or int32 [...], a class per row, which joins its row's group.
         threshold: mass of the primary group, in (0, 1]; 0.93 where neither it nor ``group_size``
             is given.
-        group_size: the number of classes of the primary group, >= 0, instead of a threshold.
+        group_size: the number of classes of the primary group, >= 0. Where both are given, the
+            shorter of the two groups.
+        group_temperature: T_g, of the softmax whose mass ``threshold`` bounds, in [1e-6, 1e6]; T
+            unless given. It chooses the group alone: the terms have T.
         temperature: T, divides both networks' logits, in [1e-6, 1e6].
         primary_weight: w_p; a weight of 0 switches its term off, whatever the term's value. All
             three in [-1e30, 1e30].
@@ -151,6 +155,7 @@ def loss(
         {
             "threshold": threshold,
             "group_size": group_size,
+            "group_temperature": group_temperature,
             "temperature": temperature,
             "primary_weight": primary_weight,
             "binary_weight": binary_weight,

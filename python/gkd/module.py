@@ -39,6 +39,7 @@ class GKDLoss(nn.Module):
         *,
         threshold: float | None = None,
         group_size: int | None = None,
+        group_temperature: float | None = None,
         temperature: float = 4.0,
         primary_weight: float = 8.0,
         binary_weight: float = 1.0,
@@ -53,6 +54,7 @@ class GKDLoss(nn.Module):
         super().__init__()
         self.threshold = threshold
         self.group_size = group_size
+        self.group_temperature = group_temperature
         self.temperature = temperature
         self.primary_weight = primary_weight
         self.binary_weight = binary_weight
@@ -177,7 +179,13 @@ class GKDLoss(nn.Module):
             f"binary_weight={self.binary_weight}, secondary_weight={self.secondary_weight}, "
             f"rank_by={self.rank_by!r}, reduction={self.reduction!r}"
         )
-        unusual = {"coupled": False, "ignore_index": -100, "method": "auto", "check_target": False}
+        unusual = {
+            "group_temperature": None,
+            "coupled": False,
+            "ignore_index": -100,
+            "method": "auto",
+            "check_target": False,
+        }
         for name, usual in unusual.items():
             value = getattr(self, name)
             if value != usual:

@@ -61,8 +61,16 @@ def _check(
     return plain
 
 
-def _primary(rank: Tensor, threshold: float, group_size: int | None, temperature: float) -> Tensor:
+def _primary(
+    rank: Tensor, threshold: float | None, group_size: int | None, temperature: float
+) -> Tensor:
     """bool [B, C]: the classes whose ranking logit reaches the row's cut."""
+    if threshold is not None and group_size is not None:  # the shorter of the two groups
+        return _primary(rank, threshold, None, temperature) & _primary(
+            rank, None, group_size, temperature
+        )
+    if threshold is None:
+        threshold = DEFAULT_THRESHOLD
     classes = rank.shape[1]
     if group_size == 0:
         return torch.zeros_like(rank, dtype=torch.bool)
@@ -193,8 +201,8 @@ def loss(
     teacher = torch.where(ignored.unsqueeze(1), 0.0, teacher)
 
     rank = student.detach() if plain["rank_by"] == "student" else teacher
-    threshold = DEFAULT_THRESHOLD if plain["threshold"] is None else plain["threshold"]
-    inside = _primary(rank, threshold, plain["group_size"], plain["temperature"])
+    group_temperature = plain["group_temperature"] or plain["temperature"]
+    inside = _primary(rank, plain["threshold"], plain["group_size"], group_temperature)
     if chosen is not None:
         inside = inside | chosen
     groups = (inside, ~inside)

@@ -19,6 +19,10 @@ struct WholeRow : RowPasses<T> {
   using Passes::executor, Passes::inv_t, Passes::row, Passes::scratch, Passes::task;
   using Passes::Passes, Passes::temperature;
 
+  /// Of the masses: T_g.
+  const T group_temperature =
+      static_cast<T>(task.selection.temperature_or(task.weights.temperature));
+
   /// Adds the window's classes, skipped in the first pass, now that the cut is known. In class
   /// order, for determinism.
   void add_window_classes(T cut, const Shift<T> (&shift)[2], const MassRule<T>& rule,
@@ -55,7 +59,7 @@ struct WholeRow : RowPasses<T> {
     RowSums sums;
     if (!stop.by_mass) {
       sums = this->template sum<MassFrom::kNothing>(window, cut->shift, rule);
-    } else if (row.by_student) {
+    } else if (row.by_student || group_temperature != temperature) {
       sums = this->template sum<MassFrom::kRank>(window, cut->shift, rule);
     } else {
       sums = this->template sum<MassFrom::kTeacherTerm>(window, cut->shift, rule);
@@ -92,18 +96,25 @@ struct WholeRow : RowPasses<T> {
   }
 
   CutResult<T> find_cut(T high, T low, const MassRule<T>& rule) {
+    const CutSearch<T> search = cut_search<T>(task.selection, row.classes);
     CutResult<T> cut;
-    if (const std::optional<T> constant = constant_cut<T>(task.selection, row.classes)) {
-      cut.value = *constant;
-      return cut;
+    if (search.constant) cut.value = *search.constant;
+    for (int k = 0; k < search.num_selections; ++k) {
+      const CutResult<T> found = find_cut(stop_rule(search.selection[k]), high, low, rule);
+      if ((k == 0 && !search.constant) || found.value > cut.value) cut = found;
     }
-    const StopRule stop = stop_rule(task.selection);
+    return cut;
+  }
+
+  CutResult<T> find_cut(const StopRule& stop, T high, T low, const MassRule<T>& rule) {
+    CutResult<T> cut;
     if (task.selection.sort) {
       cut.value = sorted_cut(row, stop, rule);
       return cut;
     }
     const RangeEstimate<T> estimate =
-        estimate_range(row, stop, high, low, task.weights.temperature, executor, scratch);
+        estimate_range(row, stop, high, low,
+                       task.selection.temperature_or(task.weights.temperature), executor, scratch);
     if (!estimate.found || !try_window(stop, estimate, rule, &cut)) {
       cut.value = exact_cut(row, stop, rule, scratch);
     }
@@ -115,7 +126,7 @@ struct WholeRow : RowPasses<T> {
     const T high = static_cast<T>(extremes.high);
     // NaN is detected later, in the sums.
     if (!std::isfinite(high) || !std::isfinite(extremes.teacher_high)) return invalid_row();
-    const MassRule<T> rule(row.classes, high, inv_t);
+    const MassRule<T> rule(row.classes, high, T(1) / group_temperature);
     CutResult<T> cut = find_cut(high, static_cast<T>(extremes.low), rule);
     if (!Passes::accumulate_moments(&cut, rule, /*whole=*/true)) return invalid_row();
     RowResult result;

@@ -26,7 +26,8 @@ struct ShardRow {
       : task(task),
         stop(stop_rule(task.row.selection)),
         high(high_from_message<T>(extremes)),
-        inv_t(T(1) / static_cast<T>(task.row.weights.temperature)),
+        inv_t(T(1) /
+              static_cast<T>(task.row.selection.temperature_or(task.row.weights.temperature))),
         keys(ranking().dtype),
         bins{high, inv_t,
              bin_reach(stop, task.all_classes, high, low_from_message<T>(extremes), inv_t)},

@@ -120,7 +120,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   const std::int64_t offset = row * p.classes + begin;
   T cut = c.state[row].cut;
   if (!c.constant_cut) {
-    cut = find_cut<T, kThreads>(p, loader, segment, inv_temperature, shared, group);
+    cut = find_cut<T, kThreads>(p, loader, segment, p.inv_group_temperature<T>(), shared, group);
     __syncthreads();  // every thread has left the search before its storage is reused
   }
   const SegmentMoments moments = accumulate_moments<T, kThreads>(

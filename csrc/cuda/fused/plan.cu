@@ -49,7 +49,8 @@ FusedPlan plan_for(const Problem& p, const Device& d) {
 }  // namespace
 
 FusedPlan plan_fused(const Problem& p, const Device& d) {
-  if (!p.is_contiguous()) return {};
+  // A threshold and a size take two searches, which the fused kernels do not have.
+  if (!p.is_contiguous() || p.by_both) return {};
   return with_dtype(p.student.dtype, [&](auto elem) { return plan_for<decltype(elem)>(p, d); });
 }
 

@@ -37,6 +37,7 @@ template <class T>
 struct ChunkCall : SelectCall<T> {
   RowState<T>* state;
   SelectScratch<T> scratch;
+  bool keep_larger;  ///< of a cut that is there and the one found
 
   __device__ bool is_counted(std::int64_t row) const {
     return state[this->chunk.first_row + row].kind == RowKind::kCounted;
@@ -141,7 +142,9 @@ __global__ void __launch_bounds__(kPassThreads) refine_kernel(ChunkCall<T> c, in
   if (threadIdx.x != 0) return;
   c.scratch.row[row].search = search;
   if (search.found()) {
-    c.state[c.chunk.first_row + row].cut = Keys<T>(c.p.ranking().dtype).logit(search.high);
+    const T found = Keys<T>(c.p.ranking().dtype).logit(search.high);
+    T& cut = c.state[c.chunk.first_row + row].cut;
+    if (!(c.keep_larger && cut > found)) cut = found;
   }
 }
 
@@ -179,11 +182,11 @@ std::size_t select_scratch_bytes(const Problem& p, std::int64_t rows) {
 }
 
 template <class T>
-cudaError_t find_cuts_select(const Problem& p, const Chunk& chunk, RowState<T>* state,
-                             void* scratch, cudaStream_t stream) {
+cudaError_t find_cuts_select(const Problem& p, const Chunk& chunk, bool keep_larger,
+                             RowState<T>* state, void* scratch, cudaStream_t stream) {
   std::size_t zero_bytes, bytes;
   const SelectScratch<T> s = lay_out_scratch<T>(p, chunk.rows, scratch, &zero_bytes, &bytes);
-  const ChunkCall<T> c{{p, chunk, static_cast<T>(1 / p.weights.temperature)}, state, s};
+  const ChunkCall<T> c{{p, chunk, p.inv_group_temperature<T>()}, state, s, keep_larger};
   GKD_TRY(cudaMemsetAsync(scratch, 0, zero_bytes, stream));
   const auto rows = static_cast<unsigned>(chunk.rows), blocks = chunk.blocks();
   return with_loader<T>(p, [&](auto* tag) -> cudaError_t {
@@ -207,10 +210,10 @@ cudaError_t find_cuts_select(const Problem& p, const Chunk& chunk, RowState<T>* 
   });
 }
 
-#define GKD_INSTANTIATE(T)                                                                    \
-  template std::size_t select_scratch_bytes<T>(const Problem&, std::int64_t);                 \
-  template cudaError_t find_cuts_select<T>(const Problem&, const Chunk&, RowState<T>*, void*, \
-                                           cudaStream_t);
+#define GKD_INSTANTIATE(T)                                                                   \
+  template std::size_t select_scratch_bytes<T>(const Problem&, std::int64_t);                \
+  template cudaError_t find_cuts_select<T>(const Problem&, const Chunk&, bool, RowState<T>*, \
+                                           void*, cudaStream_t);
 GKD_INSTANTIATE(float)
 GKD_INSTANTIATE(double)
 #undef GKD_INSTANTIATE

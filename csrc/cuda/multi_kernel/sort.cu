@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kPassThreads)
 /// One block per row, over its keys in descending order.
 template <class T, class Elem>
 __global__ void __launch_bounds__(kScanThreads)
-    scan_kernel(Problem p, std::int64_t first_row, const SortKey<Elem>* sorted,
+    scan_kernel(Problem p, std::int64_t first_row, const SortKey<Elem>* sorted, bool keep_larger,
                 RowState<T>* state) {
   using Reduce = cub::BlockReduce<unsigned long long, kScanThreads>;
   using Scan = cub::BlockScan<unsigned long long, kScanThreads>;
@@ -60,16 +60,19 @@ __global__ void __launch_bounds__(kScanThreads)
   __shared__ unsigned long long crossing;
   constexpr int kTileKeys = kScanThreads * kScanItems;
   const SortKey<Elem>* keys = sorted + std::int64_t(blockIdx.x) * p.classes;
-  T* cut = &state[first_row + blockIdx.x].cut;
+  const auto set_cut = [&](T found) {
+    T* cut = &state[first_row + blockIdx.x].cut;
+    if (threadIdx.x == 0 && !(keep_larger && *cut > found)) *cut = found;
+  };
   if (p.group_size > 0) {
-    if (threadIdx.x == 0) *cut = logit_of<T, Elem>(keys[p.group_size - 1]);
+    set_cut(logit_of<T, Elem>(keys[p.group_size - 1]));
     return;
   }
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   const T high = logit_of<T, Elem>(keys[0]),
-          inv_temperature = static_cast<T>(1 / p.weights.temperature);
+          inv_temperature = p.template inv_group_temperature<T>();
   if (!(high < kInfinity) || high == -kInfinity) {  // the row's loss is NaN for any cut
-    if (threadIdx.x == 0) *cut = kInfinity;
+    set_cut(kInfinity);
     return;
   }
   const T scale = static_cast<T>(mass_scale(p.classes));
@@ -110,7 +113,7 @@ __global__ void __launch_bounds__(kScanThreads)
     __syncthreads();  // every thread's candidate is in, and the scan's memory is free again
     if (crossing != ~0ull) break;
   }
-  if (threadIdx.x == 0) *cut = logit_of<T, Elem>(keys[crossing]);
+  set_cut(logit_of<T, Elem>(keys[crossing]));
 }
 
 /// Offset of a chunk's row in its keys.
@@ -178,8 +181,8 @@ std::size_t sort_scratch_bytes(const Problem& p, std::int64_t rows) {
 }
 
 template <class T>
-cudaError_t find_cuts_sort(const Problem& p, const Chunk& chunk, RowState<T>* state, void* scratch,
-                           cudaStream_t stream) {
+cudaError_t find_cuts_sort(const Problem& p, const Chunk& chunk, bool keep_larger,
+                           RowState<T>* state, void* scratch, cudaStream_t stream) {
   return with_dtype(p.ranking().dtype, [&](auto elem) -> cudaError_t {
     using Elem = decltype(elem);
     if constexpr (sizeof(Elem) > sizeof(T)) {
@@ -191,14 +194,14 @@ cudaError_t find_cuts_sort(const Problem& p, const Chunk& chunk, RowState<T>* st
       GKD_TRY(cudaGetLastError());
       GKD_TRY(sort_keys(s.cub, s.cub_bytes, s.keys, s.sorted, chunk.rows, p.classes, stream));
       scan_kernel<T, Elem><<<static_cast<unsigned>(chunk.rows), kScanThreads, 0, stream>>>(
-          p, chunk.first_row, s.sorted, state);
+          p, chunk.first_row, s.sorted, keep_larger, state);
       return cudaGetLastError();
     }
   });
 }
 
-#define GKD_INSTANTIATE(T)                                                                  \
-  template cudaError_t find_cuts_sort<T>(const Problem&, const Chunk&, RowState<T>*, void*, \
+#define GKD_INSTANTIATE(T)                                                                        \
+  template cudaError_t find_cuts_sort<T>(const Problem&, const Chunk&, bool, RowState<T>*, void*, \
                                          cudaStream_t);
 GKD_INSTANTIATE(float)
 GKD_INSTANTIATE(double)

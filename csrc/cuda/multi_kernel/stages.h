@@ -15,11 +15,11 @@ std::size_t select_scratch_bytes(const Problem& problem, std::int64_t rows);
 
 /// The cuts of a chunk's rows, for a problem without a constant cut.
 template <class T>
-cudaError_t find_cuts_sort(const Problem& problem, const Chunk& chunk, RowState<T>* state,
-                           void* scratch, cudaStream_t stream);
+cudaError_t find_cuts_sort(const Problem& problem, const Chunk& chunk, bool keep_larger,
+                           RowState<T>* state, void* scratch, cudaStream_t stream);
 template <class T>
-cudaError_t find_cuts_select(const Problem& problem, const Chunk& chunk, RowState<T>* state,
-                             void* scratch, cudaStream_t stream);
+cudaError_t find_cuts_select(const Problem& problem, const Chunk& chunk, bool keep_larger,
+                             RowState<T>* state, void* scratch, cudaStream_t stream);
 
 /// The loss of a chunk with known cuts: moments, coefficients, then the gradient unless it is null,
 /// and each row's report. `all_kl`: also the KL of a group without weight.

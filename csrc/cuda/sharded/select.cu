@@ -115,8 +115,7 @@ cudaError_t with_call(const Problem& p, const Device& device, const long long* e
   return with_arithmetic(p, [&](auto arithmetic) {
     using T = decltype(arithmetic);
     const Chunk rows{0, p.rows, partition_rows(p.rows, p.classes, device)};
-    const ShardCall<T> call{
-        {p, rows, static_cast<T>(1 / p.weights.temperature)}, extremes, nullptr, nullptr};
+    const ShardCall<T> call{{p, rows, p.inv_group_temperature<T>()}, extremes, nullptr, nullptr};
     return with_loader<T>(p, [&](auto* tag) -> cudaError_t {
       run(call, tag);
       return cudaGetLastError();

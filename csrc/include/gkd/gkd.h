@@ -33,9 +33,9 @@ struct Shard {
 };
 
 /// `loss` of [..., num_classes] logits, of which this rank holds [..., C_r]; C_r may be 0. Every
-/// rank of the group calls it with the same rows, settings and targets, which count from class 0 of the
-/// whole row, and gets the same loss and its own slice's gradient. `method` and `check_target` are
-/// not used: a target out of bounds makes its row NaN. Nothing is compared between ranks; see
+/// rank of the group calls it with the same rows, settings and targets, which count from class 0 of
+/// the whole row, and gets the same loss and its own slice's gradient. `method` and `check_target`
+/// are not used: a target out of bounds makes its row NaN. Nothing is compared between ranks; see
 /// gkd.distributed.loss in Python for that and for the collectives.
 GKD_API at::Tensor sharded_loss(const at::Tensor& student_shard, const at::Tensor& teacher_shard,
                                 const std::optional<at::Tensor>& target, const Shard& shard,

@@ -20,8 +20,8 @@ def in_a_subgroup(rank, world_size):
     classes = student.shape[1]
     start, end = slices(classes, 2, "uneven")[1 - rank % 2]
     loss = gkd.distributed.loss(
-        student[:, start:end], teacher[:, start:end], target, process_group=group, class_start=start,
-        num_classes=classes,
+        student[:, start:end], teacher[:, start:end], target, process_group=group,
+        class_start=start, num_classes=classes,
     )  # fmt: skip
     return error(loss, gkd.loss(student, teacher, target)) <= 1e-13
 
@@ -55,5 +55,8 @@ def restarted(rank, world_size):
 
 def test_a_group_that_starts_again_compares_again():
     for fault, same in ranks.run(2, restarted):
-        assert fault == ("ValueError", "gkd.distributed.loss: ranks 0 and 1 disagree on temperature")
+        assert fault == (
+            "ValueError",
+            "gkd.distributed.loss: ranks 0 and 1 disagree on temperature",
+        )
         assert same

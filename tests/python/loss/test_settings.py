@@ -51,6 +51,7 @@ TAKEN = [
     ("temperature", np.int64(2), 2.0),
     ("primary_weight", torch.tensor([[0.5]], dtype=torch.bfloat16), 0.5),
     ("threshold", np.float64(0.5), 0.5),
+    ("group_temperature", np.float32(1.5), 1.5),
     ("group_size", torch.tensor(5), 5),
     ("group_size", np.uint8(5), 5),
     ("coupled", np.True_, True),
@@ -166,12 +167,25 @@ def test_signatures_show_every_setting_with_its_default():
             assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
 
 
-@pytest.mark.parametrize("call", [gkd.loss, torch.ops.gkd.loss, gkd.group, torch.ops.gkd.group])
-@pytest.mark.parametrize("threshold", [0.93, 0.5])
-def test_threshold_beside_a_size_is_refused_whatever_its_value(call, threshold):
-    student, teacher = logits((2, 9))
-    with pytest.raises(ValueError, match="give one of threshold and group_size"):
-        call(student, teacher, threshold=threshold, group_size=2)
+#: (threshold, size): each one the shorter, no classes, all classes, all probability.
+BOTH = [(0.93, 2), (0.2, 30), (0.5, 0), (0.5, CLASSES), (1.0, 7), (1.0, CLASSES)]
+
+
+@pytest.mark.parametrize("rank_by", ["teacher", "student"])
+@pytest.mark.parametrize("method", ["select", "sort"])
+@pytest.mark.parametrize(("threshold", "size"), BOTH)
+def test_threshold_and_size_give_the_shorter_group(device, threshold, size, method, rank_by):
+    student, teacher = logits((6, CLASSES), device=device)
+    teacher[0, 3:] = student[0, 3:] = -float("inf")
+    how = {"method": method, "rank_by": rank_by, "temperature": 1.0}
+    found = gkd.group(student, teacher, threshold=threshold, group_size=size, **how)
+    cuts = [
+        gkd.group(student, teacher, threshold=threshold, **how).cut,
+        gkd.group(student, teacher, group_size=size, **how).cut,
+    ]
+    assert same_bits(found.cut, torch.maximum(*cuts))
+    ops = torch.ops.gkd.group(student, teacher, threshold=threshold, group_size=size, **how)
+    assert same_bits(ops[3], found.cut)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

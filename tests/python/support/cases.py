@@ -12,6 +12,9 @@ MODES = {
     "dkd": {"group_size": 0, "primary_weight": 0.0, "secondary_weight": 2.0, "target": True},
     "target_alone": {"group_size": 0, "secondary_weight": 1.0, "target": True},
     "gdkd": {"group_size": 5, "secondary_weight": 2.0, "binary_weight": -0.5},
+    "group_temperature": {"group_temperature": 1.5, "threshold": 0.8, "secondary_weight": 1.0},
+    "student_group_temperature": {"group_temperature": 8.0, "threshold": 0.4, "rank_by": "student"},
+    "mass_and_size": {"threshold": 0.6, "group_size": 9, "group_temperature": 3.0, "target": True},
     "everything": {"threshold": 1.0, "temperature": 8.0, "secondary_weight": 3.0},
 }
 

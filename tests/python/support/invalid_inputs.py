@@ -21,9 +21,14 @@ SETTINGS = [
     ({"threshold": NAN}, ValueError, "threshold must be in (0, 1], got nan"),
     ({"group_size": -1}, ValueError, "group_size must be >= 0, got -1"),
     (
-        {"threshold": 0.93, "group_size": 2},
+        {"group_temperature": 0.0},
         ValueError,
-        "give one of threshold and group_size, got threshold 0.93 and group_size 2",
+        "group_temperature must be finite and > 0, got 0",
+    ),
+    (
+        {"group_temperature": 1e8},
+        ValueError,
+        "group_temperature must be in [1e-6, 1e6], got 1e+08",
     ),
     ({"primary_weight": NAN}, ValueError, "primary_weight must be finite, got nan"),
     ({"binary_weight": INF}, ValueError, "binary_weight must be finite, got inf"),

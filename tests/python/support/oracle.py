@@ -22,21 +22,26 @@ def gradient_bound(dtype, ulps):
     return BOUND[dtype] + ulps * ULP.get(dtype, 0.0)
 
 
-def primary_mask(rank, *, threshold=0.93, group_size=None, temperature=4.0, target=None):
+def primary_mask(
+    rank, *, threshold=None, group_size=None, group_temperature=None, temperature=4.0, target=None
+):
     """bool [B, C]: classes whose ranking logit reaches the cut, and the target."""
+    if threshold is None and group_size is None:
+        threshold = 0.93
     mask = torch.zeros_like(rank, dtype=torch.bool)
     for row in range(rank.shape[0]):
         ordered = rank[row].sort(descending=True).values
+        cuts = []
         if group_size == 0:
-            cut = float("inf")
+            cuts.append(float("inf"))
         elif group_size is not None:
-            cut = ordered[min(group_size, len(ordered)) - 1]
-        elif threshold == 1:
-            cut = torch.finfo(rank.dtype).min
-        else:
-            mass = (ordered / temperature).softmax(0).cumsum(0)
-            cut = ordered[min(int((mass < threshold).sum()), len(ordered) - 1)]
-        mask[row] = rank[row] >= cut
+            cuts.append(ordered[min(group_size, len(ordered)) - 1])
+        if threshold == 1:
+            cuts.append(torch.finfo(rank.dtype).min)
+        elif threshold is not None:
+            mass = (ordered / (group_temperature or temperature)).softmax(0).cumsum(0)
+            cuts.append(ordered[min(int((mass < threshold).sum()), len(ordered) - 1)])
+        mask[row] = rank[row] >= max(float(cut) for cut in cuts)
     if target is not None:
         for row, chosen in enumerate(target.tolist()):
             if 0 <= chosen < rank.shape[1]:
@@ -77,8 +82,8 @@ def loss_rows(
 
 def split(settings):
     """Settings of gkd.loss as (how the group is chosen, what the terms weigh, who ranks)."""
-    how = {k: settings[k] for k in ("threshold", "group_size", "temperature") if k in settings}
-    grouping = ("threshold", "group_size", "rank_by")
+    grouping = ("threshold", "group_size", "group_temperature", "rank_by")
+    how = {k: settings[k] for k in (*grouping[:-1], "temperature") if k in settings}
     return how, {k: v for k, v in settings.items() if k not in grouping}, settings.get("rank_by")
 
 
@@ -100,13 +105,14 @@ def given_group(student, teacher, target, how, rank_by, wide_rank):
         student.detach(), teacher, target, **how, rank_by=rank_by, return_mask=True
     ).mask.cpu()
     for row in (used != mask).any(1).nonzero().flatten().tolist():
-        assert how.get("group_size") is None, f"row {row} has another group than by definition"
+        by_mass = how.get("threshold") is not None or how.get("group_size") is None
+        assert by_mass, f"row {row} has another group than by definition"
         chosen = None if target is None else int(target[row])
         assert within_rounding(
             wide_rank[row],
             used[row],
             how.get("threshold", 0.93),
-            how.get("temperature", 4.0),
+            how.get("group_temperature") or how.get("temperature", 4.0),
             chosen,
         ), f"row {row} has another group than by definition"
         mask[row] = used[row]
