@@ -162,7 +162,7 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
     const double u = (m[0].shift.teacher - m[1].shift.teacher) * inv_t +
                      (log(m[0].sum_teacher) - log(m[1].sum_teacher));
     const double v = (m[0].shift.student - m[1].shift.student) * inv_t +
-               (log(m[0].sum_student) - log(m[1].sum_student));
+                     (log(m[0].sum_student) - log(m[1].sum_student));
     double logit_diff = v - u;
     if (m[0].sum_teacher > 0 && m[1].sum_teacher > 0 && m[0].sum_student > 0 &&
         m[1].sum_student > 0) {

@@ -31,7 +31,7 @@ AUTOGRAD = [
     ),
     Mutant(
         name="student-kept",
-        fault="the student is saved, so that an edit after the loss is an error (PartialFC's margin)",
+        fault="the student is saved, so an edit after the loss is an error (PartialFC's margin)",
         file="csrc/autograd.cpp",
         old="saved.push_back(made.grad_scale);",
         new="saved.insert(saved.end(), {inputs[0], made.grad_scale});",
