@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ CUDA = [
     Shape(128, 1_000_000),
     Shape(64, 2_059_906),
 ]
+#: For a rehearsal, which may be on a device that is a program.
+TINY = [Shape(3, 50), Shape(2, 3_000)]
 
 
 def takes_memory(name: str, stage: str, distribution: str, options: argparse.Namespace) -> bool:
@@ -52,6 +55,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="two shapes, nothing compiled")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a rehearsal: short rows, and nan for every time"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
@@ -75,6 +81,9 @@ def main() -> None:
     grid = CUDA if options.device == "cuda" else CPU
     if options.quick:
         grid = [Shape(16, 10_000), Shape(4, 85_742)]
+    if options.tiny:
+        grid, options.budget = TINY, 0.0
+        print("--tiny: a rehearsal, nothing is measured")
     if options.classes:
         grid = [shape for shape in grid if shape.classes in options.classes]
     found = peers.available(options.device, not (options.no_compile or options.quick))
@@ -120,15 +129,19 @@ def lines(shape, dtype, distribution, found, options):  # type: ignore[no-untype
         losses = {contender.name: contender.make() for contender in found}
         samples = interleave(losses, student, teacher, stage, options.budget)
         for name, sample in samples.items():
+            if options.tiny:  # whatever the device is, nobody shall take these for figures
+                sample.seconds, sample.ratios = [math.nan], [math.nan]
             p20, median, p80 = (x / size * 1e9 for x in quantiles(sample.seconds))
             low, ratio, high = quantiles(sample.ratios)
             peak = -1
             if options.device == "cuda":
-                peak = peak_bytes(losses[name], student, teacher, stage)
+                how = "forward" if name in peers.FORWARD_ONLY else stage
+                peak = peak_bytes(losses[name], student, teacher, how)
             elif takes_memory(name, stage, distribution, options):
                 peak = peak_bytes_apart(
                     name, shape.rows, shape.classes, dtype, distribution, stage, options.threads
                 )
+            peak = -1 if options.tiny else peak
             yield {
                 "device": options.device,
                 "load": round(load(), 2),

@@ -1,7 +1,9 @@
-"""The tables of docs/scaling.md: ``python -m benchmarks.scaling_model``.
+"""Bounds for heads split over ranks: ``python -m benchmarks.scaling_model``.
 
 Arithmetic on published figures, for hardware that this code has not run on: bounds, no measurement.
-docs/scaling.md has the formulas in words, and the sources. Only ``cpu`` starts from measured costs.
+docs/performance.md has the table of memory and local passes. The collectives follow NCCL's own
+model (NVIDIA/nccl, src/graph/tuning.cc, commit 01afd20) and nccl-tests' doc/PERFORMANCE.md. Only
+``cpu`` starts from measured costs.
 """
 
 from __future__ import annotations

@@ -116,8 +116,12 @@ def stages_of(student: Tensor, teacher: Tensor) -> dict[str, Callable[[], object
     return {
         "extremes": partial(ops._shard_extremes, *logit, **settings),
         "counts": partial(ops._shard_counts, *logit, extremes, **settings),
-        "first amounts": partial(ops._shard_histogram, *logit, extremes, counts, nothing, **settings),
-        "later amounts": partial(ops._shard_histogram, *logit, extremes, counts, search, **settings),
+        "first amounts": partial(
+            ops._shard_histogram, *logit, extremes, counts, nothing, **settings
+        ),
+        "later amounts": partial(
+            ops._shard_histogram, *logit, extremes, counts, search, **settings
+        ),
         "narrow": partial(ops._shard_refine, *logit, extremes, amounts, nothing, **settings),
         "moments": partial(ops._shard_moments, *logit, cut, **settings),
         "emit": partial(ops._shard_gradient, *logit, cut, moments, True, **settings),

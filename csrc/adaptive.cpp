@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "check.h"
+#include "ops.h"
 
 namespace gkd {
 namespace {
@@ -16,8 +16,9 @@ namespace {
 /// Float32 copies of rows at a time, so that no [B, C] buffer exists.
 constexpr std::int64_t kChunkBytes = std::int64_t(32) << 20;
 
-at::Tensor adaptive_group_size(const at::Tensor& logits, double rate, std::int64_t step) {
-  check_adaptive("gkd::adaptive_group_size", logits, rate, step);
+at::Tensor adaptive_group_size(const at::Tensor& given, double rate, std::int64_t step) {
+  check_adaptive("gkd::adaptive_group_size", given, rate, step);
+  const at::Tensor logits = RowView(given).rows(given);
   const std::int64_t rows = logits.size(0), classes = logits.size(1);
   const auto options = logits.options().dtype(at::kDouble);
   at::Tensor sums = at::zeros({classes}, options);

@@ -36,11 +36,17 @@ bool is_plain(const at::Tensor& t) {
   return (t.key_set() & wrappers).empty();
 }
 
+/// [...] to [B]; [] stays.
+at::Tensor by_row(Ref grad_output) {
+  return grad_output.dim() > 1 ? grad_output.reshape({-1}) : grad_output;
+}
+
 at::Tensor scale(Ref gradient, Ref grad_output, Ref grad_scale) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gkd::_scale", "")
                              .typed<at::Tensor(Ref, Ref, Ref)>();
-  return op.call(gradient, grad_output, grad_scale);
+  const RowView view(gradient);
+  return view.matrix(op.call(view.rows(gradient), by_row(grad_output), grad_scale));
 }
 
 /// False, having done nothing, where the tensor's backend has no such kernel.
@@ -50,7 +56,7 @@ bool scale_in_place(Ref gradient, Ref grad_output, Ref grad_scale) {
                              .typed<void(Ref, Ref, Ref)>();
   const auto key = gradient.is_cuda() ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU;
   if (!gradient.key_set().has(key) || !op.hasKernelForDispatchKey(key)) return false;
-  op.call(gradient, grad_output, grad_scale);
+  op.call(RowView(gradient).rows(gradient), by_row(grad_output), grad_scale);
   return true;
 }
 
@@ -129,17 +135,18 @@ struct Loss : public torch::autograd::Function<Loss> {
   }
 };
 
-void check_differentiable(const char* name, Ref student, Ref teacher) {
-  TORCH_CHECK_VALUE(!(at::GradMode::is_enabled() && teacher.requires_grad()), name,
-                    ": teacher needs no gradient; pass teacher.detach()");
+void check_differentiable(const char* name, Ref student, Ref teacher, const char* teacher_name) {
+  TORCH_CHECK_VALUE(!(at::GradMode::is_enabled() && teacher.requires_grad()), name, ": ",
+                    teacher_name, " must not require grad; pass ", teacher_name, ".detach()");
   // A tangent would be lost below autograd: an error rather than a silent zero.
   TORCH_CHECK_NOT_IMPLEMENTED(!student._fw_grad(0).defined() && !teacher._fw_grad(0).defined(),
-                              name, " has no forward-mode derivative; gkd.reference.loss has");
+                              name,
+                              ": there is no forward-mode derivative; gkd.reference.loss has one");
   // What torch would say of a C++ autograd function names neither the operator nor a way out.
   const bool wanted = at::GradMode::is_enabled() && student.requires_grad();
   TORCH_CHECK_NOT_IMPLEMENTED(
       !(wanted && student.key_set().has(c10::DispatchKey::FuncTorchGradWrapper)), name,
-      " does not work under torch.func.grad, vjp and jacrev; gkd.reference.loss does");
+      ": torch.func.grad, vjp and jacrev are not supported; gkd.reference.loss supports them");
 }
 
 at::Tensor attach_gradients(const char* name, at::TensorList inputs,
@@ -164,7 +171,7 @@ at::Tensor loss_no_grad(const LossOptions& options, Ref student, Ref teacher,
 at::Tensor loss_autograd(const LossOptions& options, Ref student, Ref teacher,
                          const OptionalTensor& target) {
   constexpr const char* kName = "gkd::loss";
-  check_differentiable(kName, student, teacher);
+  check_differentiable(kName, student, teacher, "teacher_logits");
   if (at::GradMode::is_enabled() && student.requires_grad()) {
     return attach_gradients(kName, student, [&]() -> LossAndGradients {
       auto [loss, gradient, grad_scale] = forward(options, student, teacher, target, true);
@@ -185,9 +192,9 @@ at::Tensor with_gradients(Ref loss, Ref /*features*/, Ref /*weight*/,
 at::Tensor with_gradients_autograd(Ref loss, Ref features, Ref weight,
                                    const OptionalTensor& features_gradient,
                                    const OptionalTensor& weight_gradient) {
-  constexpr const char* kName = "gkd::linear_loss";
-  check_differentiable(kName, features, loss);
-  check_differentiable(kName, weight, loss);
+  constexpr const char* kName = "gkd.linear_loss";
+  check_differentiable(kName, features, loss, "loss");
+  check_differentiable(kName, weight, loss, "loss");
   // Python's object of a tensor counts as a reference to it for as long as it lives; detach() makes
   // a tensor without one.
   const auto own = [](const OptionalTensor& t) { return t ? t->detach() : at::Tensor(); };

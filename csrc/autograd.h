@@ -12,7 +12,7 @@ namespace gkd {
 
 /// Throws where autograd would need what the operators lack: a gradient of the teacher's logits, or
 /// forward-mode derivatives of either.
-void check_differentiable(const char* name, Ref student, Ref teacher);
+void check_differentiable(const char* name, Ref student, Ref teacher, const char* teacher_name);
 
 /// What a forward knows: the loss, its gradient for each input (undefined: not wanted), each
 /// divided by grad_scale, a [] tensor.

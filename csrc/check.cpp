@@ -22,7 +22,7 @@ void check_logits(const char* name, const char* which, const at::Tensor& t) {
       ": expected float16, bfloat16, float32 or float64, got ", c10::toString(dtype));
   TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, name, ": ", which,
                               " must be a dense (strided) tensor, got ", t.layout());
-  TORCH_CHECK_VALUE(t.dim() == 2, name, ": expected 2-D [B, C] ", which, ", got ", t.dim(), "-D");
+  TORCH_CHECK_VALUE(t.dim() >= 1, name, ": ", which, " must be [..., C], got a scalar");
 }
 
 void check_target_dtype(const char* name, const at::Tensor& target) {
@@ -41,22 +41,24 @@ void check_weight(const char* name, const char* which, double value) {
 }  // namespace
 
 void check_inputs(const char* name, const at::Tensor& student, const at::Tensor& teacher,
-                  const std::optional<at::Tensor>& target, const LossOptions& s,
-                  bool may_lack_classes) {
-  check_logits(name, "student", student);
-  check_logits(name, "teacher", teacher);
-  TORCH_CHECK_VALUE(student.sym_sizes().equals(teacher.sym_sizes()), name, ": student ",
-                    student.sym_sizes(), " and teacher ", teacher.sym_sizes(),
-                    " must have the same shape");
-  TORCH_CHECK_VALUE(may_lack_classes || student.sym_size(1) != 0, name,
-                    ": needs at least one class, got ", student.sym_sizes());
+                  const std::optional<at::Tensor>& target, const LossOptions& s, bool is_shard) {
+  const char* names[2] = {is_shard ? "student_shard" : "student_logits",
+                          is_shard ? "teacher_shard" : "teacher_logits"};
+  check_logits(name, names[0], student);
+  check_logits(name, names[1], teacher);
+  TORCH_CHECK_VALUE(student.sym_sizes().equals(teacher.sym_sizes()), name, ": ", names[1],
+                    " must be ", student.sym_sizes(), " as ", names[0], ", got ",
+                    teacher.sym_sizes());
+  TORCH_CHECK_VALUE(is_shard || student.sym_size(-1) != 0, name, ": ", names[0],
+                    " must have at least one class, got ", student.sym_sizes());
   TORCH_CHECK(student.device() == teacher.device(), name,
               ": all tensors must be on one device, got ", student.device(), " and ",
               teacher.device());
   if (target) {
     check_target_dtype(name, *target);
-    TORCH_CHECK_VALUE(target->dim() == 1 && target->sym_size(0) == student.sym_size(0), name,
-                      ": target must be [", student.sym_size(0), "], got ", target->sym_sizes());
+    const auto leading = student.sym_sizes().slice(0, student.dim() - 1);
+    TORCH_CHECK_VALUE(target->sym_sizes().equals(leading), name, ": target must be ", leading,
+                      ", got ", target->sym_sizes());
     TORCH_CHECK(target->device() == student.device(), name,
                 ": all tensors must be on one device, got ", student.device(), " and ",
                 target->device());
@@ -95,9 +97,9 @@ void check_shard_range(const char* name, const c10::SymInt& classes, std::int64_
 }
 
 void check_adaptive(const char* name, const at::Tensor& student, double rate, std::int64_t step) {
-  check_logits(name, "student", student);
-  TORCH_CHECK_VALUE(student.sym_size(1) != 0, name, ": needs at least one class, got ",
-                    student.sym_sizes());
+  check_logits(name, "student_logits", student);
+  TORCH_CHECK_VALUE(student.sym_size(-1) != 0, name,
+                    ": student_logits must have at least one class, got ", student.sym_sizes());
   TORCH_CHECK_VALUE(rate > 0 && rate <= 1, name, ": rate must be in (0, 1], got ", rate);
   TORCH_CHECK_VALUE(step >= 1, name, ": step must be >= 1, got ", step);
 }

@@ -10,17 +10,17 @@
 
 namespace gkd {
 
-/// Throws unless tensors and options are sums_are_accurate. `name` is the operator's, for the
+/// Throws unless tensors and options are usable. `name` is the operator's, for the
 /// message.
 void check_inputs(const char* name, const at::Tensor& student, const at::Tensor& teacher,
                   const std::optional<at::Tensor>& target, const LossOptions& options,
-                  bool may_lack_classes = false);
+                  bool is_shard = false);
 
 /// Throws unless classes class_start to class_start + `classes` are some of num_classes.
 void check_shard_range(const char* name, const c10::SymInt& classes, std::int64_t class_start,
                        std::int64_t num_classes);
 
-/// Throws unless the arguments of adaptive_group_size are sums_are_accurate.
+/// Throws unless the arguments of adaptive_group_size are usable.
 void check_adaptive(const char* name, const at::Tensor& student, double rate, std::int64_t step);
 
 /// Throws IndexError naming value and row unless `value` is a class index.

@@ -16,7 +16,7 @@ at::Tensor loss(const at::Tensor& student, const at::Tensor& teacher,
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("gkd::_check_target", "")
                                .typed<void(const at::Tensor&, c10::SymInt, std::int64_t)>();
-    op.call(*target, student.sym_size(1), options.ignore_index);
+    op.call(*target, student.sym_size(-1), options.ignore_index);
   }
   return value;
 }

@@ -2,7 +2,7 @@
 //
 // The collectives are torch's functional ones, called through the dispatcher: NCCL or gloo, traced
 // by torch.compile, and no link to torch's distributed library. Their number depends on dtype and
-// settings alone. See docs/scaling.md for the count and the bytes.
+// settings alone. See docs/performance.md for the count and the bytes.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -82,19 +82,23 @@ at::Tensor find_cut(const ShardCall& c, const Ranks& ranks) {
 constexpr const char* kName = "gkd::sharded_loss";
 
 void check(const ShardCall& c) {
-  check_inputs(kName, c.student, c.teacher, c.target, c.options, /*may_lack_classes=*/true);
-  check_shard_range(kName, c.student.sym_size(1), c.class_start, c.num_classes);
+  check_inputs(kName, c.student, c.teacher, c.target, c.options, /*is_shard=*/true);
+  check_shard_range(kName, c.student.sym_size(-1), c.class_start, c.num_classes);
 }
 
-ForwardTensors forward(const ShardCall& c, bool need_grad, const Ranks& ranks) {
-  check(c);
+ForwardTensors forward(const ShardCall& given, bool need_grad, const Ranks& ranks) {
+  check(given);
+  const RowView view(given.student);
+  const at::Tensor student = view.rows(given.student), teacher = view.rows(given.teacher);
+  const OptionalTensor target = view.target(given.target);
+  const ShardCall c{given.options, student, teacher, target, given.class_start, given.num_classes};
   const at::Tensor cut = find_cut(c, ranks);
   const auto moments = ranks.gather(call_stage<at::Tensor, Ref>("gkd::_shard_moments", c, cut));
   const auto [gradient, kl] =
       call_stage<TensorPair, Ref, Ref, bool>("gkd::_shard_gradient", c, cut, moments, need_grad);
   const auto [loss, grad_scale] =
       call_stage<TensorPair, Ref, Ref>("gkd::_shard_loss", c, moments, ranks.gather(kl));
-  return {loss, gradient, grad_scale};
+  return view.restored(given.options, {loss, gradient, grad_scale});
 }
 
 /// Without a gradient: no [B, C_r] buffer.
@@ -103,7 +107,7 @@ at::Tensor no_grad(const ShardCall& c, std::int64_t world_size, c10::string_view
 }
 
 at::Tensor autograd(const ShardCall& c, std::int64_t world_size, c10::string_view group_name) {
-  check_differentiable(kName, c.student, c.teacher);
+  check_differentiable(kName, c.student, c.teacher, "teacher_shard");
   const Ranks ranks{world_size, std::string(group_name)};
   if (at::GradMode::is_enabled() && c.student.requires_grad()) {
     return attach_gradients(kName, c.student, [&]() -> LossAndGradients {

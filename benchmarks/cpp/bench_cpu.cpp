@@ -77,6 +77,7 @@ void add(const Kernels& kernels) {
 int main(int argc, char** argv) {
   for (const Kernels& kernels : gkd::cpu::supported_kernels()) add(kernels);
   benchmark::Initialize(&argc, argv);
-  benchmark::RunSpecifiedBenchmarks();
+  const bool some = benchmark::RunSpecifiedBenchmarks() > 0;
   benchmark::Shutdown();
+  return some ? 0 : 1;
 }

@@ -3,14 +3,17 @@
 //
 // One line of CSV per problem and way: median, 20th and 80th percentile of the time in
 // microseconds, GB/s of the least traffic there is (both inputs read, the gradient written, once
-// each), and that as a percentage of the copy's. Usage: gkd_bench_cuda [REPEATS]
+// each), and that as a percentage of the copy's. Usage: gkd_bench_cuda [REPEATS | --tiny]
+// --tiny runs every way once, on few and short rows, and prints nan for every time: a rehearsal.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "cuda/launch.h"
@@ -18,6 +21,7 @@
 namespace {
 
 using namespace gkd::cuda;
+using gkd::Dtype;
 
 void require(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -59,8 +63,14 @@ struct Times {
   double median, p20, p80;  ///< microseconds
 };
 
-/// Times of `run`, each with a cold L2 cache: `flush` is larger than it.
+/// Times of `run`, each with a cold L2 cache: `flush` is larger than it. 0 repeats: runs it once
+/// and says nothing of the time.
 Times measure(const std::function<void()>& run, const Memory& flush, int repeats) {
+  if (repeats == 0) {
+    run();
+    require(cudaDeviceSynchronize(), "run");
+    return {NAN, NAN, NAN};
+  }
   cudaEvent_t begin, end;
   require(cudaEventCreate(&begin), "event");
   require(cudaEventCreate(&end), "event");
@@ -102,8 +112,9 @@ void bench(const char* dtype_name, Dtype dtype, std::int64_t rows, std::int64_t 
   const auto count = static_cast<std::size_t>(rows * classes);
   const Memory student(count * sizeof(Elem)), teacher(count * sizeof(Elem));
   const Memory gradient(count * sizeof(Elem)), loss(8), grad_scale(8);
-  fill<<<1024, 256>>>(static_cast<Elem*>(student.get()), rows * classes, spread, 1u);
-  fill<<<1024, 256>>>(static_cast<Elem*>(teacher.get()), rows * classes, spread, 2u);
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(1024, rows * classes / 256 + 1));
+  fill<<<blocks, 256>>>(static_cast<Elem*>(student.get()), rows * classes, spread, 1u);
+  fill<<<blocks, 256>>>(static_cast<Elem*>(teacher.get()), rows * classes, spread, 2u);
   require(cudaGetLastError(), "fill");
   Problem p;
   p.rows = rows;
@@ -148,7 +159,12 @@ void bench(const char* dtype_name, Dtype dtype, std::int64_t rows, std::int64_t 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int repeats = argc > 1 ? std::atoi(argv[1]) : 21;
+  const bool tiny = argc > 1 && std::string(argv[1]) == "--tiny";
+  const int repeats = tiny ? 0 : argc > 1 ? std::atoi(argv[1]) : 21;
+  if (argc > 2 || (!tiny && repeats < 1)) {
+    std::fprintf(stderr, "usage: gkd_bench_cuda [REPEATS | --tiny]\n");
+    return 2;
+  }
   int index = 0;
   require(cudaGetDevice(&index), "no CUDA device");
   cudaDeviceProp properties;
@@ -157,16 +173,18 @@ int main(int argc, char** argv) {
   require(query_device(index, &device), "limits");
   std::printf("# %s, %d multiprocessors, L2 %d MiB, %d repeats\n", properties.name,
               properties.multiProcessorCount, properties.l2CacheSize >> 20, repeats);
+  if (tiny) std::printf("# --tiny: a rehearsal, nothing is measured\n");
   std::printf("dtype,rows,classes,spread,way,median_us,p20_us,p80_us,GB_per_s,percent_of_copy\n");
-  const Memory flush(std::max<std::size_t>(4 * static_cast<std::size_t>(properties.l2CacheSize),
-                                           std::size_t(64) << 20));
+  const auto cache = static_cast<std::size_t>(properties.l2CacheSize);
+  const Memory flush(tiny ? 0 : std::max<std::size_t>(4 * cache, std::size_t(64) << 20));
   struct Shape {
     std::int64_t rows, classes;
   };
   // 1,000: small heads; 10,000 launch-bound and not; the faces' heads; a vocabulary; two millions.
-  const Shape shapes[] = {{4096, 1000},   {64, 10000},   {1024, 10000}, {128, 85742},
-                          {1024, 131072}, {128, 360232}, {64, 1000000}, {32, 2059906}};
-  for (const Shape& s : shapes) {
+  const std::vector<Shape> measured = {{4096, 1000},   {64, 10000},   {1024, 10000}, {128, 85742},
+                                       {1024, 131072}, {128, 360232}, {64, 1000000}, {32, 2059906}};
+  const std::vector<Shape> rehearsed = {{3, 50}, {2, 3000}};
+  for (const Shape& s : tiny ? rehearsed : measured) {
     for (float spread : {1.0f, 12.0f}) {  // flat and peaked at temperature 4
       bench<float>("float32", Dtype::kFloat, s.rows, s.classes, spread, device, flush, repeats);
       bench<__nv_bfloat16>("bfloat16", Dtype::kBFloat16, s.rows, s.classes, spread, device, flush,

@@ -2,7 +2,7 @@
 // docs/inside.md and its diagram say of the regimes. Needs no GPU.
 #include <cstdio>
 
-#include "cuda/fused_size.cuh"
+#include "cuda/fused/shared_memory.cuh"
 
 namespace gkd::cuda {
 namespace {
@@ -19,18 +19,18 @@ constexpr Card kCards[] = {
 
 template <class Elem>
 void print_lines(const char* dtype, const Card& card) {
-  using T = Arithmetic<Elem>;
-  auto line = [&](const char* regime, int members, std::int64_t slice) {
-    std::printf("%s,%zu,%s,%s,%d,%lld\n", card.capability, card.shared_bytes, dtype, regime,
-                members, static_cast<long long>(members * slice));
+  auto line = [&](const char* strategy, int blocks, std::int64_t segment) {
+    std::printf("%s,%zu,%s,%s,%d,%lld\n", card.capability, card.shared_bytes, dtype, strategy,
+                blocks, static_cast<long long>(blocks * segment));
   };
-  line("block", 1, Fused<T, Elem, BlockTeam>::slice_in(card.shared_bytes));
+  line("block", 1, FusedLayout<Elem, SingleBlock>::max_segment_classes(card.shared_bytes));
   if (card.clusters) {
-    const std::int64_t slice = Fused<T, Elem, ClusterTeam>::slice_in(card.shared_bytes);
-    line("cluster", kPortableCluster, slice);
-    line("cluster", 2 * kPortableCluster, slice);
+    const std::int64_t segment =
+        FusedLayout<Elem, ClusterGroup>::max_segment_classes(card.shared_bytes);
+    line("cluster", kPortableCluster, segment);
+    line("cluster", kMaxCluster, segment);
   }
-  line("grid", kGridMembers, Fused<T, Elem, GridTeam>::slice_in(card.shared_bytes));
+  line("grid", kMaxGridGroup, FusedLayout<Elem, GridGroup>::max_segment_classes(card.shared_bytes));
 }
 
 }  // namespace

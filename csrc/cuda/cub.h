@@ -1,5 +1,6 @@
-// Include before any CUB or Thrust header: two libraries in one process must not share CUB's
-// symbols, so ours lives in a namespace of its own, which the aliases hide again.
+// Puts CUB and Thrust into the namespace gkd_cub, because two libraries in one process must not
+// define the same symbols; the aliases hide that namespace. Builds define
+// THRUST_CUB_WRAPPED_NAMESPACE too, for files that include CUB first.
 #pragma once
 
 #define THRUST_CUB_WRAPPED_NAMESPACE gkd_cub

@@ -13,10 +13,12 @@ namespace gkd::cuda {
 /// How the cut of each row is found.
 enum class Method {
   /// CUB sorts every row's ranking logits, keys only; a scan of the sorted masses meets the
-  /// threshold. At least 72 bytes of traffic per class, and up to 256 MiB of scratch.
+  /// threshold. At least 72 bytes of traffic per class, and at most 256 MiB of scratch unless one
+  /// row
+  /// needs more.
   kSort,
-  /// Counts by bin narrow the cut to a few classes, which are weighed exactly. No [B, C] scratch.
-  /// One kernel where a row fits on chip, several elsewhere: see LaunchStrategy.
+  /// Counts by bin leave a few classes that can be the cut, which are weighed exactly. No [B, C]
+  /// scratch. One kernel where a row fits on chip, several elsewhere: see LaunchStrategy.
   kSelect,
 };
 
@@ -29,7 +31,7 @@ LaunchStrategy strategy_of(const Problem& problem, const Device& device, Method 
 /// Bytes of device scratch that `forward` and `group` need.
 std::size_t workspace_bytes(const Problem& problem, const Device& device, Method method);
 
-/// Loss, and the gradient where wanted.
+/// Loss, and the gradient unless `results.gradient` is null.
 cudaError_t forward(const Problem& problem, const Results& results, const Device& device,
                     Method method, void* workspace, cudaStream_t stream);
 
@@ -37,11 +39,7 @@ cudaError_t forward(const Problem& problem, const Results& results, const Device
 cudaError_t group(const Problem& problem, const GroupColumns& columns, const Device& device,
                   Method method, void* workspace, cudaStream_t stream);
 
-/// out = gradient * (grad_output[row] * *grad_scale); grad_stride 0: one grad_output for all rows.
-/// In place, a factor of 1 leaves the row untouched. `wide`: grad_output and grad_scale are double,
-/// else float.
-cudaError_t scale(const void* gradient, Dtype dtype, const void* grad_output,
-                  std::int64_t grad_stride, const void* grad_scale, bool wide, std::int64_t rows,
-                  std::int64_t classes, void* out, const Device& device, cudaStream_t stream);
+/// The backward: the gradient times grad_output.
+cudaError_t scale(const ScaleCall& call, const Device& device, cudaStream_t stream);
 
 }  // namespace gkd::cuda

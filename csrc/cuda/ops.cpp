@@ -1,4 +1,4 @@
-// CUDA backend: torch's tensors become the kernels' problem, on the current stream of the tensors'
+// The CUDA backend: converts tensors to a cuda::Problem and launches on the current stream of their
 // device. Scratch comes from torch's allocator; nothing synchronises.
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -12,9 +12,9 @@ namespace {
 
 /// The kernels count a row's classes by bin in int32.
 void check_row_length(const char* name, std::int64_t classes) {
-  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
-  TORCH_CHECK_VALUE(classes <= kMost, name, ": on CUDA a row has at most ", kMost, " classes, got ",
-                    classes);
+  constexpr std::int64_t kMaxClasses = std::numeric_limits<std::int32_t>::max();
+  TORCH_CHECK_VALUE(classes <= kMaxClasses, name, ": on CUDA a row has at most ", kMaxClasses,
+                    " classes, got ", classes);
 }
 
 cuda::Method method_of(const LossOptions& s) {
@@ -58,7 +58,7 @@ GroupTensors group_cuda(const LossOptions& s, Ref student, Ref teacher,
   check_row_length("gkd::group", classes);
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   at::Tensor size = at::empty({rows}, options.dtype(at::kLong));
-  at::Tensor columns[6];  // apart, since an operator's outputs must not alias
+  at::Tensor columns[6];  // one tensor each: an operator's outputs must not alias
   for (at::Tensor& column : columns) column = at::empty({rows}, options);
   at::Tensor mask = return_mask ? at::empty({rows, classes}, options.dtype(at::kBool))
                                 : at::empty({0}, options.dtype(at::kBool));
@@ -67,36 +67,41 @@ GroupTensors group_cuda(const LossOptions& s, Ref student, Ref teacher,
     const cuda::Device device = cuda::this_device();
     const cuda::Method method = method_of(s);
     const at::Tensor workspace = workspace_for(p, device, method, student);
-    const cuda::GroupColumns to{size.mutable_data_ptr<std::int64_t>(),
-                                columns[0].mutable_data_ptr(),
-                                columns[1].mutable_data_ptr(),
-                                columns[2].mutable_data_ptr(),
-                                columns[3].mutable_data_ptr(),
-                                columns[4].mutable_data_ptr(),
-                                columns[5].mutable_data_ptr(),
-                                return_mask ? mask.mutable_data_ptr<bool>() : nullptr};
-    C10_CUDA_CHECK(cuda::group(p, to, device, method, workspace.mutable_data_ptr(),
+    const cuda::GroupColumns out{size.mutable_data_ptr<std::int64_t>(),
+                                 columns[0].mutable_data_ptr(),
+                                 columns[1].mutable_data_ptr(),
+                                 columns[2].mutable_data_ptr(),
+                                 columns[3].mutable_data_ptr(),
+                                 columns[4].mutable_data_ptr(),
+                                 columns[5].mutable_data_ptr(),
+                                 return_mask ? mask.mutable_data_ptr<bool>() : nullptr};
+    C10_CUDA_CHECK(cuda::group(p, out, device, method, workspace.mutable_data_ptr(),
                                at::cuda::getCurrentCUDAStream()));
   }
   return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }
 
-/// `to` may be `gradient` itself: each class is read and written by one thread.
-void scale_into(Ref gradient, Ref grad_output, Ref grad_scale, Ref to) {
+/// `out` may be `gradient` itself.
+void scale_into(Ref gradient, Ref grad_output, Ref grad_scale, Ref out) {
   const c10::cuda::CUDAGuard guard(gradient.device());
   const at::Tensor factors = grad_output.to(grad_scale.scalar_type()).resolve_neg();
-  if (to.numel() == 0) return;
-  C10_CUDA_CHECK(cuda::scale(gradient.const_data_ptr(), dtype_of(gradient),
-                             factors.const_data_ptr(), factors.dim() == 0 ? 0 : factors.stride(0),
-                             grad_scale.const_data_ptr(), grad_scale.scalar_type() == at::kDouble,
-                             gradient.size(0), gradient.size(1), to.mutable_data_ptr(),
-                             cuda::this_device(), at::cuda::getCurrentCUDAStream()));
+  if (out.numel() == 0) return;
+  cuda::ScaleCall c;
+  c.gradient = gradient.const_data_ptr();
+  c.dtype = dtype_of(gradient);
+  c.rows = gradient.size(0);
+  c.classes = gradient.size(1);
+  c.grad_output = factors.const_data_ptr();
+  c.grad_output_stride = factors.dim() == 0 ? 0 : factors.stride(0);
+  c.grad_scale = grad_scale.const_data_ptr();
+  c.factors_are_double = grad_scale.scalar_type() == at::kDouble;
+  c.out = out.mutable_data_ptr();
+  C10_CUDA_CHECK(cuda::scale(c, cuda::this_device(), at::cuda::getCurrentCUDAStream()));
 }
 
 at::Tensor scale_cuda(Ref gradient, Ref grad_output, Ref grad_scale) {
-  const at::Tensor from = gradient.contiguous();
   at::Tensor out = at::empty(gradient.sizes(), gradient.options());
-  scale_into(from, grad_output, grad_scale, out);
+  scale_into(gradient.contiguous(), grad_output, grad_scale, out);
   return out;
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "math/cut.h"
 #include "math/dtype.h"
 #include "math/loss.h"
 
@@ -40,23 +41,34 @@ struct Problem {
   Weights weights;
   Reduction reduction = Reduction::kMean;
 
+  GKD_HD Selection selection() const { return {threshold, group_size, by_student}; }
   GKD_HD const Matrix& ranking() const { return by_student ? student : teacher; }
   GKD_HD std::int64_t row_classes() const { return all_classes > 0 ? all_classes : classes; }
   /// Arithmetic is in double when either input is, else in float.
-  GKD_HD bool wide() const {
+  GKD_HD bool compute_in_double() const {
     return student.dtype == Dtype::kDouble || teacher.dtype == Dtype::kDouble;
+  }
+  /// Both inputs have one dtype and are contiguous along the classes.
+  GKD_HD bool is_contiguous() const {
+    return student.dtype == teacher.dtype && student.col_stride == 1 && teacher.col_stride == 1;
   }
   GKD_HD GradScale grad_scale(double weight) const {
     return gkd::grad_scale(weight, weights, student.dtype == Dtype::kHalf);
   }
 };
 
+/// Calls run(T()) with the type T of the problem's arithmetic.
+template <class Run>
+auto with_arithmetic(const Problem& p, Run run) {
+  return p.compute_in_double() ? run(double()) : run(float());
+}
+
 /// Where results go, in device memory. `loss` and `grad_scale` have the arithmetic's type.
 struct Results {
   void* loss = nullptr;        ///< [] or, without reduction, [rows]
   void* grad_scale = nullptr;  ///< []: the loss's gradient is grad_scale * gradient
-  void* gradient =
-      nullptr;  ///< [rows, classes] contiguous in the student's dtype; null: not wanted
+  /// [rows, classes] contiguous in the student's dtype; null: no gradient is computed.
+  void* gradient = nullptr;
 };
 
 /// What gkd::group reports, in device memory; columns of the arithmetic's type, [rows] each.
@@ -64,7 +76,21 @@ struct GroupColumns {
   std::int64_t* size = nullptr;
   void *mass_teacher = nullptr, *mass_student = nullptr, *cut = nullptr;
   void *primary = nullptr, *binary = nullptr, *secondary = nullptr;
-  bool* mask = nullptr;  ///< [rows, classes] contiguous; null: not wanted
+  bool* mask = nullptr;  ///< [rows, classes] contiguous; null: no mask is written
+};
+
+/// The backward of a call: out = gradient * (grad_output[row] * *grad_scale), in device memory.
+struct ScaleCall {
+  const void* gradient = nullptr;  ///< [rows, classes] contiguous
+  Dtype dtype = Dtype::kFloat;     ///< of gradient and out
+  std::int64_t rows = 0, classes = 0;
+  const void* grad_output = nullptr;
+  std::int64_t grad_output_stride = 0;  ///< 0: one grad_output for all rows
+  const void* grad_scale = nullptr;     ///< []
+  bool factors_are_double = false;      ///< the type of grad_output and grad_scale, else float
+  /// May be `gradient` itself: one thread reads and writes a class. A factor of 1 then leaves the
+  /// row untouched.
+  void* out = nullptr;
 };
 
 /// A device's limits. Tests and benchmarks lower them to choose a kernel.
@@ -78,9 +104,9 @@ struct Device {
 /// The kernels that a call runs.
 enum class LaunchStrategy : std::int32_t {
   kMultiKernel,  ///< several kernels, any row, any device
-  kBlock,        ///< one kernel, one block a row: the row pair fits a block's shared memory
-  kCluster,      ///< one kernel, one cluster a row: it fits 2 to 16 blocks' (sm_90 and later)
-  kGrid,         ///< one cooperative kernel, a team of blocks a row: it fits up to 128 blocks'
+  kBlock,        ///< one kernel, one block per row: the row pair fits a block's shared memory
+  kCluster,      ///< one kernel, one cluster per row: it fits 2 to 16 blocks' (sm_90 and later)
+  kGrid,         ///< one cooperative kernel, 2 to 128 blocks per row
 };
 
 }  // namespace gkd::cuda

@@ -1,14 +1,15 @@
-// CUDA backend of the sharded stages, on the current stream of the tensors' device.
+// The CUDA backend of the sharded stages: converts tensors to a cuda::Problem and launches on the
+// current stream of their device.
 #include <torch/library.h>
 
-#include "cuda/shard.h"
+#include "cuda/sharded/launch.h"
 #include "cuda/tensors.h"
 #include "shard_call.h"
 
 namespace gkd {
 namespace {
 
-/// A stage's surroundings: the device, the problem and its stream.
+/// What every stage launches with.
 struct Stage {
   c10::cuda::CUDAGuard guard;
   at::Tensor student, teacher;  // the problem points into these
@@ -32,59 +33,60 @@ struct Stage {
   }
 };
 
-at::Tensor wire(const ShardCall& c, std::int64_t width, at::ScalarType dtype) {
+/// One message per row.
+at::Tensor empty_messages(const ShardCall& c, std::int64_t width, at::ScalarType dtype) {
   return at::empty({c.rows(), width}, c.student.options().dtype(dtype));
 }
 
 // torch's int64 and the kernels' long long are one type in memory.
-long long* wide_ints(const at::Tensor& t) {
+long long* int64_data(const at::Tensor& t) {
   return reinterpret_cast<long long*>(t.mutable_data_ptr<std::int64_t>());
 }
-/// The search so far; null before the first spread.
+/// The search so far; null before the first radix pass.
 const long long* search_or_null(const at::Tensor& search) {
-  return search.dim() == 1 ? nullptr : wide_ints(search);
+  return search.dim() == 1 ? nullptr : int64_data(search);
 }
 
 at::Tensor extremes(const ShardCall& c) {
-  at::Tensor out = wire(c, kMsgExtremes, at::kLong);
+  at::Tensor out = empty_messages(c, kMsgExtremes, at::kLong);
   if (c.rows() == 0) return out;
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_extremes(s.p, s.device, wide_ints(out), s.stream));
+  C10_CUDA_CHECK(cuda::shard_extremes(s.p, s.device, int64_data(out), s.stream));
   return out;
 }
 
 at::Tensor counts(const ShardCall& c, Ref extremes) {
-  at::Tensor out = wire(c, kBins, at::kInt);
+  at::Tensor out = empty_messages(c, kBins, at::kInt);
   if (c.rows() == 0) return out;
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_counts(s.p, s.device, wide_ints(extremes),
+  C10_CUDA_CHECK(cuda::shard_counts(s.p, s.device, int64_data(extremes),
                                     out.mutable_data_ptr<std::int32_t>(), s.stream));
   return out;
 }
 
-at::Tensor amounts(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
-  at::Tensor out = wire(c, kMsgHistogram, at::kLong);
+at::Tensor histogram(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
+  at::Tensor out = empty_messages(c, kMsgHistogram, at::kLong);
   if (c.rows() == 0) return out;
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_amounts(s.p, s.device, wide_ints(extremes),
-                                     counts.const_data_ptr<std::int32_t>(), search_or_null(search),
-                                     wide_ints(out), s.stream));
+  C10_CUDA_CHECK(cuda::shard_histogram(s.p, s.device, int64_data(extremes),
+                                       counts.const_data_ptr<std::int32_t>(),
+                                       search_or_null(search), int64_data(out), s.stream));
   return out;
 }
 
-TensorPair narrow(const ShardCall& c, Ref extremes, Ref amounts, Ref search) {
-  at::Tensor next = wire(c, kSearchFields, at::kLong);
+TensorPair refine(const ShardCall& c, Ref extremes, Ref histogram, Ref search) {
+  at::Tensor next = empty_messages(c, kSearchFields, at::kLong);
   at::Tensor cut = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
   if (c.rows() == 0) return {next, cut};
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_narrow(s.p, wide_ints(extremes), wide_ints(amounts),
-                                    search_or_null(search), wide_ints(next),
+  C10_CUDA_CHECK(cuda::shard_refine(s.p, int64_data(extremes), int64_data(histogram),
+                                    search_or_null(search), int64_data(next),
                                     cut.mutable_data_ptr<double>(), s.stream));
   return {next, cut};
 }
 
 at::Tensor moments(const ShardCall& c, Ref cut) {
-  at::Tensor out = wire(c, kMsgMoments, at::kDouble);
+  at::Tensor out = empty_messages(c, kMsgMoments, at::kDouble);
   if (c.rows() == 0) return out;
   const Stage s(c);
   C10_CUDA_CHECK(cuda::shard_moments(s.p, s.device, cut.const_data_ptr<double>(),
@@ -97,10 +99,10 @@ TensorPair write_gradient(const ShardCall& c, Ref cut, Ref moments, bool need_gr
   const auto options = c.student.options();
   at::Tensor gradient =
       need_grad ? at::empty({c.rows(), c.classes()}, options) : at::empty({0}, options);
-  at::Tensor kl = wire(c, 2, at::kDouble);
+  at::Tensor kl = empty_messages(c, 2, at::kDouble);
   if (c.rows() == 0) return {gradient, kl};
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_emit(
+  C10_CUDA_CHECK(cuda::shard_gradient(
       s.p, s.device, cut.const_data_ptr<double>(), moments.const_data_ptr<double>(),
       moments.size(0), need_grad ? gradient.mutable_data_ptr() : nullptr,
       kl.mutable_data_ptr<double>(), s.workspace().mutable_data_ptr(), s.stream));
@@ -124,7 +126,7 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CUDA, m) {
-  register_stages<extremes, counts, amounts, narrow, moments, write_gradient, loss>(m);
+  register_stages<extremes, counts, histogram, refine, moments, write_gradient, loss>(m);
 }
 
 }  // namespace gkd

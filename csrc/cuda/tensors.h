@@ -1,4 +1,4 @@
-// torch's tensors as the kernels' problem.
+// Converts tensors to a cuda::Problem.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -8,63 +8,87 @@ namespace gkd::cuda {
 
 constexpr int kWarp = 32;
 
-/// Threads of a block that sweeps part of a row: eight warps give every scheduler two to switch
-/// between, and leave 255 registers to none.
-constexpr int kSweepThreads = 256;
+/// Bytes of the widest asynchronous copy of one thread.
+constexpr int kVectorBytes = 16;
 
-/// Classes a thread holds at once: 16 loads in flight per thread cover the memory's latency, and a
-/// float sum of 8 terms is exact to half an ulp of the promised error before it goes to double.
+/// Alignment of the arrays in a workspace: what cudaMalloc guarantees.
+constexpr std::size_t kArrayAlignment = 256;
+
+/// The largest grid that CUDA takes in x.
+constexpr std::int64_t kMaxGridBlocks = (std::int64_t(1) << 31) - 1;
+
+/// Threads of a block that passes over a segment of a row: eight warps, two per scheduler.
+constexpr int kPassThreads = 256;
+
+/// Classes that a thread loads at once: 8 of both inputs are 16 loads in flight per thread, which
+/// hide the memory's latency; at most 8 terms are summed in float before they go to a double.
 constexpr int kItems = 8;
 
-constexpr std::int64_t kTile = std::int64_t(kSweepThreads) * kItems;
+/// Classes that a block of kPassThreads loads at once.
+constexpr std::int64_t kTileClasses = std::int64_t(kPassThreads) * kItems;
 
-/// Blocks per multiprocessor that a launch over parts of rows aims at: enough for a tail of under
-/// a tenth of the launch.
+/// Blocks per multiprocessor that a launch over segments aims at: 8 blocks of 256 threads fill a
+/// multiprocessor of 2,048 threads.
 constexpr int kBlocksPerMultiprocessor = 8;
 
-/// Threads of a one-block kernel over all rows.
+/// Warps of a block that gives each row one warp: one per scheduler. Larger blocks would leave
+/// multiprocessors idle where rows are few.
+constexpr int kWarpsPerBlock = 4;
+
+/// Threads of a one-block kernel over all rows: its loads are latency-bound, so a large block; 512
+/// threads leave 128 registers each.
 constexpr int kRowsThreads = 512;
 
-/// Threads and keys per thread of the scan over a sorted row.
+/// Threads of the scan over a sorted row, one block per row, and keys per thread: 8 amortise the
+/// scan's two barriers over 2,048 keys.
 constexpr int kScanThreads = 256;
 constexpr int kScanItems = 8;
 
-/// Bound on the sort path's scratch (keys, sorted keys, CUB's own), one row at least.
+/// Bound on the sort path's scratch (keys, sorted keys, CUB's own) unless one row needs more: 1/320
+/// of an H100's 80 GiB.
 constexpr std::size_t kSortScratch = std::size_t(256) << 20;
 
 /// DeviceSegmentedSort copies segment counts to the host beyond this many segments, which would
 /// synchronise and cannot be captured (CUB's partitioning threshold).
 constexpr std::int64_t kSortSegments = 500;
 
-/// Rows this long are sorted one after the other by the whole device: a segmented sort gives a row
-/// one block, and the scratch bound leaves fewer such rows at a time than a device has
-/// multiprocessors.
+/// Rows of at least this length are sorted one after the other by the whole device: a segmented
+/// sort gives a row one block, and the scratch bound leaves fewer such rows at a time than a device
+/// has multiprocessors.
 constexpr std::int64_t kDeviceSortClasses = std::int64_t(1) << 18;
 
-/// Rows of a chunk of the split select path, in bytes of both inputs: half an H100's L2 cache, so
-/// that later sweeps find the chunk there beside what other kernels hold.
+/// Bytes of both inputs in a chunk of the multi-kernel selection: half an H100's L2 cache, so that
+/// later passes hit the cache although other kernels use it too.
 constexpr std::int64_t kCacheBytes = std::int64_t(24) << 20;
 
-/// Keys of a row's window that are listed: a flat row's window holds 1 to 3% of its classes; a
-/// fuller one (ties) is swept again instead. The limit keeps positions in an int.
-constexpr std::int64_t kListShare = 16, kListLeast = 1024, kListLimit = std::int64_t(1) << 30;
+/// Keys of a row's window that are listed: 1/16 of the classes, at least 1,024. A flat row's window
+/// holds 1 to 3% of its classes; a fuller window (ties) is read again instead. The maximum keeps
+/// positions in an int.
+constexpr std::int64_t kClassesPerListedKey = 16, kMinListedKeys = 1024,
+                       kMaxListedKeys = std::int64_t(1) << 30;
 
-/// Threads of a fused block: its slices take a multiprocessor's shared memory, so one block has to
-/// keep it busy; 512 threads leave 128 registers each.
+/// Threads of a fused block: its segments take a multiprocessor's shared memory, so one block has
+/// to keep it busy; 512 threads leave 128 registers each.
 constexpr int kFusedThreads = 512;
 
-/// Listed keys of a window in shared memory: 2% of the longest slice, four times what a normal
-/// row's window holds.
-constexpr int kFusedList = 2048;
+/// Keys of a row's window that a fused block lists in shared memory, 8 KiB of them for 32-bit keys:
+/// at least 4% of its segment, where a flat row's window holds 1 to 3% of the classes.
+constexpr int kFusedListedKeys = 2048;
 
-/// The cluster size every device with clusters grants; more has to be asked for.
-constexpr int kPortableCluster = 8;
+/// A fused segment shorter than one tile of its block leaves threads idle and costs as many
+/// barriers.
+constexpr std::int64_t kMinFusedSegment = std::int64_t(kFusedThreads) * kItems;
 
-/// A slice shorter than one sweep of its block leaves threads idle and costs as many barriers.
-constexpr std::int64_t kLeastSlice = std::int64_t(kFusedThreads) * kItems;
+/// The cluster size that every device with clusters grants, and the largest one that exists, which
+/// a device has to be asked for.
+constexpr int kPortableCluster = 8, kMaxCluster = 16;
 
-/// Blocks of a cooperative team at most: enough for a float row of two million classes, while the
-/// team's mail takes 16 KiB of shared memory in each.
-constexpr int kGridMembers = 128;
+/// Blocks per row of a cooperative launch at most: enough for a float row of 2.8 million classes
+/// (227 KiB of shared memory per block), while the received slots take 16 KiB of it.
+constexpr int kMaxGridGroup = 128;
+
+/// Bytes of one block's value in an all-gather: the largest, a segment's moments, has 104; 128 are
+/// a line of the L2 cache.
+constexpr int kSlotBytes = 128;
 
 }  // namespace gkd::cuda

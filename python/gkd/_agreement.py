@@ -7,6 +7,7 @@ same error, or none does.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import weakref
@@ -71,7 +72,7 @@ class Agreement:
             return
         fault = self._own_fault(local_target)
         shared = {
-            "rows": self.student.shape[0] if self.student.dim() > 0 else -1,
+            "rows": math.prod(self.student.shape[:-1]),
             "the student's dtype": self.student.dtype,
             "the teacher's dtype": self.teacher.dtype,
             "whether there is a target": self.target is not None,
@@ -82,7 +83,7 @@ class Agreement:
         own = {
             "status": 0 if fault is None else 1 + _ERRORS.index(fault.kind),
             "class_start": self.settings["class_start"],
-            "classes": self.student.shape[1] if self.student.dim() > 1 else 0,
+            "classes": self.student.shape[-1] if self.student.dim() > 0 else 0,
         }
         text = b"" if fault is None else fault.text.encode()[:_MESSAGE_BYTES]
         message = struct.unpack(f"{_MESSAGE_BYTES // 8}q", text.ljust(_MESSAGE_BYTES, b"\0"))

@@ -139,7 +139,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        raise NotImplementedError("gkd::linear_loss is not differentiable twice")
+        raise NotImplementedError("gkd.linear_loss is not differentiable twice")
 
 
 def reduce(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class RowsLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         if not torch.compiler.is_compiling() and _is_batched(grad_output):
             raise NotImplementedError(
-                "gkd::linear_loss has no batched gradients (is_grads_batched, vmap over the "
+                "gkd.linear_loss has no batched gradients (is_grads_batched, vmap over the "
                 "backward) with reduction none: call autograd.grad once for each grad_output"
             )
         plan: Plan = ctx.plan

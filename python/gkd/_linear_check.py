@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._settings import is_dtensor
+from ._settings import call_op, is_dtensor
 
 
 def logits_dtype(features: Tensor) -> torch.dtype:
@@ -21,38 +21,40 @@ def logits_dtype(features: Tensor) -> torch.dtype:
     return features.dtype
 
 
-def check_network(which: str, features: Tensor, weight: Tensor) -> None:
-    name = "gkd::linear_loss: "
-    for kind, shape, x in (("features", "[B, D]", features), ("weight", "[C, D]", weight)):
+def check_network(name: str, which: str, features: Tensor, weight: Tensor) -> None:
+    for kind, shape, x in (("features", "[..., D]", features), ("weight", "[C, D]", weight)):
         if not isinstance(x, Tensor):
-            raise TypeError(f"{name}{which}_{kind} must be a Tensor, got {type(x).__name__}")
+            raise TypeError(f"{name}: {which}_{kind} must be a Tensor, got {type(x).__name__}")
         if is_dtensor(x):
             raise TypeError(
-                f"{name}{which}_{kind} is a DTensor: call linear_loss inside the forward of the "
+                f"{name}: {which}_{kind} is a DTensor: call linear_loss inside the forward of the "
                 f"module that holds it, pass {which}_{kind}.full_tensor(), or call "
                 "gkd.distributed.linear_loss, which takes heads that are split by classes"
             )
         if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TypeError(
-                f"{name}{which}_{kind} must be float16, bfloat16, float32 or float64, got {x.dtype}"
+                f"{name}: {which}_{kind} must be float16, bfloat16, float32 or float64, "
+                f"got {x.dtype}"
             )
         if x.layout != torch.strided:
             raise NotImplementedError(
-                f"{name}{which}_{kind} must be a dense (strided) tensor, got {x.layout}"
+                f"{name}: {which}_{kind} must be a dense (strided) tensor, got {x.layout}"
             )
-        if x.dim() != 2:
-            raise ValueError(f"{name}expected 2-D {shape} {which}_{kind}, got {x.dim()}-D")
-    if weight.shape[1] != features.shape[1]:
+        if x.dim() != 2 and not (kind == "features" and x.dim() > 2):
+            raise ValueError(f"{name}: {which}_{kind} must be {shape}, got {x.dim()} dimensions")
+    if weight.shape[1] != features.shape[-1]:
         raise ValueError(
-            f"{name}{which}_weight must be [C, {features.shape[1]}], got {list(weight.shape)}"
+            f"{name}: {which}_weight must be [C, {features.shape[-1]}], got {list(weight.shape)}"
         )
     if weight.dtype != features.dtype and logits_dtype(weight) != logits_dtype(features):
         raise TypeError(
-            f"{name}{which}_weight must be {features.dtype} as {which}_features, got {weight.dtype}"
+            f"{name}: {which}_weight must be {features.dtype} as {which}_features, "
+            f"got {weight.dtype}"
         )
 
 
 def check_call(
+    name: str,
     tensors: Sequence[Tensor],
     target: Tensor | None,
     num_classes: int | None,
@@ -62,39 +64,35 @@ def check_call(
 
     num_classes: of all ranks; None: the weights have all classes.
     """
-    name = "gkd::linear_loss: "
     student_features, student_weight, teacher_features, teacher_weight = tensors
-    if teacher_features.shape[0] != student_features.shape[0]:
+    leading = student_features.shape[:-1]
+    if teacher_features.shape[:-1] != leading:
         raise ValueError(
-            f"{name}teacher_features must have {student_features.shape[0]} rows as "
-            f"student_features, got {teacher_features.shape[0]}"
+            f"{name}: teacher_features must be [{', '.join(map(str, leading))}, D] as "
+            f"student_features, got {list(teacher_features.shape)}"
         )
     if teacher_weight.shape[0] != student_weight.shape[0]:
         raise ValueError(
-            f"{name}teacher_weight must have {student_weight.shape[0]} classes as "
+            f"{name}: teacher_weight must have {student_weight.shape[0]} classes as "
             f"student_weight, got {teacher_weight.shape[0]}"
         )
     for x in (*tensors, *(() if target is None else (target,))):
         if x.device != student_features.device:
             raise RuntimeError(
-                f"{name}all tensors must be on one device, got {student_features.device} "
+                f"{name}: all tensors must be on one device, got {student_features.device} "
                 f"and {x.device}"
             )
     for which, x in (("features", teacher_features), ("weight", teacher_weight)):
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError(
-                f"{name}teacher_{which} needs no gradient; pass teacher_{which}.detach()"
+                f"{name}: teacher_{which} must not require grad; pass teacher_{which}.detach()"
             )
     if num_classes is None:
         num_classes = student_weight.shape[0]
-    shape = (student_features.shape[0], num_classes)
-    logits = torch.empty(shape, device="meta")
+    logits = torch.empty((*leading, num_classes), device="meta")
     shadow = None if target is None else torch.empty_like(target, device="meta")
-    try:
-        torch.ops.gkd._forward(logits, logits, shadow, False, **settings)
-        # On CUDA a row out of bounds becomes NaN, as in gkd.loss: no wait for the device.
-        if target is not None and target.device.type == "cpu":
-            torch.ops.gkd._check_target(target, num_classes, settings["ignore_index"])
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:
-        text = str(error).replace("gkd::loss", "gkd::linear_loss", 1)
-        raise type(error)(text) from None
+    call_op(name, torch.ops.gkd._forward, logits, logits, shadow, False, **settings)
+    # On CUDA a row out of bounds becomes NaN, as in gkd.loss: no wait for the device.
+    if target is not None and target.device.type == "cpu":
+        ignore_index = settings["ignore_index"]
+        call_op(name, torch.ops.gkd._check_target, target, num_classes, ignore_index)

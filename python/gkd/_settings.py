@@ -169,6 +169,19 @@ def plain_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def call_op(name: str, op: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+    """An operator, whose errors then name the Python function that was called."""
+    if torch.compiler.is_compiling():
+        return op(*args, **settings)
+    try:
+        return op(*args, **settings)
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        text = str(error)
+        if not text.startswith("gkd::"):
+            raise
+        raise type(error)(f"{name}: {text.split(': ', 1)[-1]}") from None
+
+
 def is_dtensor(value: object) -> bool:
     """Without importing torch.distributed.tensor where nobody has."""
     return isinstance(value, Tensor) and type(value).__name__ == "DTensor"

@@ -21,6 +21,7 @@ from ._settings import (
     FLAG,
     INTEGER,
     LossSettings,
+    call_op,
     is_dtensor,
     plain,
     plain_settings,
@@ -29,8 +30,8 @@ from ._settings import (
 from .functional import loss as unsharded_loss
 from .linear import Call, run_linear
 
-_NAME = "gkd::sharded_loss"
-_LINEAR = "gkd::linear_loss"
+_NAME = "gkd.distributed.loss"
+_LINEAR = "gkd.distributed.linear_loss"
 
 
 @takes_settings_of(unsharded_loss)
@@ -41,29 +42,30 @@ def loss(
     *,
     class_start: int | None = None,
     num_classes: int | None = None,
-    group: dist.ProcessGroup | None = None,
+    process_group: dist.ProcessGroup | None = None,
     local_target: bool = False,
     validate: bool | None = None,
     **settings: Unpack[LossSettings],
 ) -> Tensor:
-    """`gkd.loss` of [B, num_classes] logits, of which this rank holds a slice of the classes.
+    """`gkd.loss` of [..., num_classes] logits, of which this rank holds a slice of the classes.
 
-    Every rank of ``group`` calls it with the same rows and settings, and gets the same loss; the
-    gradient is that of the rank's own slice, complete and without a factor of the world size.
+    Every rank of ``process_group`` calls it with the same rows and settings, and gets the same
+    loss; the gradient is that of the rank's own slice, complete and without a factor of the world
+    size.
 
     7 collectives for float32 logits, 6 for 16-bit and 10 for float64 ones, whatever the data, and
-    none in the backward; 57 KB a row (docs/scaling.md). An all-reduce more with ``local_target``,
+    none in the backward; 57 KB a row (docs/performance.md). An all-reduce more with ``local_target``,
     an all-gather of 448 bytes more in a call that validates.
 
     Args:
-        student_shard: [B, C_r], float16, bfloat16, float32 or float64; C_r may be 0, and differ
-            between ranks. Or a DTensor with Shard(1), which has ``group``, ``class_start`` and
-            ``num_classes`` in it.
+        student_shard: [..., C_r], float16, bfloat16, float32 or float64; C_r may be 0, and differ
+            between ranks. Or a DTensor [B, C] with Shard(1), which has ``process_group``,
+            ``class_start`` and ``num_classes`` in it.
         teacher_shard: the same shape, device and classes; must not require grad.
-        target: int64 or int32 [B], the same on every rank, counted from class 0 of the whole row.
+        target: int64 or int32 [...], the same on every rank, counted from class 0 of the whole row.
         class_start: the slice's first class.
         num_classes: of the whole row, at most 2^31 - 1.
-        group: the ranks that hold the slices, in any order; the default group where None.
+        process_group: the ranks that hold the slices, in any order; the default group where None.
         local_target: targets are in partial FC's convention instead: counted from the slice's first
             class, and -1 for another rank's class. Rows that no rank claims are ignored.
         validate: compare shapes, settings, slices and targets between ranks first, which waits for
@@ -73,7 +75,7 @@ def loss(
         **settings: as in `gkd.loss`.
 
     Returns:
-        A scalar, or [B] with reduction "none"; float32, or float64 where either input is.
+        A scalar, or [...] with reduction "none"; float32, or float64 where either input is.
 
     Raises:
         ValueError: as in `gkd.loss`; slices that do not make up the row, ranks that disagree.
@@ -93,7 +95,9 @@ def loss(
         True
         >>> dist.destroy_process_group()
     """
-    part = _part_of(_NAME, (student_shard, teacher_shard), 1, group, class_start, num_classes)
+    part = _part_of(
+        _NAME, (student_shard, teacher_shard), 1, process_group, class_start, num_classes
+    )
     student_shard, teacher_shard = part.tensors
     target = target.full_tensor() if is_dtensor(target) else target  # type: ignore[union-attr]
     # A rank that raised alone would leave the others waiting: see Agreement.
@@ -107,8 +111,10 @@ def loss(
             agreement.check(validate, local_target)
         fault()
         if plain(_NAME, "local_target", local_target, FLAG) and target is not None:
-            target = _global_target(target, student_shard.shape[1], given, part.group)
-        value: Tensor = torch.ops.gkd.sharded_loss(
+            target = _global_target(target, student_shard.shape[-1], given, part.group)
+        value: Tensor = call_op(
+            _NAME,
+            torch.ops.gkd.sharded_loss,
             student_shard,
             teacher_shard,
             target,
@@ -117,7 +123,7 @@ def loss(
             **given,
         )
     except RuntimeError as error:
-        if str(error).startswith("gkd::"):
+        if str(error).startswith(_NAME):
             raise
         raise RuntimeError(f"{_NAME}: the ranks lost one another: {error}") from error
     return value
@@ -133,7 +139,7 @@ def linear_loss(
     *,
     class_start: int | None = None,
     num_classes: int | None = None,
-    group: dist.ProcessGroup | None = None,
+    process_group: dist.ProcessGroup | None = None,
     reduce_features_grad: bool = True,
     scale: float | None = None,
     normalize: bool = True,
@@ -147,16 +153,16 @@ def linear_loss(
     rank's own. The ranks compare their calls in a group's first one.
 
     Args:
-        student_features: [B, D_s], the same on every rank.
+        student_features: [..., D_s], the same on every rank.
         student_weight: [C_r, D_s], this rank's run of the classes. Or a DTensor [C, D_s] with
-            Shard(0), as FSDP2 and tensor parallelism keep it, which has ``group``, ``class_start``
-            and ``num_classes`` in it; its gradient is a DTensor too.
-        teacher_features: [B, D_t], the same on every rank.
+            Shard(0), as FSDP2 and tensor parallelism keep it, which has ``process_group``,
+            ``class_start`` and ``num_classes`` in it; its gradient is a DTensor too.
+        teacher_features: [..., D_t], the same on every rank.
         teacher_weight: [C_r, D_t], of the same classes; a DTensor where the student's is one.
         target: [B], counted from class 0 of the whole.
         class_start: the first class that this rank holds.
         num_classes: of all ranks together.
-        group: the process group; the default one unless given.
+        process_group: the ranks that hold the classes; the default group where None.
         reduce_features_grad: sum the features' gradient over the ranks. False leaves each rank its
             own part of the sum, for features that come from an all-gather whose backward adds up
             what the ranks have, as in partial FC: summed here too, the gradient would be
@@ -173,11 +179,13 @@ def linear_loss(
         ValueError: as in `gkd.linear_loss` and `gkd.distributed.loss`, as are the other errors.
     """
     weights = (student_weight, teacher_weight)
-    part = _part_of(_LINEAR, weights, 0, group, class_start, num_classes)
+    part = _part_of(_LINEAR, weights, 0, process_group, class_start, num_classes)
     features = (_replicated("student", student_features), _replicated("teacher", teacher_features))
     tensors = (features[0], part.tensors[0], features[1], part.tensors[1])
     given = (scale, normalize, chunk_rows)
-    call, fault = _attempt(lambda: Call.of(*given, settings), Call.of(None, True, None, {}))
+    call, fault = _attempt(
+        lambda: Call.of(_LINEAR, *given, settings), Call.of(_LINEAR, None, True, None, {})
+    )
     summed = plain(_LINEAR, "reduce_features_grad", reduce_features_grad, FLAG)
     if not torch.compiler.is_compiling():
 
@@ -186,8 +194,8 @@ def linear_loss(
             call.check(tensors, target, part.num_classes)
 
         # What the logits would be, without their memory.
-        rows, classes = (x.shape[0] if x.dim() > 0 else 0 for x in tensors[:2])
-        student, teacher = (x.new_empty((1, 1)).expand((rows, classes)) for x in features)
+        shape = (*features[0].shape[:-1], *tensors[1].shape[:1])
+        student, teacher = (x.new_empty((1,) * len(shape)).expand(shape) for x in features)
         own = {"class_start": part.class_start, "num_classes": part.num_classes}
         more = {
             "scale": call.scale,
@@ -254,7 +262,9 @@ def _part_of(
     if is_dtensor(student) or is_dtensor(teacher):
         given = (group, class_start, num_classes)
         if any(x is not None for x in given):
-            raise ValueError(f"{name}: group, class_start and num_classes are the DTensor's own")
+            raise ValueError(
+                f"{name}: process_group, class_start and num_classes are the DTensor's own"
+            )
         return _unwrap(name, student, teacher, dim)
     if class_start is None or num_classes is None:
         raise ValueError(f"{name}: class_start and num_classes are needed beside plain tensors")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ._settings import (
     INTEGER,
     NUMBER,
     LossSettings,
+    call_op,
     is_dtensor,
     plain,
     plain_settings,
@@ -27,14 +29,14 @@ class Group(NamedTuple):
     that is ignored, has NaN in all of them.
 
     Attributes:
-        size: int64 [B], classes in the primary group.
-        mass_teacher: [B], P: the group's softened teacher probability.
-        mass_student: [B], Q: the same of the student.
-        cut: [B], smallest ranking logit in the group; +inf where no class has to reach it.
-        primary: [B], Primary-KD, without its weight and without T^2.
-        binary: [B], Binary-KD, likewise.
-        secondary: [B], Secondary-KD, likewise, whether or not the loss would use it.
-        mask: bool [B, C], True inside the group; [0] unless asked for.
+        size: int64 [...], classes in the primary group.
+        mass_teacher: [...], P: the group's softened teacher probability.
+        mass_student: [...], Q: the same of the student.
+        cut: [...], smallest ranking logit in the group; +inf where no class has to reach it.
+        primary: [...], Primary-KD, without its weight and without T^2.
+        binary: [...], Binary-KD, likewise.
+        secondary: [...], Secondary-KD, likewise, whether or not the loss would use it.
+        mask: bool [..., C], True inside the group; None unless asked for.
     """
 
     size: Tensor
@@ -44,7 +46,7 @@ class Group(NamedTuple):
     primary: Tensor
     binary: Tensor
     secondary: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
 
 def check_tensors(
@@ -54,18 +56,18 @@ def check_tensors(
     given = {"student_logits": student_logits, "teacher_logits": teacher_logits}
     for argument, value in given.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"gkd::{name}: {argument} must be a Tensor, got {_kind(value)}")
+            raise TypeError(f"{name}: {argument} must be a Tensor, got {_kind(value)}")
         if is_dtensor(value):
             raise TypeError(
-                f"gkd::{name}: {argument} is a DTensor: pass {argument}.to_local() where it is "
+                f"{name}: {argument} is a DTensor: pass {argument}.to_local() where it is "
                 f"split by rows, {argument}.full_tensor() for the whole of it, or call "
                 "gkd.distributed.loss where it is split by classes"
             )
     if is_dtensor(target):
-        raise TypeError(f"gkd::{name}: target is a DTensor: pass target.to_local()")
+        raise TypeError(f"{name}: target is a DTensor: pass target.to_local()")
     if target is not None and not isinstance(target, Tensor):
         raise TypeError(
-            f"gkd::{name}: target must be a Tensor or None, got {_kind(target)}; "
+            f"{name}: target must be a Tensor or None, got {_kind(target)}; "
             "settings are given by keyword, as in temperature=4.0"
         )
 
@@ -101,9 +103,10 @@ def loss(
     respect to the student. `gkd.reference.loss` serves beyond that.
 
     Args:
-        student_logits: [B, C], float16, bfloat16, float32 or float64; any strides.
+        student_logits: [..., C], float16, bfloat16, float32 or float64; any strides. The leading
+            dimensions are rows.
         teacher_logits: the same shape and device, any of those dtypes; must not require grad.
-        target: int64 or int32 [B], a class per row, which joins its row's group.
+        target: int64 or int32 [...], a class per row, which joins its row's group.
         threshold: mass of the primary group, in (0, 1]; 0.93 where neither it nor ``group_size``
             is given.
         group_size: the number of classes of the primary group, >= 0, instead of a threshold.
@@ -122,7 +125,7 @@ def loss(
             Without it such a row's loss and gradient are NaN. On the CPU it always raises.
 
     Returns:
-        A scalar, or [B] with reduction "none"; float32, or float64 where either input is.
+        A scalar, or [...] with reduction "none"; float32, or float64 where either input is.
 
     Raises:
         ValueError: a shape or a setting that does not fit, or a teacher that requires grad.
@@ -139,9 +142,12 @@ def loss(
         >>> round(value.item(), 3), student.grad.shape
         (3.698, torch.Size([1, 4]))
     """
-    check_tensors("loss", student_logits, teacher_logits, target)
-    settings = plain_settings(
-        "gkd::loss",
+    return checked_loss(
+        "gkd.loss",
+        student_logits,
+        teacher_logits,
+        target,
+        check_target,
         {
             "threshold": threshold,
             "group_size": group_size,
@@ -156,10 +162,25 @@ def loss(
             "method": method,
         },
     )
-    value: Tensor = torch.ops.gkd.loss(student_logits, teacher_logits, target, **settings)
+
+
+def checked_loss(
+    name: str,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None,
+    check_target: bool,
+    settings: Mapping[str, Any],
+) -> Tensor:
+    """`loss`, whose errors name the function ``name``."""
+    check_tensors(name, student_logits, teacher_logits, target)
+    given = plain_settings(name, settings)
+    ops = torch.ops.gkd
+    value: Tensor = call_op(name, ops.loss, student_logits, teacher_logits, target, **given)
     # After the loss, whose checks of shape and dtype come first.
-    if plain("gkd::loss", "check_target", check_target, FLAG) and target is not None:
-        torch.ops.gkd._check_target(target, student_logits.shape[1], settings["ignore_index"])
+    if plain(name, "check_target", check_target, FLAG) and target is not None:
+        classes = student_logits.shape[-1]
+        call_op(name, ops._check_target, target, classes, given["ignore_index"])
     return value
 
 
@@ -182,7 +203,7 @@ def group(
         student_logits: as in `gkd.loss`.
         teacher_logits: as in `gkd.loss`.
         target: as in `gkd.loss`.
-        return_mask: also make the bool [B, C] mask of the groups.
+        return_mask: also make the bool [..., C] mask of the groups.
         method: as in `gkd.loss`.
         **settings: as in `gkd.loss`, so that one dict serves both. Weights and reduction have no
             part in it.
@@ -199,12 +220,16 @@ def group(
         >>> found.size.item(), found.cut.item(), found.mask.tolist()
         (2, 7.0, [[True, True, False, False]])
     """
-    check_tensors("group", student_logits, teacher_logits, target)
-    given = plain_settings("gkd::group", {**settings, "method": method})
-    mask = plain("gkd::group", "return_mask", return_mask, FLAG)
+    name = "gkd.group"
+    check_tensors(name, student_logits, teacher_logits, target)
+    given = plain_settings(name, {**settings, "method": method})
+    wanted = plain(name, "return_mask", return_mask, FLAG)
     with torch.no_grad():
-        parts = torch.ops.gkd.group(student_logits, teacher_logits, target, mask, **given)
-    return Group(*parts)
+        columns = call_op(
+            name, torch.ops.gkd.group, student_logits, teacher_logits, target, wanted, **given
+        )
+    group = Group(*columns)
+    return group if wanted else group._replace(mask=None)
 
 
 def adaptive_group_size(student_logits: Tensor, rate: float = 0.93, step: int = 100) -> Tensor:
@@ -214,7 +239,7 @@ def adaptive_group_size(student_logits: Tensor, rate: float = 0.93, step: int = 
     probabilities ``softmax(student_logits)`` (temperature 1) reach ``rate`` of the batch.
 
     Args:
-        student_logits: [B, C], float16, bfloat16, float32 or float64.
+        student_logits: [..., C], float16, bfloat16, float32 or float64.
         rate: share of the batch's probability, in (0, 1].
         step: what n is a multiple of, unless it is C; >= 1.
 
@@ -230,10 +255,10 @@ def adaptive_group_size(student_logits: Tensor, rate: float = 0.93, step: int = 
         >>> size = int(gkd.adaptive_group_size(student, rate=0.5, step=10))
         >>> value = gkd.loss(student, teacher, group_size=size, rank_by="student")
     """
-    name = "gkd::adaptive_group_size"
+    name = "gkd.adaptive_group_size"
     if is_dtensor(student_logits):
         raise TypeError(f"{name}: student_logits is a DTensor: pass student_logits.full_tensor()")
     given = (plain(name, "rate", rate, NUMBER), plain(name, "step", step, INTEGER))
     with torch.no_grad():
-        size: Tensor = torch.ops.gkd.adaptive_group_size(student_logits, *given)
+        size: Tensor = call_op(name, torch.ops.gkd.adaptive_group_size, student_logits, *given)
     return size

@@ -35,8 +35,6 @@ from ._settings import (
 )
 from .functional import loss
 
-_NAME = "gkd::linear_loss"
-
 
 def _row_loss(settings: dict[str, Any]) -> RowLoss:
     """A chunk's row losses by the operator."""
@@ -70,8 +68,9 @@ def _sharded_row_loss(settings: dict[str, Any], shard: Shard) -> RowLoss:
 
 @dataclass(frozen=True)
 class Call:
-    """What a caller of linear_loss gives beside tensors, as plain values."""
+    """What a caller of the function ``name`` gives beside tensors, as plain values."""
 
+    name: str
     scale: float
     normalize: bool
     chunk_rows: int | None
@@ -79,33 +78,42 @@ class Call:
 
     @staticmethod
     def of(
-        scale: float | None, normalize: bool, chunk_rows: int | None, settings: Mapping[str, Any]
+        name: str,
+        scale: float | None,
+        normalize: bool,
+        chunk_rows: int | None,
+        settings: Mapping[str, Any],
     ) -> Call:
-        normalize = plain(_NAME, "normalize", normalize, FLAG)
+        normalize = plain(name, "normalize", normalize, FLAG)
         if scale is None:
             scale = 64.0 if normalize else 1.0
-        scale = plain(_NAME, "scale", scale, NUMBER)
+        scale = plain(name, "scale", scale, NUMBER)
         if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"{_NAME}: scale must be finite and > 0, got {scale}")
+            raise ValueError(f"{name}: scale must be finite and > 0, got {scale}")
         if chunk_rows is not None:
-            chunk_rows = plain(_NAME, "chunk_rows", chunk_rows, INTEGER)
+            chunk_rows = plain(name, "chunk_rows", chunk_rows, INTEGER)
             if chunk_rows < 1:
-                raise ValueError(f"{_NAME}: chunk_rows must be >= 1, got {chunk_rows}")
-        return Call(scale, normalize, chunk_rows, plain_settings(_NAME, settings))
+                raise ValueError(f"{name}: chunk_rows must be >= 1, got {chunk_rows}")
+        return Call(name, scale, normalize, chunk_rows, plain_settings(name, settings))
 
     def check(
         self, tensors: Sequence[Tensor], target: Tensor | None, classes: int | None = None
     ) -> None:
         """Raises for tensors that do not fit, or settings that no operator takes."""
-        check_network("student", *tensors[:2])
-        check_network("teacher", *tensors[2:])
-        check_call(tensors, target, classes, self.settings)
+        check_network(self.name, "student", *tensors[:2])
+        check_network(self.name, "teacher", *tensors[2:])
+        check_call(self.name, tensors, target, classes, self.settings)
 
 
 def run_linear(
     tensors: Sequence[Tensor], target: Tensor | None, call: Call, shard: Shard | None = None
 ) -> Tensor:
     """A checked call."""
+    leading = tensors[0].shape[:-1]
+    if len(leading) > 1:
+        rows = [x.flatten(0, -2) if k % 2 == 0 else x for k, x in enumerate(tensors)]
+        value = run_linear(rows, None if target is None else target.flatten(), call, shard)
+        return value.reshape(leading) if call.settings["reduction"] == "none" else value
     student_features, student_weight = tensors[:2]
     classes = student_weight.shape[0] if shard is None else shard.num_classes
     reduction = call.settings["reduction"]
@@ -131,8 +139,8 @@ def run_linear(
         with without_autocast(student_features):
             return reduce(plan, target, run(plan, tensors, target, (False, False))[0].rows)
     if reduction == "none":
-        value: Tensor = RowsLoss.apply(plan, target, *tensors)  # type: ignore[no-untyped-call]
-        return value
+        per_row: Tensor = RowsLoss.apply(plan, target, *tensors)  # type: ignore[no-untyped-call]
+        return per_row
     return with_gradients(plan, target, tensors)
 
 
@@ -163,9 +171,10 @@ def linear_loss(
     the forward sums the gradients; with "none" the backward makes every chunk again.
 
     Args:
-        student_features: [B, D_s], float16, bfloat16, float32 or float64.
+        student_features: [..., D_s], float16, bfloat16, float32 or float64. The leading dimensions
+            are rows.
         student_weight: [C, D_s], of the features' dtype.
-        teacher_features: [B, D_t]; must not require grad, nor must ``teacher_weight``.
+        teacher_features: [..., D_t]; must not require grad, nor must ``teacher_weight``.
         teacher_weight: [C, D_t], of the teacher's features' dtype. One device holds all.
         target: as in `gkd.loss`.
         scale: > 0, multiplies the logits; 64 unless given, or 1 with ``normalize=False``.
@@ -178,10 +187,10 @@ def linear_loss(
         **settings: as in `gkd.loss`.
 
     Returns:
-        A scalar, or [B] with reduction "none"; float32, or float64 where either network is. Logits
-        have the features' dtype, as a head's would: half ones are rounded. Under autocast they have
-        its dtype, while norms and the sums for the gradients are float32 and no weight is cast as a
-        whole. Differentiable once, with respect to student features and weight.
+        A scalar, or [...] with reduction "none"; float32, or float64 where either network is.
+        Logits have the features' dtype, as a head's would: half ones are rounded. Under autocast
+        they have its dtype, while norms and the sums for the gradients are float32 and no weight is
+        cast as a whole. Differentiable once, with respect to student features and weight.
 
     Raises:
         ValueError: a shape or a setting that does not fit, as in `gkd.loss`.
@@ -198,6 +207,6 @@ def linear_loss(
         torch.Size([100, 16])
     """
     tensors = (student_features, student_weight, teacher_features, teacher_weight)
-    call = Call.of(scale, normalize, chunk_rows, {**settings, "method": method})
+    call = Call.of("gkd.linear_loss", scale, normalize, chunk_rows, {**settings, "method": method})
     call.check(tensors, target)
     return run_linear(tensors, target, call)

@@ -7,9 +7,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self, Unpack
 
-from ._settings import DEFAULT_THRESHOLD
-from .functional import loss
+from ._settings import DEFAULT_THRESHOLD, LossSettings, takes_settings_of
+from .functional import checked_loss, loss
 
 #: Every keyword of gkd.loss: what a GKDLoss keeps.
 SETTINGS = tuple(
@@ -72,15 +73,96 @@ class GKDLoss(nn.Module):
         """The loss of a batch, as `gkd.loss` gives it.
 
         Args:
-            student_logits: [B, C].
-            teacher_logits: [B, C]; must not require grad.
-            target: [B], a class per row.
+            student_logits: [..., C].
+            teacher_logits: [..., C]; must not require grad.
+            target: [...], a class per row.
 
         Returns:
-            A scalar, or [B] with reduction "none".
+            A scalar, or [...] with reduction "none".
         """
         settings = {name: getattr(self, name) for name in SETTINGS}
-        return loss(student_logits, teacher_logits, target, **settings)
+        check_target = settings.pop("check_target")
+        return checked_loss(
+            "gkd.GKDLoss", student_logits, teacher_logits, target, check_target, settings
+        )
+
+    @classmethod
+    @takes_settings_of(loss)
+    def kd(cls, **settings: Unpack[LossSettings]) -> Self:
+        """Plain knowledge distillation (Hinton et al., arXiv 1503.02531): T^2 KL(p || q).
+
+        Args:
+            **settings: of `gkd.loss`.
+
+        Examples:
+            >>> criterion = gkd.GKDLoss.kd(temperature=2.0)
+            >>> value = criterion(torch.randn(4, 50), torch.randn(4, 50))
+        """
+        preset: LossSettings = {
+            "group_size": 0,  # the loss is the same for every group, and this one needs no search
+            "coupled": True,
+            "primary_weight": 1.0,
+            "binary_weight": 1.0,
+            "secondary_weight": 1.0,
+        }
+        preset.update(settings)
+        return cls(**preset)
+
+    @classmethod
+    @takes_settings_of(loss)
+    def dkd(cls, alpha: float = 1.0, beta: float = 8.0, **settings: Unpack[LossSettings]) -> Self:
+        """Decoupled Knowledge Distillation (Zhao et al., CVPR 2022): T^2 (alpha TCKD + beta NCKD).
+
+        Call it with a target, which alone is the primary group.
+
+        Args:
+            alpha: weight of TCKD, the target's probability against all others'.
+            beta: weight of NCKD, the other classes among themselves.
+            **settings: of `gkd.loss`.
+
+        Examples:
+            >>> criterion = gkd.GKDLoss.dkd(alpha=1.0, beta=8.0)
+            >>> value = criterion(torch.randn(2, 50), torch.randn(2, 50), torch.tensor([3, 0]))
+        """
+        preset: LossSettings = {
+            "group_size": 0,
+            "primary_weight": 0.0,
+            "binary_weight": alpha,
+            "secondary_weight": beta,
+        }
+        preset.update(settings)
+        return cls(**preset)
+
+    @classmethod
+    @takes_settings_of(loss)
+    def gdkd(
+        cls,
+        k: int,
+        top_weight: float = 1.0,
+        other_weight: float = 1.0,
+        **settings: Unpack[LossSettings],
+    ) -> Self:
+        """Generalized Decoupled Knowledge Distillation: the k largest logits against the rest.
+
+        Call it without a target. The KL between the two groups' masses has ``binary_weight``.
+
+        Args:
+            k: classes of the primary group.
+            top_weight: weight of the KL among the k classes.
+            other_weight: weight of the KL among all other classes.
+            **settings: of `gkd.loss`.
+
+        Examples:
+            >>> criterion = gkd.GKDLoss.gdkd(5, other_weight=2.0)
+            >>> value = criterion(torch.randn(2, 50), torch.randn(2, 50))
+        """
+        preset: LossSettings = {
+            "group_size": k,
+            "primary_weight": top_weight,
+            "secondary_weight": other_weight,
+        }
+        preset.update(settings)
+        return cls(**preset)
 
     def extra_repr(self) -> str:
         """The settings as the constructor takes them, the rarer ones only where they are set."""

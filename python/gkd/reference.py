@@ -11,6 +11,7 @@ in float32 lose their digits where student and teacher nearly agree.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from typing_extensions import Unpack
 from ._settings import (
     DEFAULT_THRESHOLD,
     LossSettings,
+    call_op,
     is_dtensor,
     plain_settings,
     takes_settings_of,
@@ -27,6 +29,7 @@ from ._settings import (
 from .functional import loss as operator_loss
 
 _INF = float("inf")
+_NAME = "gkd.reference.loss"
 
 
 #: Settings that the loss may be differentiated with respect to.
@@ -39,9 +42,11 @@ def _check(
     """The operator's own checks, on meta tensors, which no transform wraps; plain settings."""
     for argument, x in (("student_logits", student), ("teacher_logits", teacher)):
         if is_dtensor(x):
-            raise TypeError(f"gkd::loss: {argument} is a DTensor: pass {argument}.to_local()")
+            raise TypeError(f"{_NAME}: {argument} is a DTensor: pass {argument}.to_local()")
     if torch.is_grad_enabled() and teacher.requires_grad:
-        raise ValueError("gkd::loss: teacher needs no gradient; pass teacher.detach()")
+        raise ValueError(
+            f"{_NAME}: teacher_logits must not require grad; pass teacher_logits.detach()"
+        )
 
     def shadow(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -50,10 +55,9 @@ def _check(
         k: v.detach() if k in _DIFFERENTIABLE and isinstance(v, Tensor) else v
         for k, v in settings.items()
     }
-    plain = plain_settings("gkd::loss", values)
-    torch.ops.gkd._forward(
-        shadow(student), shadow(teacher), None if target is None else shadow(target), False, **plain
-    )
+    plain = plain_settings(_NAME, values)
+    shadows = (shadow(student), shadow(teacher), None if target is None else shadow(target))
+    call_op(_NAME, torch.ops.gkd._forward, *shadows, False, **plain)
     return plain
 
 
@@ -152,7 +156,7 @@ def loss(
             the loss is differentiable with respect to them too. The group is not.
 
     Returns:
-        A scalar, or [B] with reduction "none"; float32, or float64 where either input is.
+        A scalar, or [...] with reduction "none"; float32, or float64 where either input is.
 
     Examples:
         >>> student = torch.randn(2, 9, dtype=torch.float64, requires_grad=True)
@@ -165,6 +169,11 @@ def loss(
         value.reshape(()) if isinstance(value := settings.get(name), Tensor) else plain[name]
         for name in _DIFFERENTIABLE
     )
+    leading, classes = student_logits.shape[:-1], student_logits.shape[-1]
+    rows_of = (math.prod(leading), classes)
+    if target is not None:
+        target = target.reshape(rows_of[:1])
+    student_logits, teacher_logits = (x.reshape(rows_of) for x in (student_logits, teacher_logits))
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
@@ -206,6 +215,6 @@ def loss(
             rows = rows + (masses[g] * term if plain["coupled"] else term)
     rows = torch.where(ignored, 0.0, temperature**2 * rows)
     if plain["reduction"] == "none":
-        return rows
+        return rows.reshape(leading)
     total = rows.sum()
     return total if plain["reduction"] == "sum" else total / (~ignored).sum().clamp(min=1)

@@ -35,7 +35,7 @@ std::vector<Way> ways_of(const Problem& p) {
   std::vector<Way> ways = {{"sort", Method::kSort, {4}}, {"split", Method::kSelect, {4}}};
   struct Limits {
     const char* name;
-    LaunchStrategy regime;
+    LaunchStrategy strategy;
     int multiprocessors, cluster;
     bool cooperative;
   };
@@ -46,7 +46,7 @@ std::vector<Way> ways_of(const Problem& p) {
     std::vector<Way> found;
     for (std::size_t kib = 16; kib <= 220; ++kib) {
       const Device device{l.multiprocessors, kib << 10, l.cluster, l.cooperative};
-      if (strategy_of(p, device, Method::kSelect) == l.regime) {
+      if (strategy_of(p, device, Method::kSelect) == l.strategy) {
         found.push_back({l.name, Method::kSelect, device});
       }
     }
@@ -74,7 +74,7 @@ Outcome run_either(Case& c, const Way& way, bool with_loss) {
     target.write(c.target.data());
     p.target.data = target.get();
   }
-  const std::size_t wide = p.wide() ? 8 : 4, grad_bytes = bytes_of(p.student.dtype);
+  const std::size_t wide = p.compute_in_double() ? 8 : 4, grad_bytes = bytes_of(p.student.dtype);
   Buffer loss(rows * wide), grad_scale(wide), gradient(rows * classes * grad_bytes);
   Buffer size(rows * 8), mask(rows * classes);
   Buffer column[6] = {Buffer(rows * wide), Buffer(rows * wide), Buffer(rows * wide),
@@ -96,8 +96,8 @@ Outcome run_either(Case& c, const Way& way, bool with_loss) {
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 
   Outcome o;
-  o.loss = read_column(loss, p.wide(), p.reduction == Reduction::kNone ? rows : 1);
-  const double scale = read_column(grad_scale, p.wide(), 1)[0];
+  o.loss = read_column(loss, p.compute_in_double(), p.reduction == Reduction::kNone ? rows : 1);
+  const double scale = read_column(grad_scale, p.compute_in_double(), 1)[0];
   // Of each row's loss, whatever the reduction.
   double counted = 1;
   if (p.reduction == Reduction::kMean) {
@@ -109,7 +109,7 @@ Outcome run_either(Case& c, const Way& way, bool with_loss) {
     const double stored = get(p.student.dtype, raw.data() + k * grad_bytes);
     o.gradient.push_back(stored * scale * counted);
   }
-  for (int k = 0; k < 6; ++k) o.columns[k] = read_column(column[k], p.wide(), rows);
+  for (int k = 0; k < 6; ++k) o.columns[k] = read_column(column[k], p.compute_in_double(), rows);
   o.size = size.read<std::int64_t>(rows);
   o.mask = mask.read<char>(rows * classes);
   return o;
@@ -131,7 +131,8 @@ double cut_of(const Case& c, std::int64_t row) {
                                      : sorted[static_cast<std::size_t>(p.group_size) - 1];
   }
   if (p.threshold == 1) {
-    return p.wide() ? std::numeric_limits<double>::lowest() : std::numeric_limits<float>::lowest();
+    return p.compute_in_double() ? std::numeric_limits<double>::lowest()
+                                 : std::numeric_limits<float>::lowest();
   }
   long double total = 0, mass = 0;
   for (double r : sorted)

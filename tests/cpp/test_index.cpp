@@ -6,7 +6,9 @@
 #include <limits>
 #include <vector>
 
-#include "cuda/fused.h"
+#include "cuda/fused/plan.h"
+#include "cuda/launch.h"
+#include "cuda/multi_kernel/stages.h"
 #include "math/histogram.h"
 
 namespace gkd::cuda {
@@ -34,19 +36,21 @@ Problem problem_of(std::int64_t rows, std::int64_t classes, Dtype dtype = Dtype:
 
 /// Classes of a row around the ends of a tile, of int and of 32 bits.
 std::vector<std::int64_t> long_rows() {
-  return {kInt - kTile, kInt - 1, kInt, kInt + 1, kTwo32 - 1, kTwo32, kTwo32 + 1, 3 * kTwo32 + 7};
+  return {kInt - kTileClasses, kInt - 1, kInt,       kInt + 1,
+          kTwo32 - 1,          kTwo32,   kTwo32 + 1, 3 * kTwo32 + 7};
 }
 
 void expect_every_class_once(std::int64_t rows, std::int64_t classes, const Device& d) {
-  const Split s = split_rows(rows, classes, d);
+  const RowPartition s = partition_rows(rows, classes, d);
   SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(classes));
-  EXPECT_GE(s.parts, 1);
-  EXPECT_EQ(s.part_classes % kTile, 0);
-  EXPECT_GE(s.parts * s.part_classes, classes);        // the last class is somebody's
-  EXPECT_LT((s.parts - 1) * s.part_classes, classes);  // and nobody has none
+  EXPECT_GE(s.segments, 1);
+  EXPECT_EQ(s.segment_classes % kTileClasses, 0);
+  EXPECT_GE(s.segments * s.segment_classes, classes);        // the last class is somebody's
+  EXPECT_LT((s.segments - 1) * s.segment_classes, classes);  // and nobody has none
 }
 
-TEST(Index, Regression11PartsCoverRowsOfAlmost31Bits) {
+// Regression: pytorch#192007.
+TEST(Index, SegmentsCoverRowsOfAlmost31Bits) {
   for (int m : {1, 4, 132, 1000}) {
     for (std::int64_t classes : long_rows()) {
       for (std::int64_t rows : {1, 3, 1000}) expect_every_class_once(rows, classes, device_of(m));
@@ -54,7 +58,8 @@ TEST(Index, Regression11PartsCoverRowsOfAlmost31Bits) {
   }
 }
 
-TEST(Index, Regression10PartsCoverManyShortRows) {
+// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
+TEST(Index, SegmentsCoverManyShortRows) {
   for (std::int64_t rows : {kInt / 7, kInt, kTwo32 + 1}) {
     for (std::int64_t classes : {1, 2048, 2049}) {
       expect_every_class_once(rows, classes, device_of(132));
@@ -62,39 +67,44 @@ TEST(Index, Regression10PartsCoverManyShortRows) {
   }
 }
 
-TEST(Index, Regression11TilesOfLongRows) {
-  EXPECT_EQ(tiles_of(0), 1);
+// Regression: pytorch#192007.
+TEST(Index, TilesOfLongRows) {
+  EXPECT_EQ(num_tiles(0), 1);
   for (std::int64_t classes : long_rows()) {
-    EXPECT_GE(tiles_of(classes) * kTile, classes);
-    EXPECT_LT((tiles_of(classes) - 1) * kTile, classes);
+    EXPECT_GE(num_tiles(classes) * kTileClasses, classes);
+    EXPECT_LT((num_tiles(classes) - 1) * kTileClasses, classes);
   }
 }
 
-TEST(Index, Regression12OffsetsDoNotWrap) {
-  // The last part of the last row: what a kernel computes from its block and the split.
+// Regression: flashinfer#2937.
+TEST(Index, OffsetsDoNotWrap) {
+  // The last segment of the last row.
   for (std::int64_t classes : long_rows()) {
-    const Split s = split_rows(3, classes, device_of(132));
-    const std::int64_t block = 3 * s.parts - 1;
-    const std::int64_t row = block / s.parts, begin = block % s.parts * s.part_classes;
+    const RowPartition s = partition_rows(3, classes, device_of(132));
+    const std::int64_t block = 3 * s.segments - 1;
+    const std::int64_t row = s.row(block), begin = s.segment(block).begin;
+    EXPECT_EQ(s.segment(block).end, classes);
     EXPECT_EQ(row, 2);
     EXPECT_GT(row * classes + begin, row * classes - 1);
     EXPECT_LT(row * classes + begin, 3 * classes);
   }
 }
 
-TEST(Index, Regression13GridsOfManyRowsFit) {
+// Regression: flash-linear-attention#1080.
+TEST(Index, GridsOfManyRowsFit) {
   // A chunk's blocks are an unsigned: none may be lost.
   const Device d = device_of(132);
   for (std::int64_t classes : {std::int64_t(1), std::int64_t(4096), kInt}) {
     const Problem p = problem_of(kInt, classes);
     const std::int64_t rows = select_chunk_rows(p);
-    const Chunk chunk{0, rows, split_rows(rows, classes, d)};
-    EXPECT_EQ(std::int64_t(chunk.blocks()), rows * chunk.split.parts);
-    EXPECT_LE(rows * chunk.split.parts, kGridLimit);
+    const Chunk chunk{0, rows, partition_rows(rows, classes, d)};
+    EXPECT_EQ(std::int64_t(chunk.blocks()), rows * chunk.partition.segments);
+    EXPECT_LE(rows * chunk.partition.segments, kMaxGridBlocks);
   }
 }
 
-TEST(Index, Regression14ChunksBeginWhereTheLastEnded) {
+// Regression: cccl#2061, cub#459.
+TEST(Index, ChunksBeginWhereTheLastEnded) {
   const std::int64_t classes = 4096, rows = kTwo32 / classes + 5;
   const std::int64_t chunk_rows = select_chunk_rows(problem_of(rows, classes));
   std::int64_t next = 0, chunks = 0;
@@ -104,20 +114,23 @@ TEST(Index, Regression14ChunksBeginWhereTheLastEnded) {
   EXPECT_GT((rows - 1) * classes, kTwo32);
 }
 
-TEST(Index, Regression10PartsOfAnyChunkAreBounded) {
+// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
+TEST(Index, SegmentsOfAnyChunkAreBounded) {
   for (int m : {1, 132}) {
     for (std::int64_t classes : {std::int64_t(1), std::int64_t(100000), kInt, kTwo32}) {
       for (std::int64_t most : {std::int64_t(1), std::int64_t(500), kInt}) {
         for (std::int64_t rows : {std::int64_t(1), most / 2 + 1, most}) {
-          const std::int64_t parts = rows * split_rows(rows, classes, device_of(m)).parts;
-          EXPECT_LE(parts, most_parts(most, classes, device_of(m))) << rows << " x " << classes;
+          const std::int64_t segments = rows * partition_rows(rows, classes, device_of(m)).segments;
+          EXPECT_LE(segments, max_segments(most, classes, device_of(m)))
+              << rows << " x " << classes;
         }
       }
     }
   }
 }
 
-TEST(Index, Regression10ArenaPast4GiB) {
+// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
+TEST(Index, ArenaPast4GiB) {
   Arena arena(nullptr);
   EXPECT_EQ(arena.take<double>(static_cast<std::size_t>(kInt)), nullptr);
   EXPECT_EQ(arena.used(), std::size_t(8) * kInt + 8);  // up to a multiple of 256
@@ -125,14 +138,16 @@ TEST(Index, Regression10ArenaPast4GiB) {
   EXPECT_EQ(arena.used(), std::size_t(1) * 8 * kInt + 8 + 256);
 }
 
-TEST(Index, Regression11ListOfALongRowKeepsItsPlacesInAnInt) {
-  const std::size_t before = select_scratch_bytes<float>(problem_of(1, 16 * kListLimit), 1);
-  EXPECT_EQ(select_scratch_bytes<float>(problem_of(1, 64 * kListLimit), 1), before);
-  EXPECT_GE(before, std::size_t(4) * kListLimit);
-  EXPECT_LT(kListLimit, kInt);
+// Regression: pytorch#192007.
+TEST(Index, ListOfALongRowKeepsItsPlacesInAnInt) {
+  const std::size_t before = select_scratch_bytes<float>(problem_of(1, 16 * kMaxListedKeys), 1);
+  EXPECT_EQ(select_scratch_bytes<float>(problem_of(1, 64 * kMaxListedKeys), 1), before);
+  EXPECT_GE(before, std::size_t(4) * kMaxListedKeys);
+  EXPECT_LT(kMaxListedKeys, kInt);
 }
 
-TEST(Index, Regression10WorkspaceGrowsWithRowsAlone) {
+// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
+TEST(Index, WorkspaceGrowsWithRowsAlone) {
   const Device d = device_of(132);
   const std::size_t one = workspace_bytes(problem_of(1, kInt), d, Method::kSelect);
   const std::size_t many = workspace_bytes(problem_of(1 << 20, kInt), d, Method::kSelect);
@@ -141,17 +156,19 @@ TEST(Index, Regression10WorkspaceGrowsWithRowsAlone) {
   EXPECT_LE(many - one, states + (std::size_t(1) << 20));  // no [B, C] scratch
 }
 
-TEST(Index, Regression11LongRowsAreNoFusedKernels) {
+// Regression: pytorch#192007.
+TEST(Index, LongRowsAreNoFusedKernels) {
   for (std::int64_t classes : long_rows()) {
     const FusedPlan plan = plan_fused(problem_of(3, classes), device_of(132));
-    EXPECT_EQ(plan.regime, LaunchStrategy::kMultiKernel) << classes;
+    EXPECT_EQ(plan.strategy, LaunchStrategy::kMultiKernel) << classes;
   }
   const FusedPlan plan = plan_fused(problem_of(kInt, 1000), device_of(132));
-  EXPECT_EQ(plan.regime, LaunchStrategy::kBlock);
-  EXPECT_EQ(plan.teams, kInt);  // one block a row: the largest grid there is
+  EXPECT_EQ(plan.strategy, LaunchStrategy::kBlock);
+  EXPECT_EQ(plan.groups, kInt);  // one block a row: the largest grid there is
 }
 
-TEST(Index, Regression11BinsOfLongRows) {
+// Regression: pytorch#192007.
+TEST(Index, BinsOfLongRows) {
   for (std::int64_t classes : long_rows()) {
     const StopRule goal{true, 0.93, 0};
     const float reach = bin_reach(goal, classes, 0.f, -10.f, 1.f);

@@ -20,7 +20,7 @@ class Kernels : public testing::Test {
   }
 };
 
-double bound(const Problem& p) { return p.wide() ? 1e-12 : 2e-6; }
+double bound(const Problem& p) { return p.compute_in_double() ? 1e-12 : 2e-6; }
 
 /// Half an ulp of the gradient's dtype where it is narrower than the arithmetic, relative to the
 /// largest entry.
@@ -31,7 +31,7 @@ double rounding(const Problem& p) {
     case Dtype::kBFloat16:
       return 0.51 / 128;
     case Dtype::kFloat:
-      return p.wide() ? 0.51 / (1 << 23) : 0;
+      return p.compute_in_double() ? 0.51 / (1 << 23) : 0;
     default:
       return 0;
   }

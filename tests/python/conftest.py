@@ -11,9 +11,9 @@ EMULATED = torch.cuda.is_available() and torch.cuda.get_device_name() == "ptxemu
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
-# Examples of a law; make nightly picks its profile by --hypothesis-profile. On every change the
-# same ones, so that a failure is the change's and not the day's; at night fresh ones, printed so
-# that a failure can be repeated.
+# Examples of a property; tests/run.sh nightly picks its profile by --hypothesis-profile. On every
+# change the same ones, so that a failure is the change's and not the day's; at night fresh ones,
+# printed so that a failure can be repeated.
 hypothesis_settings.register_profile("change", max_examples=200, deadline=None, derandomize=True)
 hypothesis_settings.register_profile("emulated", max_examples=5, deadline=None, derandomize=True)
 hypothesis_settings.register_profile(
@@ -30,14 +30,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "products: needs matrix products on its device")
     config.addinivalue_line("markers", "large: gigabytes or minutes; runs with --large")
-    config.addinivalue_line("markers", "input(n): answers for an input of rows.py")
-    config.addinivalue_line("markers", "regression(source): answers for a regression of rows.py")
 
 
 def pytest_collection_modifyitems(config, items):
     no_device = pytest.mark.skip(reason="needs a CUDA device")
     no_products = pytest.mark.skip(reason="the emulated device has no cuBLAS")
-    too_large = pytest.mark.skip(reason="takes gigabytes or minutes: --large, make nightly")
+    too_large = pytest.mark.skip(reason="takes gigabytes or minutes: --large, tests/run.sh nightly")
     for item in items:
         if item.get_closest_marker("large") and not config.getoption("--large"):
             item.add_marker(too_large)

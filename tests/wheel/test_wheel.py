@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # The operator, its registration with torch (opcheck, compile), and the module.
-QUICK = ("test_loss.py", "test_library.py", "test_module.py")
-HELPERS = ("conftest.py", "cases.py", "oracle.py")
+QUICK = ("loss/test_loss.py", "autograd/test_compile_and_export.py", "package/test_module.py")
+HELPERS = ("conftest.py", "support/cases.py", "support/oracle.py")
 
 
 @pytest.fixture(scope="module")

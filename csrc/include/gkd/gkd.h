@@ -1,7 +1,8 @@
 // gkd: Grouped Knowledge Distillation (Zhao et al., AAAI 2023, arXiv 2304.04462) for LibTorch.
 //
-// Logits are [B, C], float16, bfloat16, float32 or float64, on one CPU or CUDA device; student and
-// teacher dtypes may differ and any strides are accepted. Targets are int64 or int32 [B].
+// Logits are [..., C], float16, bfloat16, float32 or float64, on one CPU or CUDA device; their
+// leading dimensions are rows, student and teacher dtypes may differ, any strides are accepted.
+// Targets are int64 or int32 [...].
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,7 +16,7 @@
 
 namespace gkd {
 
-/// The GKD loss: a scalar, or [B] with reduction "none". float32, float64 for float64 logits.
+/// The GKD loss: a scalar, or [...] with reduction "none". float32, float64 for float64 logits.
 /// Differentiable once with respect to `student_logits`. Throws c10::ValueError, c10::TypeError,
 /// c10::IndexError or c10::Error naming the argument. A target out of bounds throws on the CPU; on
 /// a device its row is NaN, loss and gradient, unless `check_target` asks for the exception.
@@ -31,8 +32,8 @@ struct Shard {
   std::int64_t world_size = 1;   ///< ranks in it
 };
 
-/// `loss` of [B, num_classes] logits, of which this rank holds [B, C_r]; C_r may be 0. Every rank
-/// of the group calls it with the same rows, settings and targets, which count from class 0 of the
+/// `loss` of [..., num_classes] logits, of which this rank holds [..., C_r]; C_r may be 0. Every
+/// rank of the group calls it with the same rows, settings and targets, which count from class 0 of the
 /// whole row, and gets the same loss and its own slice's gradient. `method` and `check_target` are
 /// not used: a target out of bounds makes its row NaN. Nothing is compared between ranks; see
 /// gkd.distributed.loss in Python for that and for the collectives.
@@ -40,7 +41,7 @@ GKD_API at::Tensor sharded_loss(const at::Tensor& student_shard, const at::Tenso
                                 const std::optional<at::Tensor>& target, const Shard& shard,
                                 const LossOptions& options = {});
 
-/// Per-row diagnostics, each [B]; NaN in a row that holds NaN or +inf, or that is ignored.
+/// Per-row diagnostics, each [...]; NaN in a row that holds NaN or +inf, or that is ignored.
 struct Group {
   at::Tensor size;          ///< int64, classes in the primary group
   at::Tensor mass_teacher;  ///< P
@@ -49,7 +50,7 @@ struct Group {
   at::Tensor primary;       ///< Primary-KD, unweighted, without T^2
   at::Tensor binary;        ///< Binary-KD
   at::Tensor secondary;     ///< Secondary-KD
-  at::Tensor mask;          ///< bool [B, C] when asked for, else [0]
+  at::Tensor mask;          ///< bool [..., C] when asked for, else [0]
 };
 
 /// Diagnostics of the grouping that `loss` would use with the same options.

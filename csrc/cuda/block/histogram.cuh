@@ -1,0 +1,206 @@
+// Selection: finding a row's cut without sorting it. These are block-wide steps that one block, a
+// group of blocks, or one kernel after another call; the callers differ in how partial results are
+// combined, never in what is counted.
+//
+//   extremes      the largest and smallest ranking logit
+//   counts        int32 counts by bin (math/histogram.h), then the window: the bins that must hold
+//                 the cut
+//   weights       the exact weight of all classes and of those above the window; the range of the
+//                 window's keys
+//   radix passes  exact weights of the window's classes by key, 2,048 bins at a time
+//                 (radix_select.cuh), until a bin is one key: the cut
+//
+// All sums are of integers, so nothing depends on the order of threads or blocks.
+#pragma once
+
+#include <cub/block/block_scan.cuh>
+
+#include "cuda/block/load_store.cuh"
+#include "cuda/block/radix_select.cuh"
+#include "cuda/cub.h"
+#include "cuda/partition.h"
+
+namespace gkd::cuda {
+
+/// The largest and smallest logit of a segment.
+template <class T>
+struct Extremes {
+  T high = -std::numeric_limits<T>::infinity(), low = std::numeric_limits<T>::infinity();
+};
+
+struct MergeExtremes {
+  template <class T>
+  __device__ __forceinline__ Extremes<T> operator()(Extremes<T> x, const Extremes<T>& y) const {
+    x.high = y.high > x.high ? y.high : x.high;
+    x.low = y.low < x.low ? y.low : x.low;
+    return x;
+  }
+};
+
+/// The window: the bins that must hold the cut.
+struct BinRange {
+  int first, last;
+
+  __device__ __forceinline__ bool holds(int bin) const { return bin >= first && bin <= last; }
+};
+
+/// The weight of all classes and of those above the window.
+template <class T>
+struct WeightSums {
+  unsigned long long total = 0, above = 0;
+  KeyOf<T> high = 0, low = ~KeyOf<T>(0);  ///< of the window's keys
+};
+
+struct MergeWeightSums {
+  template <class T>
+  __device__ __forceinline__ WeightSums<T> operator()(WeightSums<T> x,
+                                                      const WeightSums<T>& y) const {
+    x.total += y.total;
+    x.above += y.above;
+    x.high = y.high > x.high ? y.high : x.high;
+    x.low = y.low < x.low ? y.low : x.low;
+    return x;
+  }
+};
+
+/// Calls visit(r) for every ranking logit of a segment, kItems loads at a time.
+template <class T, int kThreads, class Loader, class Visit>
+__device__ __forceinline__ void for_each_rank(const Loader& loader, Segment segment,
+                                              bool by_student, Visit visit) {
+  for (std::int64_t first = segment.begin + threadIdx.x; first < segment.end;
+       first += kItems * kThreads) {
+    T r[kItems];
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const std::int64_t j = first + k * kThreads;
+      if (j < segment.end) r[k] = loader.rank(j, by_student);
+    }
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      if (first + k * kThreads < segment.end) visit(r[k]);
+    }
+  }
+}
+
+/// A thread's extremes; NaN is skipped.
+template <class T, int kThreads, class Loader>
+__device__ __forceinline__ Extremes<T> thread_extremes(const Loader& loader, Segment segment,
+                                                       bool by_student) {
+  Extremes<T> e;
+  for_each_rank<T, kThreads>(loader, segment, by_student, [&](T r) {
+    e.high = r > e.high ? r : e.high;
+    // -inf cannot bound the bins; in a selection by size it falls into the last one.
+    e.low = r < e.low && r > -std::numeric_limits<T>::infinity() ? r : e.low;
+  });
+  return e;
+}
+
+template <class T>
+__device__ __forceinline__ Bins<T> bins_of(const Problem& p, Extremes<T> e, T inv_temperature) {
+  return {e.high, inv_temperature,
+          bin_reach(stop_rule(p.selection()), p.row_classes(), e.high, e.low, inv_temperature)};
+}
+
+template <class T>
+__device__ __forceinline__ ClassWeight<T> class_weight(const Problem& p, T high,
+                                                       T inv_temperature) {
+  return {p.group_size < 0, high, inv_temperature, static_cast<T>(mass_scale(p.row_classes()))};
+}
+
+/// Adds a segment's counts by bin. The last bin, which holds most of a peaked row, is not counted:
+/// its count is the row's classes minus all others.
+template <class T, int kThreads, class Loader>
+__device__ __forceinline__ void count_segment(const Loader& loader, Segment segment,
+                                              bool by_student, const Bins<T>& bins, int* counts) {
+  for_each_rank<T, kThreads>(loader, segment, by_student, [&](T r) {
+    const int bin = bins.of(r);
+    if (bin < kBins - 1) atomicAdd(&counts[bin], 1);
+  });
+}
+
+/// Bounds of the mass, and the number of classes, in all bins up to one.
+struct PrefixSums {
+  double upper, lower;
+  long long count;
+};
+
+struct AddPrefixSums {
+  __device__ __forceinline__ PrefixSums operator()(PrefixSums x, const PrefixSums& y) const {
+    return {x.upper + y.upper, x.lower + y.lower, x.count + y.count};
+  }
+};
+
+template <int kThreads>
+struct WindowStorage {
+  typename cub::BlockScan<PrefixSums, kThreads>::TempStorage scan;
+  int first, last;
+};
+
+/// The window from the counts in counts[0, kBins - 1), block-wide: every thread gets it. It never
+/// misses the cut: its first bin is the earliest at which the rule can be met, its last one the
+/// earliest at which it must be.
+template <class T, int kThreads>
+__device__ BinRange find_window(const int* counts, const StopRule& rule, const Bins<T>& bins,
+                                std::int64_t classes, WindowStorage<kThreads>& storage) {
+  constexpr int kBinsPerThread = kBins / kThreads;
+  static_assert(kBins % kThreads == 0, "every thread scans the same number of bins");
+  if (threadIdx.x == 0) {
+    storage.first = kBins - 1;
+    storage.last = kBins - 1;
+  }
+  PrefixSums prefix[kBinsPerThread], total;
+  const int begin = threadIdx.x * kBinsPerThread;
+#pragma unroll
+  for (int k = 0; k < kBinsPerThread; ++k) {
+    const int bin = begin + k;
+    const long long count = bin < kBins - 1 ? counts[bin] : 0;
+    const double c = static_cast<double>(count);
+    prefix[k] = {rule.by_mass ? c * bins.weight(bin) * (1 + kBinTolerance) : 0.0,
+                 rule.by_mass ? c * bins.weight(bin + 1) * (1 - kBinTolerance) : 0.0, count};
+  }
+  cub::BlockScan<PrefixSums, kThreads>(storage.scan)
+      .InclusiveScan(prefix, prefix, AddPrefixSums{}, total);
+  __syncthreads();  // the window's first values are written before any thread lowers them
+  const double tail = static_cast<double>(classes - total.count) * bins.weight(kBins - 1);
+  const double least = rule.threshold * total.lower;
+  const double most = rule.threshold * (total.upper + tail * (1 + kBinTolerance));
+#pragma unroll
+  for (int k = kBinsPerThread - 1; k >= 0; --k) {
+    const bool may = rule.by_mass
+                         ? prefix[k].upper >= least
+                         : static_cast<std::uint64_t>(prefix[k].count) >= rule.target_count;
+    const bool must = rule.by_mass ? prefix[k].lower >= most : may;
+    if (begin + k == kBins - 1) continue;  // the initial values name the last bin already
+    if (may) atomicMin(&storage.first, begin + k);
+    if (must) atomicMin(&storage.last, begin + k);
+  }
+  __syncthreads();  // both ends are known
+  return {storage.first, storage.last};
+}
+
+/// A thread's weight sums. The window's keys are appended to list[0, capacity) while there is room;
+/// *num_listed counts all of them.
+template <class T, int kThreads, class Loader>
+__device__ __forceinline__ WeightSums<T> weigh_segment(const Loader& loader, Segment segment,
+                                                       bool by_student, const Bins<T>& bins,
+                                                       const ClassWeight<T>& weight,
+                                                       const Keys<T>& keys, BinRange window,
+                                                       KeyOf<T>* list, int capacity,
+                                                       int* num_listed) {
+  WeightSums<T> sums;
+  for_each_rank<T, kThreads>(loader, segment, by_student, [&](T r) {
+    const int bin = bins.of(r);
+    const unsigned long long w = weight.of(r);
+    sums.total += w;
+    sums.above += bin < window.first ? w : 0;
+    if (!window.holds(bin)) return;
+    const KeyOf<T> key = keys.of(r);
+    sums.high = key > sums.high ? key : sums.high;
+    sums.low = key < sums.low ? key : sums.low;
+    const int index = atomicAdd(num_listed, 1);
+    if (index < capacity) list[index] = key;
+  });
+  return sums;
+}
+
+}  // namespace gkd::cuda

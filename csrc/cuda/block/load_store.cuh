@@ -1,0 +1,86 @@
+// Loaders read a class's two logits, for one combination of dtypes and strides, and write its
+// gradient.
+//
+// The same thread reads class j for all strides and alignments, so strided and unaligned inputs
+// give bit-identical results. Consecutive threads read consecutive classes.
+#pragma once
+
+#include "cuda/dtype.cuh"
+#include "cuda/problem.h"
+
+namespace gkd::cuda {
+
+/// Both inputs have one dtype and are contiguous along the classes.
+template <class T, class Elem>
+struct ContiguousLoader {
+  const Elem *student, *teacher;
+
+  __device__ __forceinline__ ContiguousLoader(const Problem& p, std::int64_t row)
+      : student(static_cast<const Elem*>(p.student.data) + row * p.student.row_stride),
+        teacher(static_cast<const Elem*>(p.teacher.data) + row * p.teacher.row_stride) {}
+
+  __device__ __forceinline__ void load(std::int64_t j, T* s, T* u) const {
+    *s = load_as<T>(student[j]);
+    *u = load_as<T>(teacher[j]);
+  }
+  __device__ __forceinline__ T rank(std::int64_t j, bool by_student) const {
+    return load_as<T>((by_student ? student : teacher)[j]);
+  }
+  __device__ __forceinline__ void store(void* gradient, std::int64_t index, T value) const {
+    store_as(value, static_cast<Elem*>(gradient) + index);
+  }
+};
+
+/// One logit of any dtype.
+template <class T>
+__device__ __forceinline__ T load_any(const Matrix& m, std::int64_t index) {
+  return with_dtype(m.dtype, [&](auto elem) {
+    return load_as<T>(static_cast<const decltype(elem)*>(m.data)[index]);
+  });
+}
+
+/// Any strides, and dtypes that may differ.
+template <class T>
+struct StridedLoader {
+  Matrix student, teacher;
+  std::int64_t student_row, teacher_row;
+
+  __device__ __forceinline__ StridedLoader(const Problem& p, std::int64_t row)
+      : student(p.student),
+        teacher(p.teacher),
+        student_row(row * p.student.row_stride),
+        teacher_row(row * p.teacher.row_stride) {}
+
+  __device__ __forceinline__ void load(std::int64_t j, T* s, T* u) const {
+    *s = load_any<T>(student, student_row + j * student.col_stride);
+    *u = load_any<T>(teacher, teacher_row + j * teacher.col_stride);
+  }
+  __device__ __forceinline__ T rank(std::int64_t j, bool by_student) const {
+    return by_student ? load_any<T>(student, student_row + j * student.col_stride)
+                      : load_any<T>(teacher, teacher_row + j * teacher.col_stride);
+  }
+  __device__ __forceinline__ void store(void* gradient, std::int64_t index, T value) const {
+    with_dtype(student.dtype, [&](auto elem) {
+      using Elem = decltype(elem);
+      if constexpr (sizeof(Elem) <= sizeof(T)) {  // a double student makes the arithmetic double
+        store_as(value, static_cast<Elem*>(gradient) + index);
+      }
+    });
+  }
+};
+
+/// Calls run(tag) with a null pointer of the loader for a problem whose arithmetic is in T.
+template <class T, class Run>
+cudaError_t with_loader(const Problem& p, Run run) {
+  if (!p.is_contiguous()) return run(static_cast<StridedLoader<T>*>(nullptr));
+  return with_dtype(p.student.dtype, [&](auto elem) -> cudaError_t {
+    using Elem = decltype(elem);
+    if constexpr (std::is_same_v<Arithmetic<Elem>, T>) {
+      return run(static_cast<ContiguousLoader<T, Elem>*>(nullptr));
+    } else {
+      return cudaErrorInvalidValue;  // equal dtypes decide the arithmetic
+    }
+  });
+}
+
+}  // namespace gkd::cuda

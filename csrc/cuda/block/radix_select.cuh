@@ -1,0 +1,61 @@
+// The radix search for a row's cut among ordered keys (math/radix_select.h), as a block's steps:
+// add a key to the histogram, and refine the search to the bin where the group is complete.
+#pragma once
+
+#include <cub/block/block_scan.cuh>
+
+#include "cuda/cub.h"
+#include "cuda/tuning.h"
+#include "math/radix_select.h"
+
+namespace gkd::cuda {
+
+/// Adds one class's weight to its bin, unless the search has excluded its key.
+template <class T>
+__device__ __forceinline__ void add_to_histogram(const RadixSearch<T>& search, int shift,
+                                                 const Keys<T>& keys, const ClassWeight<T>& weight,
+                                                 KeyOf<T> key, unsigned long long* histogram) {
+  if (!search.holds(key)) return;
+  atomicAdd(&histogram[search.bin(key, shift)],
+            static_cast<unsigned long long>(weight.of(keys.logit(key))));
+}
+
+template <int kThreads>
+struct RefineStorage {
+  typename cub::BlockScan<unsigned long long, kThreads>::TempStorage scan;
+  int bin;
+  unsigned long long above;
+};
+
+/// Refines a search to the bin where the rule is met, block-wide: every thread gets the result.
+template <class T, int kThreads>
+__device__ RadixSearch<T> refine_search(const unsigned long long* histogram, const StopRule& rule,
+                                        RadixSearch<T> search, RefineStorage<kThreads>& storage) {
+  constexpr int kBinsPerThread = kBins / kThreads;
+  const int shift = search.bin_bits();
+  // The fallback is the lowest key's bin: rounding or a NaN can keep the rule unmet in every bin.
+  if (threadIdx.x == 0) storage.bin = search.bin(search.low, shift);
+  unsigned long long prefix[kBinsPerThread];
+  const int begin = threadIdx.x * kBinsPerThread;
+#pragma unroll
+  for (int k = 0; k < kBinsPerThread; ++k) prefix[k] = histogram[begin + k];
+  cub::BlockScan<unsigned long long, kThreads>(storage.scan).InclusiveSum(prefix, prefix);
+  __syncthreads();  // the fallback is written before any thread lowers it
+#pragma unroll
+  for (int k = kBinsPerThread - 1; k >= 0; --k) {
+    if (rule.is_met(search.above + prefix[k], search.total)) atomicMin(&storage.bin, begin + k);
+  }
+  if (threadIdx.x == 0) storage.above = 0;
+  __syncthreads();  // the bin is known
+  const int bin = storage.bin;
+#pragma unroll
+  for (int k = 0; k < kBinsPerThread; ++k) {
+    if (begin + k == bin - 1) storage.above = prefix[k];
+  }
+  __syncthreads();  // the weight above the bin is known
+  const RadixSearch<T> next = search.refined(bin, shift, storage.above);
+  __syncthreads();  // every thread has read the storage before it is reused
+  return next;
+}
+
+}  // namespace gkd::cuda

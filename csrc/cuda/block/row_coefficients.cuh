@@ -1,0 +1,89 @@
+// From the moments of a row's segments to the coefficients of its gradient pass, and from the KL
+// sums of that pass to its loss.
+#pragma once
+
+#include <cub/warp/warp_reduce.cuh>
+
+#include "cuda/buffers.h"
+#include "cuda/cub.h"
+#include "cuda/tuning.h"
+
+namespace gkd::cuda {
+
+struct MergeMoments {
+  double inv_temperature;
+  __device__ GroupMoments<double> operator()(GroupMoments<double> x,
+                                             const GroupMoments<double>& y) const {
+    x.merge(y, inv_temperature);
+    return x;
+  }
+};
+
+using MergeStorage = cub::WarpReduce<GroupMoments<double>>::TempStorage;
+
+/// One warp merges the moments segment_at(0) to segment_at(count - 1) of a row, in an order that
+/// `count` alone decides. Valid in lane 0.
+template <class SegmentAt>
+__device__ SegmentMoments merge_moments(const Problem& p, SegmentAt segment_at, std::int64_t count,
+                                        MergeStorage& storage) {
+  const int lane = threadIdx.x % kWarp;
+  const MergeMoments merge{1 / p.weights.temperature};
+  SegmentMoments row{};
+  int invalid = 0;
+  for (std::int64_t segment = lane; segment < count; segment += kWarp) {
+    const SegmentMoments m = segment_at(segment);
+    invalid |= m.invalid;
+    for (int g = 0; g < 2; ++g) row.group[g] = merge(row.group[g], m.group[g]);
+  }
+  for (int g = 0; g < 2; ++g) {
+    row.group[g] = cub::WarpReduce<GroupMoments<double>>(storage).Reduce(row.group[g], merge);
+    __syncwarp();  // the second reduction reuses the first one's memory
+  }
+  row.invalid = __any_sync(~0u, invalid);
+  return row;
+}
+
+/// Sets a row's coefficients, and its kind if it is invalid, from the moments of the whole row; one
+/// thread. `weight` is the reduction's factor.
+template <class T>
+__device__ RowReport set_coefficients(const Problem& p, const SegmentMoments& moments,
+                                      double weight, RowState<T>* row) {
+  RowReport report;
+  const auto& group = moments.group;
+  const bool no_teacher = group[0].sum_teacher == 0 && group[1].sum_teacher == 0;
+  const bool no_student = group[0].sum_student == 0 && group[1].sum_student == 0;
+  if (moments.invalid || no_teacher || no_student) {
+    row->kind = RowKind::kInvalid;
+    return report;
+  }
+  report.summary = row_coefficients(group, p.weights, row->coef);
+  report.size = group[0].count;
+  const T scale = static_cast<T>(p.grad_scale(weight).forward);
+  for (int g = 0; g < 2; ++g) {
+    row->coef[g].coef_q *= scale;
+    row->coef[g].coef_diff *= scale;
+  }
+  return report;
+}
+
+/// merge_moments(), then set_coefficients(), by one warp; the report is valid in lane 0.
+template <class T, class SegmentAt>
+__device__ RowReport merge_into_row(const Problem& p, SegmentAt segment_at, std::int64_t count,
+                                    double weight, RowState<T>* row, MergeStorage& storage) {
+  const SegmentMoments moments = merge_moments(p, segment_at, count, storage);
+  RowReport report;
+  if (threadIdx.x % kWarp == 0) report = set_coefficients(p, moments, weight, row);
+  return report;
+}
+
+/// Completes a report with the KL sums of the whole row.
+__device__ inline void finalize_row(const Problem& p, RowKind kind, SegmentKl kl,
+                                    RowReport* report) {
+  report->primary = kl.group[0];
+  report->secondary = kl.group[1];
+  report->loss = row_loss(report->summary, p.weights, kl.group[0], kl.group[1]);
+  if (kind == RowKind::kIgnored) report->loss = 0;
+  if (kind == RowKind::kInvalid) report->loss = std::numeric_limits<double>::quiet_NaN();
+}
+
+}  // namespace gkd::cuda

@@ -1,0 +1,56 @@
+// The shared memory of a fused block: fixed storage, then the block's segment of the student row
+// and of the teacher row.
+#pragma once
+
+#include "cuda/block/histogram.cuh"
+#include "cuda/block/moments.cuh"
+#include "cuda/block/row_coefficients.cuh"
+#include "cuda/fused/block_group.cuh"
+
+namespace gkd::cuda {
+
+/// All shared memory but the segments.
+template <class T, class BlockGroup, int kThreads>
+struct FusedStorage {
+  union {
+    int counts[kBins];
+    unsigned long long histogram[kBins];
+  };
+  KeyOf<T> list[kFusedListedKeys];
+  union {
+    typename cub::BlockReduce<Extremes<T>, kThreads>::TempStorage extremes;
+    typename cub::BlockReduce<WeightSums<T>, kThreads>::TempStorage weights;
+    WindowStorage<kThreads> window;
+    RefineStorage<kThreads> refine;
+    MomentsStorage<T, kThreads> moments;
+    MergeStorage merge;
+    KlStorage<kThreads> kl;
+  } temp;
+  GroupStorage<BlockGroup::kMaxBlocks> group;
+  RowState<T> row;
+  RowReport report;
+  int num_listed;
+};
+
+/// Sizes of a fused block's shared memory.
+template <class Elem, class BlockGroup>
+struct FusedLayout {
+  using Storage = FusedStorage<Arithmetic<Elem>, BlockGroup, kFusedThreads>;
+  /// Where the segments begin.
+  static constexpr std::size_t kSegmentOffset = align_up(sizeof(Storage), kVectorBytes);
+
+  /// Bytes of one input's segment, with room for any offset modulo a vector.
+  GKD_HD static constexpr std::size_t segment_bytes(std::int64_t classes) {
+    return align_up(static_cast<std::size_t>(classes) * sizeof(Elem) + kVectorBytes, kVectorBytes);
+  }
+  static std::size_t shared_bytes(std::int64_t classes) {
+    return kSegmentOffset + 2 * segment_bytes(classes);
+  }
+  /// The longest segment that fits `bytes` of shared memory; negative: none.
+  static std::int64_t max_segment_classes(std::size_t bytes) {
+    const auto room = static_cast<std::int64_t>(bytes) - static_cast<std::int64_t>(kSegmentOffset);
+    return (room / 2 - 2 * kVectorBytes) / static_cast<std::int64_t>(sizeof(Elem));
+  }
+};
+
+}  // namespace gkd::cuda

@@ -1,0 +1,212 @@
+// Targets before the passes over the rows; the reduced loss, the diagnostics and the backward's
+// scaling after them.
+#include <cub/block/block_reduce.cuh>
+
+#include "cuda/block/load_store.cuh"
+#include "cuda/cub.h"
+#include "cuda/launch.h"
+#include "cuda/row_ops.h"
+#include "math/cut.h"
+
+namespace gkd::cuda {
+namespace {
+
+/// One block for all rows, so that the count needs no second kernel and no atomics.
+template <class T>
+__global__ void targets_kernel(Problem p, RowState<T>* state, T* weight, T* grad_scale) {
+  using Reduce = cub::BlockReduce<long long, kRowsThreads>;
+  __shared__ typename Reduce::TempStorage storage;
+  long long counted = 0;
+  for (std::int64_t row = threadIdx.x; row < p.rows; row += kRowsThreads) {
+    RowKind kind = RowKind::kCounted;
+    std::int64_t target = -1;  // no target, or the target belongs to another shard
+    if (p.target.data != nullptr) {
+      const std::int64_t at = row * p.target.stride;
+      const std::int64_t value = p.target.is_int32
+                                     ? static_cast<const std::int32_t*>(p.target.data)[at]
+                                     : static_cast<const std::int64_t*>(p.target.data)[at];
+      if (value == p.target.ignore_index) {
+        kind = RowKind::kIgnored;
+      } else if (value < 0 || value >= p.row_classes()) {
+        kind = RowKind::kInvalid;  // reported as NaN; never used as an index
+      } else {
+        target = value - p.class_start;
+      }
+    }
+    state[row].kind = kind;
+    state[row].target = target;
+    counted += kind != RowKind::kIgnored;
+  }
+  counted = Reduce(storage).Sum(counted);
+  if (threadIdx.x != 0) return;
+  const bool mean = p.reduction == Reduction::kMean;
+  *weight = mean ? T(1) / static_cast<T>(counted > 0 ? counted : 1) : T(1);
+  if (grad_scale != nullptr) *grad_scale = static_cast<T>(p.grad_scale(*weight).backward);
+}
+
+template <class T>
+__global__ void constant_cut_kernel(std::int64_t rows, RowState<T>* state, T cut) {
+  const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (row < rows) state[row].cut = cut;
+}
+
+template <class T>
+__global__ void row_losses_kernel(std::int64_t rows, const RowReport* report, T* loss) {
+  const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (row < rows) loss[row] = static_cast<T>(report[row].loss);
+}
+
+/// One block: the order of the sum depends on the number of rows alone.
+template <class T>
+__global__ void total_loss_kernel(std::int64_t rows, const RowReport* report, const T* weight,
+                                  T* loss) {
+  using Reduce = cub::BlockReduce<double, kRowsThreads>;
+  __shared__ typename Reduce::TempStorage storage;
+  double sum = 0;
+  for (std::int64_t row = threadIdx.x; row < rows; row += kRowsThreads) sum += report[row].loss;
+  sum = Reduce(storage).Sum(sum);
+  if (threadIdx.x == 0) *loss = static_cast<T>(sum * static_cast<double>(*weight));
+}
+
+template <class T>
+__global__ void columns_kernel(std::int64_t rows, const RowState<T>* state, const RowReport* report,
+                               GroupColumns c) {
+  const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (row >= rows) return;
+  const RowReport r = report[row];
+  const bool counted = state[row].kind == RowKind::kCounted;
+  auto write = [&](void* column, double value) {
+    static_cast<T*>(column)[row] =
+        counted ? static_cast<T>(value) : std::numeric_limits<T>::quiet_NaN();
+  };
+  c.size[row] = counted ? r.size : 0;
+  write(c.mass_teacher, r.summary.p);
+  write(c.mass_student, r.summary.q);
+  write(c.cut, static_cast<double>(state[row].cut));
+  write(c.primary, r.primary);
+  write(c.binary, r.summary.binary);
+  write(c.secondary, r.secondary);
+}
+
+template <class T>
+__global__ void mask_kernel(Problem p, Chunk chunk, const RowState<T>* state, bool* mask) {
+  const std::int64_t row = chunk.first_row + chunk.partition.row(blockIdx.x);
+  const Segment segment = chunk.partition.segment(blockIdx.x);
+  const RowState<T>& r = state[row];
+  const Matrix ranking = p.ranking();
+  for (std::int64_t j = segment.begin + threadIdx.x; j < segment.end; j += kPassThreads) {
+    const T rank = load_any<T>(ranking, row * ranking.row_stride + j * ranking.col_stride);
+    mask[row * p.classes + j] = r.kind == RowKind::kCounted && in_primary(rank, r.cut, j, r.target);
+  }
+}
+
+/// T: the type of grad_output, grad_scale and the product.
+template <class T, class Elem>
+__global__ void scale_kernel(ScaleCall c, Chunk chunk) {
+  const std::int64_t row = chunk.first_row + chunk.partition.row(blockIdx.x);
+  const Segment segment = chunk.partition.segment(blockIdx.x);
+  const T* grad_output = static_cast<const T*>(c.grad_output);
+  const T factor = static_cast<T>(static_cast<double>(grad_output[row * c.grad_output_stride]) *
+                                  static_cast<double>(*static_cast<const T*>(c.grad_scale)));
+  const Elem* gradient = static_cast<const Elem*>(c.gradient) + row * c.classes;
+  Elem* out = static_cast<Elem*>(c.out) + row * c.classes;
+  if (out == gradient && factor == T(1)) return;  // nothing changes
+  for (std::int64_t first = segment.begin + threadIdx.x; first < segment.end;
+       first += kItems * kPassThreads) {
+    T value[kItems];  // every load before the first store: kItems of them are in flight
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const std::int64_t j = first + k * kPassThreads;
+      if (j < segment.end) value[k] = load_as<T>(gradient[j]);
+    }
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const std::int64_t j = first + k * kPassThreads;
+      if (j < segment.end) store_as(value[k] * factor, out + j);
+    }
+  }
+}
+
+/// Calls launch(chunk) for chunks of rows whose segments fit a grid.
+template <class Launch>
+cudaError_t for_each_chunk(std::int64_t rows, std::int64_t classes, const Device& device,
+                           Launch launch) {
+  const RowPartition partition = partition_rows(rows, classes, device);
+  const std::int64_t chunk_rows = kMaxGridBlocks / partition.segments;
+  for (std::int64_t row = 0; row < rows; row += chunk_rows) {
+    launch(Chunk{row, std::min(chunk_rows, rows - row), partition});
+    GKD_TRY(cudaGetLastError());
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t read_targets(const Problem& p, RowState<T>* state, T* weight, T* grad_scale,
+                         cudaStream_t stream) {
+  targets_kernel<T><<<1, kRowsThreads, 0, stream>>>(p, state, weight, grad_scale);
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t fill_cuts(const Problem& p, RowState<T>* state, T cut, cudaStream_t stream) {
+  constant_cut_kernel<T>
+      <<<num_blocks(p.rows, kPassThreads), kPassThreads, 0, stream>>>(p.rows, state, cut);
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t reduce_loss(const Problem& p, const RowReport* report, const T* weight, T* loss,
+                        cudaStream_t stream) {
+  if (p.reduction == Reduction::kNone) {
+    row_losses_kernel<T>
+        <<<num_blocks(p.rows, kPassThreads), kPassThreads, 0, stream>>>(p.rows, report, loss);
+  } else {
+    total_loss_kernel<T><<<1, kRowsThreads, 0, stream>>>(p.rows, report, weight, loss);
+  }
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t write_group(const Problem& p, const RowState<T>* state, const RowReport* report,
+                        const Device& device, const GroupColumns& columns, cudaStream_t stream) {
+  columns_kernel<T><<<num_blocks(p.rows, kPassThreads), kPassThreads, 0, stream>>>(p.rows, state,
+                                                                                   report, columns);
+  GKD_TRY(cudaGetLastError());
+  if (columns.mask == nullptr) return cudaSuccess;
+  return for_each_chunk(p.rows, p.classes, device, [&](const Chunk& chunk) {
+    mask_kernel<T><<<chunk.blocks(), kPassThreads, 0, stream>>>(p, chunk, state, columns.mask);
+  });
+}
+
+cudaError_t scale(const ScaleCall& c, const Device& device, cudaStream_t stream) {
+  auto launch = [&](auto arithmetic) {
+    using T = decltype(arithmetic);
+    return with_dtype(c.dtype, [&](auto elem) -> cudaError_t {
+      using Elem = decltype(elem);
+      if constexpr (sizeof(Elem) > sizeof(T)) {
+        return cudaErrorInvalidValue;  // a double gradient has double factors
+      } else {
+        return for_each_chunk(c.rows, c.classes, device, [&](const Chunk& chunk) {
+          scale_kernel<T, Elem><<<chunk.blocks(), kPassThreads, 0, stream>>>(c, chunk);
+        });
+      }
+    });
+  };
+  // A float gradient has double factors where the teacher is double.
+  return c.factors_are_double ? launch(double()) : launch(float());
+}
+
+#define GKD_INSTANTIATE(T)                                                                  \
+  template cudaError_t read_targets<T>(const Problem&, RowState<T>*, T*, T*, cudaStream_t); \
+  template cudaError_t fill_cuts<T>(const Problem&, RowState<T>*, T, cudaStream_t);         \
+  template cudaError_t reduce_loss<T>(const Problem&, const RowReport*, const T*, T*,       \
+                                      cudaStream_t);                                        \
+  template cudaError_t write_group<T>(const Problem&, const RowState<T>*, const RowReport*, \
+                                      const Device&, const GroupColumns&, cudaStream_t);
+GKD_INSTANTIATE(float)
+GKD_INSTANTIATE(double)
+#undef GKD_INSTANTIATE
+
+}  // namespace gkd::cuda

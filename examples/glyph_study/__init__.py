@@ -1,0 +1,1 @@
+"""The study of the losses on glyphs: see the README of examples/glyphs."""

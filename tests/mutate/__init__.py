@@ -1,1 +1,0 @@
-"""Seeded bugs, and whether the tests notice: ``python -m tests.mutate --help``."""

@@ -1,0 +1,149 @@
+"""What only a CUDA device has: streams, graphs, the current device, no waiting for the host."""
+
+import pytest
+import torch
+
+import gkd
+from cases import logits, targets
+from oracle import error, same_bits
+
+pytestmark = pytest.mark.cuda
+
+#: One way to find the cut each, all of which must be capturable.
+SETTINGS = [{}, {"group_size": 7}, {"rank_by": "student", "secondary_weight": 0.5}]
+
+
+def step(student, teacher, target, **settings):
+    leaf = student.detach().requires_grad_()
+    value = gkd.loss(leaf, teacher, target, **settings)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
+
+
+def on_cuda(shape, dtype=torch.float32):
+    return (*logits(shape, dtype, "cuda"), targets(shape, "cuda"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def agree(student, teacher, target):
+    got = step(*(x.to("cuda") for x in (student, teacher, target)))
+    wanted = step(student, teacher, target)
+    rounding = 2.0**-10 if student.dtype == torch.float16 else 0.0
+    assert error(got[0].cpu(), wanted[0]) <= 4e-6
+    assert error(got[1].cpu(), wanted[1]) <= 4e-6 + rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_agrees_with_the_cpu(dtype):
+    agree(*logits((4, 300), dtype), targets((4, 300)))
+
+
+def test_subnormal_logits_as_on_the_cpu():
+    pair = [x * 1e-40 for x in logits((4, 300))]
+    on_gpu = [x.to("cuda") for x in pair]
+    for how in ({}, {"group_size": 7}, {"rank_by": "student", "threshold": 0.5}):
+        wanted = gkd.group(*pair, return_mask=True, **how)
+        got = gkd.group(*on_gpu, return_mask=True, **how)
+        assert same_bits(got.mask, wanted.mask) and same_bits(got.cut, wanted.cut)
+    value, gradient = step(*on_gpu, targets((4, 300), "cuda"))
+    assert value <= 1e-30 and gradient.isfinite().all()
+
+
+def test_side_stream():
+    args = on_cuda((4, 500))
+    expected = step(*args)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        got = step(*args)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_two_streams_at_once():
+    batches = [on_cuda((3, 400)) for _ in range(2)]
+    expected = [step(*batch) for batch in batches]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in batches]
+    results = []
+    for stream, batch in zip(streams, batches, strict=True):
+        with torch.cuda.stream(stream):
+            results.append(step(*batch))
+    torch.cuda.synchronize()
+    for got, wanted in zip(results, expected, strict=True):
+        assert all(same_bits(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+# Regression: tritonbench#477.
+@pytest.mark.parametrize("need_grad", [False, True])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_graph_replays_on_new_data(settings, need_grad):
+    # The inner operators: while an emulated graph is captured, PyTorch's own are not recorded.
+    student, teacher, target = on_cuda((3, 200))
+    grad_output = torch.full((), 3.0, device="cuda")
+
+    def work():
+        loss, gradient, grad_scale = torch.ops.gkd._forward(
+            student, teacher, target, need_grad=need_grad, **settings
+        )
+        if not need_grad:
+            return (loss,)
+        return loss, torch.ops.gkd._scale(gradient, grad_output, grad_scale)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()  # warm up: first uses allocate and load
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for _ in range(3):
+        fresh = on_cuda((3, 200))
+        for static, new in zip((student, teacher, target), fresh, strict=True):
+            static.copy_(new)
+        graph.replay()
+        torch.cuda.synchronize()
+        replayed = [x.clone() for x in captured]
+        assert all(same_bits(a, b) for a, b in zip(replayed, work(), strict=True))
+
+
+# Regression: tritonbench#477.
+def test_nothing_waits_for_the_device():
+    args = on_cuda((3, 200))
+    step(*args)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(*args)
+        gkd.group(*args)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# Regression: FBGEMM#5113, pytorch#54077.
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_device_that_is_not_current():
+    args = [x.to("cuda:1") for x in on_cuda((3, 200))]
+    with torch.cuda.device(0):
+        value, gradient = step(*args)
+        assert torch.cuda.current_device() == 0
+    assert value.device == gradient.device == torch.device("cuda:1")
+    wanted = step(*[x.to("cuda:0") for x in args])
+    assert same_bits(value, wanted[0]) and same_bits(gradient, wanted[1])
+
+
+def test_current_device_stays_as_it_was():
+    before = torch.cuda.current_device()
+    step(*on_cuda((3, 200)))
+    assert torch.cuda.current_device() == before
+
+
+# Regression: pytorch#12372.
+def test_bad_target_leaves_the_device_usable():
+    student, teacher, target = on_cuda((4, 50))
+    target[1] = 2**40
+    rows = gkd.loss(student, teacher, target, reduction="none")
+    torch.cuda.synchronize()
+    assert rows.isnan().tolist() == [False, True, False, False]
+    target[1] = 0
+    assert gkd.loss(student, teacher, target).isfinite()

@@ -1,0 +1,267 @@
+"""gkd.distributed.loss over gloo: 1 to 4 ranks, equal to gkd.loss of the whole rows.
+
+The mathematics of the stages is tested in test_shard_stages.py; here it is the collectives, the
+scale of the gradient at every world size, and what ranks do when one of them is wrong or gone.
+"""
+
+import datetime
+import os
+import signal
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gkd
+import ranks
+from cases import MODES, logits, settings_of, targets
+from oracle import BOUND, error
+
+#: 507 and 1021 are divided by no world size; slices differ, and one may be empty.
+CLASSES = (507, 1021)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+#: Beyond arithmetic: what rounding to bfloat16 may differ by between two sound results, in ulp.
+APART = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2.0**-7}
+COLLECTIVES = {torch.float16: 6, torch.bfloat16: 6, torch.float32: 7, torch.float64: 10}
+
+
+def slices(classes, world_size, layout):
+    if layout == "even":
+        ends = [classes * k // world_size for k in range(world_size + 1)]
+    elif layout == "uneven":
+        ends = [0, *[classes - 7 * (world_size - k) for k in range(1, world_size)], classes]
+    else:  # the first rank's slice is empty
+        ends = [0, 0, *[classes * k // world_size for k in range(2, world_size)], classes]
+        ends = ends if world_size > 1 else [0, classes]
+    return list(zip(ends[:-1], ends[1:], strict=True))
+
+
+def batch(classes, dtype, with_target):
+    """The same on every rank."""
+    torch.manual_seed(classes)
+    student, teacher = logits((6, classes), dtype)
+    target = targets((6, classes)) if with_target else None
+    if with_target:
+        target[2] = -100
+    return student, teacher, target
+
+
+def equals_unsharded(rank, world_size):
+    """Everything that is off, as text."""
+    wrong = []
+    cases = [
+        (classes, layout, dtype, mode, reduction)
+        for k, (layout, dtype, mode, reduction) in enumerate(
+            (layout, dtype, mode, reduction)
+            for layout in ("even", "uneven", "empty")
+            for dtype in DTYPES
+            for mode in MODES
+            for reduction in ("mean", "sum", "none")
+        )
+        for classes in (CLASSES[k % len(CLASSES)],)
+    ]
+    for case in cases:
+        classes, layout, dtype, mode, reduction = case
+        settings, with_target = settings_of(mode)
+        student, teacher, target = batch(classes, dtype, with_target)
+        weight = torch.randn((6,) if reduction == "none" else (), dtype=torch.float64) * 3
+        whole = student.clone().requires_grad_()
+        expected = gkd.loss(whole, teacher, target, reduction=reduction, **settings)
+        (gradient,) = torch.autograd.grad(expected, whole, weight.to(expected))
+        start, end = slices(classes, world_size, layout)[rank]
+        mine = student[:, start:end].clone().requires_grad_()
+        loss = gkd.distributed.loss(
+            mine, teacher[:, start:end], target, class_start=start, num_classes=classes,
+            reduction=reduction, **settings,
+        )  # fmt: skip
+        (shard,) = torch.autograd.grad(loss, mine, weight.to(loss))
+        off = error(loss, expected)
+        if not off <= BOUND[dtype]:
+            wrong.append(f"{case}: loss off by {off}")
+        scale = gradient.abs().max().double()
+        gap = (shard - gradient[:, start:end]).abs().max().double() if end > start else 0.0
+        if not gap <= APART[dtype] * scale:
+            wrong.append(f"{case}: gradient off by {gap / scale}")
+        losses = [torch.empty_like(loss) for _ in range(world_size)]
+        dist.all_gather(losses, loss.detach())
+        if not all(x.equal(losses[0]) for x in losses):
+            wrong.append(f"{case}: ranks have different losses")
+    return wrong
+
+
+class Collectives(TorchDispatchMode):
+    """Counts what is sent: calls, and bytes of one rank's message."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.namespace == "_c10d_functional" and "wait" not in op.name():
+            self.calls += 1
+            self.bytes += args[0].numel() * args[0].element_size()
+        return op(*args, **(kwargs or {}))
+
+
+def collectives_of(rank, world_size):
+    counted = {}
+    for dtype in COLLECTIVES:
+        for spread in (1e-3, 1.0, 100.0):  # whatever the data
+            student, teacher = (x * spread for x in logits((4, 507), dtype))
+            start, end = slices(507, world_size, "uneven")[rank]
+            mine = student[:, start:end].clone().requires_grad_()
+            with Collectives() as forward:
+                loss = gkd.distributed.loss(
+                    mine, teacher[:, start:end], class_start=start, num_classes=507
+                )
+            with Collectives() as backward:
+                loss.backward()
+            found = (forward.calls, forward.bytes // 4, backward.calls)
+            assert counted.setdefault(dtype, found) == found
+    return counted
+
+
+def both(rank, world_size):
+    return equals_unsharded(rank, world_size), collectives_of(rank, world_size)
+
+
+@pytest.fixture(scope="module", params=(1, 2, 3, 4), ids="{} ranks".format)
+def world(request):
+    """Every rank's (what is off, collectives); the processes start once for both."""
+    return ranks.run(request.param, both)
+
+
+def test_equals_the_unsharded_loss(world):
+    for rank, (wrong, _) in enumerate(world):
+        assert not wrong, f"rank {rank}: " + "\n".join(wrong[:10])
+
+
+def test_collectives_are_few_and_fixed(world):
+    for _, counted in world:
+        for dtype, (calls, bytes_per_row, in_backward) in counted.items():
+            spreads = COLLECTIVES[dtype] - 4
+            assert calls == COLLECTIVES[dtype]
+            assert bytes_per_row == 16 + 4 * 2048 + spreads * 8 * 2050 + 8 * 13 + 8 * 2
+            assert in_backward == 0
+
+
+def fault_of(make):
+    """The error that a call raises, as (type, text)."""
+    try:
+        make()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+#: Of a call, what must be the same on all ranks: one of each kind.
+DIFFER = ("temperature", "reduction", "rows", "the teacher's dtype")
+DIFFER += ("whether there is a target", "local_target")
+
+
+def disagreements(rank, world_size):
+    student, teacher, target = batch(507, torch.float32, True)
+    start, end = slices(507, world_size, "uneven")[rank]
+
+    def call(rows=6, dtype=torch.float32, **changes):
+        settings = {"class_start": start, "num_classes": 507, "validate": True, **changes}
+        own = settings.pop("target", target)
+        gkd.distributed.loss(
+            student[:rows, start:end],
+            teacher[:rows, start:end].to(dtype),
+            None if own is None else own[:rows],
+            **settings,
+        )
+
+    last = rank == world_size - 1
+    bad = target.clone()
+    bad[3] = 600 if last else bad[3]
+    found = {
+        "temperature": fault_of(lambda: call(temperature=4.5 if last else 4.0)),
+        "reduction": fault_of(lambda: call(reduction="sum" if last else "mean")),
+        "rows": fault_of(lambda: call(rows=5 if last else 6)),
+        "the teacher's dtype": fault_of(
+            lambda: call(dtype=torch.bfloat16 if last else torch.float32)
+        ),
+        "whether there is a target": fault_of(lambda: call(target=None if last else target)),
+        "local_target": fault_of(lambda: call(local_target=last)),
+        "overlap": fault_of(lambda: call(class_start=start - 1 if last else start)),
+        "too few": fault_of(lambda: call(num_classes=600)),
+        "bad setting": fault_of(lambda: call(temperature=-1.0 if last else 4.0)),
+        "one too many": fault_of(lambda: call(threshold=0.5, group_size=7 if last else None)),
+        "bad target": fault_of(lambda: call(target=bad)),
+        "nothing": fault_of(call),
+    }
+    # Without validation a bad row is NaN on all ranks, and only that row.
+    if last:
+        student[1, -1] = float("nan")
+    loss = gkd.distributed.loss(
+        student[:, start:end], teacher[:, start:end], bad, class_start=start, num_classes=507,
+        validate=False, reduction="none",
+    )  # fmt: skip
+    found["rows that are NaN"] = loss.isnan().nonzero().flatten().tolist()
+    return found
+
+
+def test_ranks_that_disagree_raise_the_same_error():
+    first, *others = ranks.run(3, disagreements)
+    for found in others:
+        assert found == first
+    name = "gkd.distributed.loss: "
+    assert first == {
+        **{what: ("ValueError", f"{name}ranks 0 and 2 disagree on {what}") for what in DIFFER},
+        "overlap": (
+            "ValueError",
+            name + "class_start of rank 2 must be 500, where the classes before it end, got 499",
+        ),
+        "too few": (
+            "ValueError",
+            name + "num_classes must be 507, what the ranks hold together, got 600",
+        ),
+        "bad setting": (
+            "ValueError",
+            name + "rank 2: temperature must be finite and > 0, got -1",
+        ),
+        "one too many": (
+            "ValueError",
+            name
+            + "rank 2: give one of threshold and group_size, got threshold 0.5 and group_size 7",
+        ),
+        "bad target": (
+            "IndexError",
+            name + "rank 2: target 600 is out of bounds for 507 classes (row 3)",
+        ),
+        "nothing": None,
+        "rows that are NaN": [1, 3],
+    }
+
+
+def one_is_killed(rank, world_size):
+    student, teacher, target = batch(507, torch.float32, True)
+    start, end = slices(507, world_size, "even")[rank]
+
+    def call():
+        return gkd.distributed.loss(
+            student[:, start:end], teacher[:, start:end], target, class_start=start,
+            num_classes=507,
+        )  # fmt: skip
+
+    call()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin = time.monotonic()
+    fault = fault_of(call)
+    return fault, time.monotonic() - begin
+
+
+def test_survivors_of_a_killed_rank_raise_within_the_timeout():
+    limit = datetime.timedelta(seconds=8)
+    results = ranks.run(3, one_is_killed, timeout=limit, lost=(1,))
+    assert results[1] is None
+    for fault, seconds in (results[0], results[2]):
+        assert fault is not None
+        assert fault[0] == "RuntimeError"
+        assert fault[1].startswith("gkd.distributed.loss: the ranks lost one another: ")
+        assert seconds < 2 * limit.total_seconds()

@@ -1,0 +1,103 @@
+"""Every memory layout gives the bits of its contiguous copy, loss and gradient."""
+
+import pytest
+import torch
+
+import gkd
+from cases import logits, targets
+from oracle import DTYPES, same_bits
+
+
+def transposed(x):
+    return x.t().contiguous().t()
+
+
+def strided_columns(x):
+    wide = x.new_full((x.shape[0], x.shape[1] * 3), float("nan"))
+    wide[:, 1::3] = x
+    return wide[:, 1::3]
+
+
+def strided_rows(x):
+    tall = x.new_full((x.shape[0] * 2, x.shape[1] + 5), float("nan"))
+    tall[::2, 5:] = x
+    return tall[::2, 5:]
+
+
+def both_strided(x):
+    return strided_columns(x.t()).t()
+
+
+def negative_view(x):
+    return torch._neg_view(-x)
+
+
+def offset(by):
+    def shift(x):
+        flat = x.new_full((x.numel() + by,), float("nan"))
+        flat[by:] = x.reshape(-1)
+        return flat[by:].view(x.shape)
+
+    shift.__name__ = f"offset_{by}"
+    return shift
+
+
+LAYOUTS = [transposed, strided_columns, strided_rows, both_strided, negative_view]
+LAYOUTS += [offset(by) for by in range(1, 16)]
+
+
+def run(student, teacher, target, leaf):
+    """Loss rows, and the gradient with respect to `leaf`, from which the student was made."""
+    rows = gkd.loss(student, teacher, target, reduction="none", secondary_weight=0.5)
+    weight = torch.linspace(0.5, 2.0, len(rows)).to(rows)
+    return rows, torch.autograd.grad(rows, leaf, weight)[0]
+
+
+# Regression: TransformerEngine#2734, pytorch#56325.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
+def test_layouts(device, sizes, layout, dtype):
+    student, teacher = logits(sizes.strides, dtype, device)
+    target = targets(sizes.strides, device)
+    plain = student.clone().requires_grad_()
+    expected = run(plain, teacher, target, plain)
+    for odd_student, odd_teacher in ((True, True), (True, False), (False, True)):
+        s = (layout(student) if odd_student else student.clone()).detach().requires_grad_()
+        t = layout(teacher) if odd_teacher else teacher
+        assert torch.equal(s, student) and torch.equal(t, teacher)
+        for got, wanted in zip(run(s, t, target, s), expected, strict=True):
+            assert same_bits(got, wanted)
+    for rank_by in ("teacher", "student"):
+        odd = gkd.group(layout(student), layout(teacher), rank_by=rank_by, return_mask=True)
+        even = gkd.group(student, teacher, rank_by=rank_by, return_mask=True)
+        assert all(same_bits(a, b) for a, b in zip(odd, even, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("which", ["rows", "columns"])
+def test_expanded(device, sizes, which, dtype):
+    rows, classes = sizes.strides
+    student, teacher = logits(sizes.strides, dtype, device)
+    target = targets(sizes.strides, device)
+    narrow = student[:1] if which == "rows" else student[:, :1]
+    expanded = narrow.expand(rows, classes)
+    leaf, plain = expanded.detach().requires_grad_(), expanded.contiguous().requires_grad_()
+    got, wanted = run(leaf, teacher, target, leaf), run(plain, teacher, target, plain)
+    assert same_bits(got[0], wanted[0]) and same_bits(got[1], wanted[1])
+    narrow = teacher[:1] if which == "rows" else teacher[:, :1]
+    got = gkd.loss(student, narrow.expand(rows, classes), target)
+    assert same_bits(got, gkd.loss(student, narrow.expand(rows, classes).contiguous(), target))
+
+
+# Regression: pytorch#71550.
+def test_targets_of_any_stride(device, sizes):
+    student, teacher = logits(sizes.strides, device=device)
+    target = targets(sizes.strides, device)
+    expected = gkd.loss(student, teacher, target)
+    spaced = torch.full((len(target) * 3,), -7, device=device)
+    spaced[1::3] = target
+    assert same_bits(gkd.loss(student, teacher, spaced[1::3]), expected)
+    same = target[:1].expand(len(target))
+    assert same_bits(
+        gkd.loss(student, teacher, same), gkd.loss(student, teacher, same.contiguous())
+    )

@@ -1,0 +1,1 @@
+"""Seeded bugs, and whether the tests notice: ``python -m tools.mutate --help``."""

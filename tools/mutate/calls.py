@@ -1,0 +1,182 @@
+"""Bugs in autograd, in the checks, and between ranks."""
+
+from .mutant import Mutant
+
+SHARD = "tests/python/distributed/test_shard_stages.py -k 'equals_the_oracle and float64'"
+
+AUTOGRAD = [
+    Mutant(
+        name="grad-output-ignored",
+        fault="grad_output is taken to be 1 (TransformerEngine#2139)",
+        file="csrc/cpu/ops.cpp",
+        old="grad_output.to(at::kDouble) * grad_scale",
+        new="at::ones_like(grad_output, at::kDouble) * grad_scale",
+        by=("tests/python/loss/test_loss.py -k test_rows_take_their_own_grad_output",),
+    ),
+    Mutant(
+        name="first-grad-output",
+        fault="all rows times grad_output[0] (Liger#968, #1298, #678)",
+        file="csrc/cpu/ops.cpp",
+        old="stride = factors.dim() == 0 ? 0 : factors.stride(0);",
+        new="stride = 0;",
+        by=("tests/python/loss/test_loss.py -k test_rows_take_their_own_grad_output",),
+    ),
+    Mutant(
+        name="retained-graph-scaled",
+        fault="the saved gradient is scaled in place though the graph is kept (quack#209, k2#1106)",
+        file="csrc/autograd.cpp",
+        old="last_use = !torch::autograd::get_current_graph_task_keep_graph() &&",
+        new="last_use =",
+        by=("tests/python/autograd/test_autograd.py -k 'retain_graph or backward_twice'",),
+    ),
+    Mutant(
+        name="student-kept",
+        fault="the student is saved, so that an edit after the loss is an error (PartialFC)",
+        file="csrc/autograd.cpp",
+        old="saved.push_back(made.grad_scale);",
+        new="saved.insert(saved.end(), {inputs[0], made.grad_scale});",
+        by=("tests/python/autograd/test_saved_gradient.py -k logits_may_change",),
+    ),
+    Mutant(
+        name="hooks-forgotten",
+        fault="what a saved-tensor hook hands out is written over",
+        file="csrc/autograd.cpp",
+        old='!ctx->saved_data["hooked"].toBool() &&',
+        new="",
+        by=("tests/python/autograd/test_saved_gradient.py -k hooks",),
+    ),
+    Mutant(
+        name="shared-memory-scaled",
+        fault="a saved gradient that others hold is scaled in place",
+        file="csrc/autograd.cpp",
+        old="return gradient.use_count() == 2 && gradient.storage().use_count() == 1;",
+        new="return true;",
+        by=("tests/python/autograd/test_saved_gradient.py -k seen",),
+    ),
+    Mutant(
+        name="scaled-twice",
+        fault="a backward after a failed one starts from a scaled gradient",
+        file="csrc/autograd.cpp",
+        old='ctx->saved_data["used"] = true;',
+        new="",
+        by=("tests/python/autograd/test_saved_gradient.py -k halfway",),
+    ),
+    Mutant(
+        name="gradient-into-input",
+        fault="the gradient is written over the student, its version unchanged (Liger#1251, #272)",
+        file="csrc/cpu/ops.cpp",
+        old="need_grad ? at::empty({student.size(0), student.size(1)}, student.options())",
+        new="need_grad ? student.detach()",
+        by=("tests/python/autograd/test_autograd.py -k test_inputs_stay_as_they_are",),
+    ),
+    Mutant(
+        name="second-derivative-zero",
+        fault="a second derivative is a silent 0",
+        file="csrc/autograd.cpp",
+        old='TORCH_CHECK_NOT_IMPLEMENTED(false, loss, " is not differentiable twice");',
+        new="return variable_list(3);",
+        by=("tests/python/autograd/test_saved_gradient.py -k second_derivative",),
+    ),
+]
+
+CHECKS = [
+    Mutant(
+        name="row-stride-ignored",
+        fault="rows are taken to lie end to end (TransformerEngine#2734)",
+        file="csrc/cpu/tensors.h",
+        old="return {data + row * t.stride(0) * t.element_size(), t.stride(1), dtype_of(t)};",
+        new="return {data + row * t.size(1) * t.element_size(), t.stride(1), dtype_of(t)};",
+        by=("tests/python/loss/test_strides.py -k 'strided_rows or transposed'",),
+    ),
+    Mutant(
+        name="target-bound",
+        fault="a target of C passes for a class",
+        file="csrc/check.cpp",
+        old="TORCH_CHECK_INDEX(value >= 0 && value < classes, name,",
+        new="TORCH_CHECK_INDEX(value >= 0 && value <= classes, name,",
+        by=("tests/python/loss/test_invalid_arguments.py -k target_out_of_bounds",),
+    ),
+    Mutant(
+        name="ranks-swapped",
+        fault="rank_by student ranks by the teacher, and the other way round",
+        file="csrc/settings.h",
+        old='o.rank_by == "student", o.method',
+        new='o.rank_by != "student", o.method',
+        by=("tests/python/loss/test_loss.py -k 'test_matches_oracle and float64'",),
+    ),
+    Mutant(
+        name="devices-unchecked",
+        fault="student and teacher may be on different devices",
+        file="csrc/check.cpp",
+        old="TORCH_CHECK(student.device() == teacher.device(), name,",
+        new="TORCH_CHECK(true, name,",
+        by=("tests/python/loss/test_invalid_arguments.py -k devices_differ",),
+    ),
+    Mutant(
+        name="nan-threshold",
+        fault="a NaN for a threshold is let through",
+        file="csrc/check.cpp",
+        old="(*s.threshold > 0 && *s.threshold <= 1)",
+        new="!(*s.threshold <= 0 || *s.threshold > 1)",
+        by=("tests/python/loss/test_invalid_arguments.py -k 'bad_setting and threshold'",),
+    ),
+]
+
+SHARDING = [
+    Mutant(
+        name="gradient-times-world-size",
+        fault="a shard's gradient is too large by the number of ranks",
+        file="csrc/sharded.cpp",
+        old="{loss, gradient, grad_scale});",
+        new="{loss, gradient * ranks.world_size, grad_scale});",
+        by=("tests/python/distributed/test_collectives.py -k 'equals_the_unsharded_loss and 2'",),
+    ),
+    Mutant(
+        name="mass-above-window",
+        fault="what ranks above the window of a shard's search is not counted",
+        file="csrc/cpu/kernels/shard.cpp",
+        old="histogram.bins[kMsgAbove] = static_cast<long long>(above);",
+        new="histogram.bins[kMsgAbove] = 0;",
+        by=(SHARD,),
+    ),
+    Mutant(
+        name="class-start-ignored",
+        fault="a shard looks for the whole row's target among its own classes",
+        file="csrc/cpu/shard_ops.cpp",
+        old="may_be_here ? row_target.value - c.class_start : -1;",
+        new="may_be_here ? row_target.value : -1;",
+        by=(SHARD,),
+    ),
+    Mutant(
+        name="bad-row-stays-local",
+        fault="a NaN on one rank leaves the others' part of the row finite",
+        file="csrc/cpu/shard_ops.cpp",
+        old="merged.invalid |= message[kMsgInvalid] != 0;",
+        new="merged.invalid = message[kMsgInvalid] != 0;",
+        by=("tests/python/distributed/test_shard_stages.py -k bad_and_ignored",),
+    ),
+    Mutant(
+        name="agreement-rounds",
+        fault="ranks compare their settings as whole numbers, so 4 and 4.5 agree",
+        file="python/gkd/_agreement.py",
+        old='return int(struct.unpack("q", struct.pack("d", value))[0])',
+        new="return int(value)",
+        by=("tests/python/distributed/test_collectives.py -k ranks_that_disagree",),
+    ),
+    Mutant(
+        name="agreement-forgets",
+        fault="ranks do not compare whether they have a target",
+        file="python/gkd/_agreement.py",
+        old='            "whether there is a target": self.target is not None,\n',
+        new="",
+        by=("tests/python/distributed/test_collectives.py -k ranks_that_disagree",),
+    ),
+    Mutant(
+        name="local-target-shifted",
+        fault="partial FC's targets are not moved by class_start",
+        file="python/gkd/distributed.py",
+        old='target.long() + settings["class_start"])',
+        new="target.long())",
+        by=("tests/python/distributed/test_dtensor_and_ddp.py -k partial_fc",),
+    ),
+]
