@@ -39,13 +39,13 @@ R call_stage(const char* name, const ShardCall& c, More... more) {
 }
 
 /// Registers a backend's stages under their schemas.
-template <auto extremes, auto counts, auto amounts, auto narrow, auto moments, auto write_gradient,
-          auto loss>
+template <auto extremes, auto counts, auto histogram, auto refine, auto moments,
+          auto write_gradient, auto loss>
 void register_stages(torch::Library& m) {
   m.impl("_shard_extremes", shard_op<extremes>);
   m.impl("_shard_counts", shard_op<counts>);
-  m.impl("_shard_histogram", shard_op<amounts>);
-  m.impl("_shard_refine", shard_op<narrow>);
+  m.impl("_shard_histogram", shard_op<histogram>);
+  m.impl("_shard_refine", shard_op<refine>);
   m.impl("_shard_moments", shard_op<moments>);
   m.impl("_shard_gradient", shard_op<write_gradient>);
   m.impl("_shard_loss", shard_op<loss>);

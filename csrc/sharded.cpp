@@ -1,6 +1,6 @@
 // gkd::sharded_loss: stages of the local part (shard_call.h) with collectives between them.
 //
-// The collectives are torch's functional ones, reached through the dispatcher: NCCL or gloo, traced
+// The collectives are torch's functional ones, called through the dispatcher: NCCL or gloo, traced
 // by torch.compile, and no link to torch's distributed library. Their number depends on dtype and
 // settings alone. See docs/performance.md for the count and the bytes.
 #include <ATen/ATen.h>

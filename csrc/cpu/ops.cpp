@@ -136,7 +136,7 @@ void scale_rows(Ref in, Ref out, Ref grad_output, Ref grad_scale) {
   const char* from = static_cast<const char*>(in.const_data_ptr());
   char* to = static_cast<char*>(out.mutable_data_ptr());
   const cpu::ScaleFunction scale = cpu::kernels().scale;
-  // By segments, so that all threads work on a single row too.
+  // By segments, so that all threads work when there is one row.
   const std::int64_t segments = (classes + cpu::kSegment - 1) / cpu::kSegment;
   cpu::run_parallel(rows * segments, [&](std::int64_t k) {
     const std::int64_t row = k / segments, first = k % segments * cpu::kSegment;

@@ -5,8 +5,8 @@
 //   not depend on the order of the classes, and the loss does not depend on how the cut was found.
 // - Mass is summed in fixed point: integer sums do not depend on the order of summation, so sorting
 //   and selecting give the same cut on threads, devices and ranks.
-// - For radix passes a logit becomes an unsigned key of the same order; -0.0 and +0.0 share one
-//   key, and a NaN of either sign ranks above +inf.
+// - For radix passes a logit becomes an unsigned key of the same order; -0.0 and +0.0 have the
+//   same key, and a NaN of either sign ranks above +inf.
 #pragma once
 
 #include <algorithm>

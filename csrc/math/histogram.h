@@ -3,8 +3,8 @@
 // x = (r_max - r)/T >= 0 is how many nats a class's ranking probability lies under the largest.
 // Classes with p <= (1 - threshold)/C cannot be the cut, because all of them together weigh less
 // than 1 - threshold. So only x < ln(C/(1 - threshold)) needs resolving; the last bin takes the
-// tail, uncounted. The other bins are equally wide, so a count bounds a bin's mass from both sides
-// without an exponential per class.
+// tail, uncounted. The other bins have the same width, so a count bounds a bin's mass from both
+// sides without an exponential per class.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
 // The project's one host/device macro. Everything under math/ compiles without torch and without
-// CUDA headers, so that CPU kernels, CUDA kernels and tests share the same arithmetic.
+// CUDA headers, so that CPU kernels, CUDA kernels and tests use the same arithmetic.
 #pragma once
 
 #if defined(__CUDACC__)

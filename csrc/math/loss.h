@@ -43,8 +43,8 @@ GKD_HD GradScale grad_scale(double weight, const Weights& w, bool is_float16) {
   const double largest = std::fmax(std::fabs(w.primary), std::fabs(w.secondary));
   const double bound = w.temperature * (std::fabs(w.binary) + largest);
   int exponent = bound > 0 ? 15 - ceil_log2(bound) : 0;
-  // Both factors stay normal float32 numbers. A gradient that would need more than 2^80 is far
-  // below what float16 can hold.
+  // Both factors stay normal float32 numbers. A gradient that would need more than 2^80
+  // underflows float16 anyway.
   exponent = exponent > 80 ? 80 : exponent < -110 ? -110 : exponent;
   const int weight_exponent = ceil_log2(weight);
   return {std::ldexp(weight, exponent - weight_exponent),

@@ -21,7 +21,7 @@ constexpr int kMsgExtremes = 2;
 /// A pass's bins, the whole row's weight, and the weight above the bins that may hold the cut.
 constexpr int kMsgHistogram = kBins + 2, kMsgTotal = kBins, kMsgAbove = kBins + 1;
 
-/// A rank's own search: high, low, above, total. It is not sent.
+/// The search of a rank: high, low, above, total. It is not sent.
 constexpr int kSearchFields = 4;
 
 /// Two groups of six numbers, and whether the shard has NaN or +inf.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "math/cut.h"
+#include "math/dtype.h"
 #include "math/loss.h"
 
 namespace {
@@ -43,6 +44,38 @@ TEST(OrderedKey, RoundTrips) {
   }
 }
 
+template <class T, class Bits>
+Bits bits_of_infinity() {
+  const T infinity = std::numeric_limits<T>::infinity();
+  Bits bits;
+  static_assert(sizeof(Bits) == sizeof(T));
+  std::memcpy(&bits, &infinity, sizeof(T));
+  return bits;
+}
+
+TEST(Dtypes, HaveTheirSizesAndInfinities) {
+  using gkd::Dtype;
+  EXPECT_EQ(gkd::infinity_bits(Dtype::kHalf), 0x7c00u);
+  EXPECT_EQ(gkd::infinity_bits(Dtype::kBFloat16), 0x7f80u);
+  EXPECT_EQ(gkd::infinity_bits(Dtype::kFloat), (bits_of_infinity<float, std::uint32_t>()));
+  EXPECT_EQ(gkd::infinity_bits(Dtype::kDouble), (bits_of_infinity<double, std::uint64_t>()));
+  EXPECT_EQ(gkd::element_size(Dtype::kBFloat16), 2);
+  EXPECT_EQ(gkd::element_size(Dtype::kDouble), 8);
+}
+
+TEST(ConstantCut, NeedsNoLogits) {
+  const double inf = std::numeric_limits<double>::infinity();
+  const auto cut = [](double threshold, std::int64_t size) {
+    return gkd::constant_cut<double>({threshold, size}, 10);
+  };
+  EXPECT_EQ(cut(0.93, 0), inf);
+  EXPECT_EQ(cut(0.93, 10), -inf);
+  EXPECT_EQ(cut(1.0, 11), -inf);
+  EXPECT_EQ(cut(1.0, -1), std::numeric_limits<double>::lowest());
+  EXPECT_FALSE(cut(1.0, 9));
+  EXPECT_FALSE(cut(0.93, -1));
+}
+
 TEST(MassScale, NeverOverflowsSixtyThreeBits) {
   for (std::int64_t classes : {1LL, 2LL, 3LL, 85742LL, 2059906LL, 1LL << 31}) {
     EXPECT_LE(gkd::mass_scale(classes) * static_cast<double>(classes), std::exp2(62.0)) << classes;
@@ -64,7 +97,7 @@ TEST(Elementary, ExpIsWithinAFewUlp) {
   EXPECT_TRUE(std::isnan(gkd::exp_of(std::numeric_limits<float>::quiet_NaN())));
 }
 
-// Merging must not depend on where the references are nor on how the row was cut into pieces.
+// Merging must not depend on the shifts nor on how the row was cut.
 TEST(Moments, MergeEqualsOneSweep) {
   std::mt19937 random(7);
   std::normal_distribution<double> normal;

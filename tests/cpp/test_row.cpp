@@ -189,6 +189,38 @@ TEST(Row, ShowsANaNInAWholeGroup) {
   }
 }
 
+TEST(Row, StudentAndTeacherMayShareMemory) {
+  const Case c = make(0, 2000);
+  std::vector<float> every_second;
+  for (int j = 0; j < 1000; ++j) every_second.push_back(c.teacher[2 * j]);
+  gkd::cpu::RowTask task;
+  task.student = {c.teacher.data(), 2, Dtype::kFloat};
+  task.teacher = {c.teacher.data(), 1, Dtype::kFloat};
+  task.classes = 1000;
+  gkd::cpu::RowTask apart = task;
+  apart.student = {every_second.data(), 1, Dtype::kFloat};
+  for (const Kernels& set : supported_kernels()) {
+    EXPECT_EQ(run(set, task).loss, run(set, apart).loss) << set.name;
+  }
+}
+
+TEST(Row, ExactCutServesLogitsOfAnyMagnitude) {
+  std::mt19937 random(3);
+  std::uniform_real_distribution<float> exponent(-35, 35);
+  Case c = make(0, 40000);
+  for (float& x : c.teacher) x = std::copysign(std::pow(10.0f, exponent(random)), x);
+  for (const Kernels& set : supported_kernels()) {
+    for (std::int64_t size : {1, 1000, 20000, 39999}) {
+      gkd::Selection selection;
+      selection.group_size = size;
+      const RowResult selected = run(set, c, selection);
+      selection.sort = true;
+      EXPECT_EQ(selected.cut, run(set, c, selection).cut) << set.name << " " << size;
+      EXPECT_EQ(selected.size, size);
+    }
+  }
+}
+
 TEST(Scale, RoundsSixteenBitsOnceAndAlike) {
   std::vector<std::uint16_t> bits(65536), first(65536), other(65536);
   for (int k = 0; k < 65536; ++k) bits[k] = static_cast<std::uint16_t>(k);

@@ -81,7 +81,7 @@ class Logits {
         return bytes_->bits<double>();
       case 3:
         return bytes_->of({0.0, -0.0, 1e-45, -1e-310, 65504.0, 1e30, -3e38, -kInfinity});
-      case 4:  // the same, and now and then what makes a row bad
+      case 4:  // the same, and now and then what makes a row invalid
         return bytes_->byte() < 3 ? bytes_->of({std::nan(""), kInfinity, -std::nan("")})
                                   : bytes_->byte() / 64.0;
       case 5:

@@ -43,16 +43,16 @@ at::Tensor logits(Bytes* bytes, std::int64_t rows, std::int64_t classes) {
   constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kHalf, at::kBFloat16, at::kDouble};
   const at::ScalarType dtype = bytes->of(kDtypes);
   const int expanded = bytes->byte() % 16;  // one row, or one class, for all
-  const std::int64_t held_rows = expanded == 0 && rows > 0 ? 1 : rows;
-  const std::int64_t held_classes = expanded == 1 && classes > 0 ? 1 : classes;
+  const std::int64_t stored_rows = expanded == 0 && rows > 0 ? 1 : rows;
+  const std::int64_t stored_classes = expanded == 1 && classes > 0 ? 1 : classes;
   std::vector<double> values;
-  for (std::int64_t row = 0; row < held_rows; ++row) {
+  for (std::int64_t row = 0; row < stored_rows; ++row) {
     gkd::fuzz::Logits draw(bytes);
-    for (std::int64_t j = 0; j < held_classes; ++j) values.push_back(draw.next());
+    for (std::int64_t j = 0; j < stored_classes; ++j) values.push_back(draw.next());
   }
   return at::tensor(values, at::kDouble)
       .to(dtype)
-      .view({held_rows, held_classes})
+      .view({stored_rows, stored_classes})
       .expand({rows, classes});
 }
 
@@ -180,26 +180,27 @@ bool same(const Outcome& x, const Outcome& y) {
   return same(x.loss, y.loss) && same(x.gradient, y.gradient);
 }
 
-at::Tensor bad_rows(const at::Tensor& t) {
-  const at::Tensor wide = t.to(at::kDouble);
-  return (wide.isnan() | wide.eq(HUGE_VAL)).any(1) | wide.eq(-HUGE_VAL).all(1);
+at::Tensor invalid_rows(const at::Tensor& t) {
+  const at::Tensor x = t.to(at::kDouble);
+  return (x.isnan() | x.eq(HUGE_VAL)).any(1) | x.eq(-HUGE_VAL).all(1);
 }
 
-/// With no reduction: a bad row is NaN and an ignored one 0, whatever the others are.
+/// With no reduction: an invalid row is NaN and an ignored one 0, whatever the others are.
 void check_rows(const at::Tensor& student, const at::Tensor& teacher,
                 const std::optional<at::Tensor>& target, const gkd::LossOptions& o,
                 const Outcome& got) {
   at::Tensor ignored = at::zeros({student.size(0)}, at::kBool);
   if (target) ignored = target->eq(o.ignore_index);
-  const at::Tensor bad = (bad_rows(student) | bad_rows(teacher)) & ~ignored;
-  require(got.loss.masked_select(bad).isnan().all().item<bool>(), "a bad row's loss is NaN");
-  require(got.gradient.isnan().all(1).masked_select(bad).all().item<bool>(),
-          "a bad row's gradient is NaN");
+  const at::Tensor invalid = (invalid_rows(student) | invalid_rows(teacher)) & ~ignored;
+  require(got.loss.masked_select(invalid).isnan().all().item<bool>(),
+          "an invalid row's loss is NaN");
+  require(got.gradient.isnan().all(1).masked_select(invalid).all().item<bool>(),
+          "an invalid row's gradient is NaN");
   require(got.loss.masked_select(ignored).eq(0).all().item<bool>(), "an ignored row's loss is 0");
   require(got.gradient.eq(0).all(1).masked_select(ignored).all().item<bool>(),
           "an ignored row's gradient is 0");
   if (o.primary_weight >= 0 && o.binary_weight >= 0 && o.secondary_weight >= 0) {
-    require(got.loss.masked_select(~bad).ge(0).all().item<bool>(),
+    require(got.loss.masked_select(~invalid).ge(0).all().item<bool>(),
             "no weight is negative, so no loss is");
   }
 }

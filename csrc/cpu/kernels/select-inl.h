@@ -5,8 +5,7 @@
 //   sums the row then weighs both sides of the window exactly, in integers, and cut_in_window()
 //   finds the cut inside.
 // - exact_cut() always succeeds: a radix search over ordered keys, three passes over a float row.
-// It
-//   is the fallback for rows whose window stays too large or was wrong.
+//   It is the fallback for rows whose window stays too large or was wrong.
 // - sorted_cut() sorts. All three weigh classes by the same integers, so all give the same cut.
 #pragma once
 

@@ -55,7 +55,7 @@ struct ShardRow {
 /// The first bin at whose end the stop rule can be met, and the first at whose end it must be.
 template <class T>
 BinRange ShardRow<T>::bin_range(const std::int32_t* counts) const {
-  // exp(-x) at the bins' edges; the rounding of the products is far below the tolerance.
+  // exp(-x) at the bins' edges; the rounding of the products is much less than the tolerance.
   const double step = bins.weight(1);
   const auto for_each_bin = [&](auto visit) {
     double edge = 1, upper = 0, lower = 0;

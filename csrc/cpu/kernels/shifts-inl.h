@@ -1,7 +1,7 @@
 // Shifts subtracted before exp(), one pair per group, and the test for invalid rows.
 //
-// Shifts are guessed first: the teacher's largest logit serves both groups, unless a group lies so
-// far under it that its terms lose digits, which sums_are_accurate() sees in the sums. In that case
+// Shifts are guessed first: the teacher's largest logit serves both groups. Where a group is so
+// much smaller that its terms lose digits, sums_are_accurate() sees it in the sums, and
 // exact_shifts() searches the row.
 #pragma once
 
@@ -46,8 +46,7 @@ void guess_shifts(const Row<T>& row, const LogitRange<T>& window, T temperature,
   const T student = read_one<T>(row.s, top);
   shift[0] = shift[1] = {high, finite_or_zero(student)};
 
-  // Searching the first segment is enough; ranked by the student, the first class is as good as
-  // any.
+  // Searching the first segment is enough. Ranked by the student, the first class will do.
   const std::int64_t search_end = std::min(row.classes, kSegment);
   std::int64_t other = row.by_student ? 0 : -1;
   if (!row.by_student && window.low < kInfinity<T>) {
@@ -96,8 +95,8 @@ bool is_invalid(const Row<T>& row, bool whole) {
   return false;
 }
 
-/// The largest teacher logit of each group and the student logit of that class, unless it lies so
-/// far under the group's largest student logit that b would overflow.
+/// The largest teacher logit of each group and the student logit of that class, unless the group's
+/// largest student logit is so much larger that b would overflow.
 template <class T>
 void exact_shifts(const Row<T>& row, T cut, T temperature, Shift<T> (&shift)[2]) {
   T student_high[2] = {-kInfinity<T>, -kInfinity<T>}, student_at_top[2] = {T(0), T(0)};

@@ -1,6 +1,6 @@
 // Vectors of floats: load, store, 16-bit conversion. GCC's vector extensions, because one source
 // then compiles for AVX-512, AVX2, SSE2 and NEON, each at its own width, without a library;
-// intrinsics are used where the compiler does not find the single instruction.
+// intrinsics are used where the compiler does not find the one instruction.
 #pragma once
 
 #include <cstring>

@@ -1,5 +1,5 @@
-// A stub of torch's header, with which cpu/parallel.h runs on std::threads: ThreadSanitizer does not understand the OpenMP runtime, and would report its
-// barriers.
+// A stub of torch's header, with which cpu/parallel.h runs on std::threads: ThreadSanitizer does
+// not understand the OpenMP runtime, and would report its barriers.
 #pragma once
 
 #include <cstdint>
