@@ -100,8 +100,8 @@ CHECKS = [
         name="ranks-swapped",
         fault="rank_by student ranks by the teacher, and the other way round",
         file="csrc/settings.h",
-        old='o.rank_by == "student", o.method',
-        new='o.rank_by != "student", o.method',
+        old='o.rank_by == "student",',
+        new='o.rank_by != "student",',
         by=("tests/python/loss/test_loss.py -k 'test_matches_oracle and float64'",),
     ),
     Mutant(
