@@ -22,11 +22,11 @@ at::Tensor adaptive_group_size(const at::Tensor& given, double rate, std::int64_
   const std::int64_t rows = logits.size(0), classes = logits.size(1);
   const auto options = logits.options().dtype(at::kDouble);
   at::Tensor sums = at::zeros({classes}, options);
-  const at::ScalarType wide = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType sum_dtype = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const std::int64_t chunk = std::max<std::int64_t>(1, kChunkBytes / (classes * 4));
   for (std::int64_t row = 0; row < rows; row += chunk) {
     const at::Tensor part = logits.narrow(0, row, std::min(chunk, rows - row));
-    sums += at::softmax(part, 1, wide).sum({0}, false, at::kDouble);
+    sums += at::softmax(part, 1, sum_dtype).sum({0}, false, at::kDouble);
   }
   const at::Tensor mass = at::cumsum(std::get<0>(at::sort(sums, 0, /*descending=*/true)), 0);
   // Classes needed: those whose running mass falls short, and the one that closes the gap.

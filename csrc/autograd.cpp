@@ -143,9 +143,9 @@ void check_differentiable(const char* name, Ref student, Ref teacher, const char
                               name,
                               ": there is no forward-mode derivative; gkd.reference.loss has one");
   // What torch would say of a C++ autograd function names neither the operator nor a way out.
-  const bool wanted = at::GradMode::is_enabled() && student.requires_grad();
+  const bool needs_grad = at::GradMode::is_enabled() && student.requires_grad();
   TORCH_CHECK_NOT_IMPLEMENTED(
-      !(wanted && student.key_set().has(c10::DispatchKey::FuncTorchGradWrapper)), name,
+      !(needs_grad && student.key_set().has(c10::DispatchKey::FuncTorchGradWrapper)), name,
       ": torch.func.grad, vjp and jacrev are not supported; gkd.reference.loss supports them");
 }
 

@@ -14,7 +14,7 @@ namespace gkd {
 /// forward-mode derivatives of either.
 void check_differentiable(const char* name, Ref student, Ref teacher, const char* teacher_name);
 
-/// What a forward knows: the loss, its gradient for each input (undefined: not wanted), each
+/// What a forward knows: the loss, its gradient for each input (undefined: none), each
 /// divided by grad_scale, a [] tensor.
 struct LossAndGradients {
   at::Tensor loss;

@@ -113,8 +113,9 @@ void check_target_value(const char* name, std::int64_t value, std::int64_t class
 }
 
 at::ScalarType compute_dtype(const at::Tensor& student, const at::Tensor& teacher) {
-  const bool wide = student.scalar_type() == at::kDouble || teacher.scalar_type() == at::kDouble;
-  return wide ? at::kDouble : at::kFloat;
+  const bool any_double =
+      student.scalar_type() == at::kDouble || teacher.scalar_type() == at::kDouble;
+  return any_double ? at::kDouble : at::kFloat;
 }
 
 namespace {

@@ -1,4 +1,4 @@
-// Every schema of the project. Kernels register themselves beside their definition.
+// Every schema of the project. Kernels register themselves in the file that defines them.
 #include <torch/library.h>
 
 /// The fields of gkd::LossOptions, in their order (settings.h).
@@ -26,10 +26,10 @@ void define_sharded(torch::Library& m) {
   m.def("_check_shard(" GKD_SHARD GKD_SETTINGS ") -> ()");
   m.def("_shard_extremes(" GKD_SHARD GKD_SETTINGS ") -> Tensor");
   m.def("_shard_counts(" GKD_SHARD "Tensor extremes, " GKD_SETTINGS ") -> Tensor");
-  // `search` is [0] before the first spread, and comes from _shard_refine after it.
+  // `search` is [0] before the first radix pass, and comes from _shard_refine after it.
   m.def("_shard_histogram(" GKD_SHARD "Tensor extremes, Tensor counts, Tensor search, " GKD_SETTINGS
         ") -> Tensor");
-  m.def("_shard_refine(" GKD_SHARD "Tensor extremes, Tensor amounts, Tensor search, " GKD_SETTINGS
+  m.def("_shard_refine(" GKD_SHARD "Tensor extremes, Tensor histogram, Tensor search, " GKD_SETTINGS
         ") -> (Tensor search, Tensor cut)");
   // cut: double [B], smallest ranking logit in the group.
   m.def("_shard_moments(" GKD_SHARD "Tensor cut, " GKD_SETTINGS ") -> Tensor");

@@ -35,22 +35,22 @@ GroupTensors group_meta(const LossOptions& /*options*/, Ref student, Ref teacher
   return {size, column(), column(), column(), column(), column(), column(), mask};
 }
 
-at::Tensor wire(const ShardCall& c, std::int64_t width, at::ScalarType dtype) {
+at::Tensor message(const ShardCall& c, std::int64_t width, at::ScalarType dtype) {
   return at::empty_symint({c.student.sym_size(0), width}, c.student.options().dtype(dtype));
 }
-at::Tensor extremes_meta(const ShardCall& c) { return wire(c, kMsgExtremes, at::kLong); }
-at::Tensor counts_meta(const ShardCall& c, Ref) { return wire(c, kBins, at::kInt); }
+at::Tensor extremes_meta(const ShardCall& c) { return message(c, kMsgExtremes, at::kLong); }
+at::Tensor counts_meta(const ShardCall& c, Ref) { return message(c, kBins, at::kInt); }
 at::Tensor amounts_meta(const ShardCall& c, Ref, Ref, Ref) {
-  return wire(c, kMsgHistogram, at::kLong);
+  return message(c, kMsgHistogram, at::kLong);
 }
 TensorPair narrow_meta(const ShardCall& c, Ref, Ref, Ref) {
-  return {wire(c, kSearchFields, at::kLong), wire(c, 1, at::kDouble).squeeze(1)};
+  return {message(c, kSearchFields, at::kLong), message(c, 1, at::kDouble).squeeze(1)};
 }
-at::Tensor moments_meta(const ShardCall& c, Ref) { return wire(c, kMsgMoments, at::kDouble); }
+at::Tensor moments_meta(const ShardCall& c, Ref) { return message(c, kMsgMoments, at::kDouble); }
 TensorPair emit_meta(const ShardCall& c, Ref, Ref, bool need_grad) {
   const auto options = c.student.options();
   return {need_grad ? at::empty_symint(c.student.sym_sizes(), options) : at::empty({0}, options),
-          wire(c, 2, at::kDouble)};
+          message(c, 2, at::kDouble)};
 }
 TensorPair loss_meta(const ShardCall& c, Ref, Ref) {
   const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));

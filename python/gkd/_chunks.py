@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._head import Head, finish_gradient, wide
+from ._head import Head, accumulate_dtype, finish_gradient
 
 #: (student logits, teacher logits, target, need_grad) of a chunk -> its row losses, their gradient
 #: divided by grad_scale, and grad_scale, which is the same for all chunks.
@@ -59,8 +59,8 @@ class Plan:
 
 @dataclass
 class _Sums:
-    """What the chunks leave behind: row losses [B] and, where wanted, [B, D] and [C, D] gradients
-    of the normalised features and weight, divided by grad_scale []."""
+    """What the chunks leave behind: row losses [B] and, where asked for, the gradients [B, D] and
+    [C, D] of the normalised features and weight, divided by grad_scale []."""
 
     rows: Tensor
     features: Tensor | None
@@ -72,26 +72,28 @@ def run(
     plan: Plan,
     tensors: Sequence[Tensor],
     target: Tensor | None,
-    wanted: tuple[bool, bool],
+    need_grad: tuple[bool, bool],
     row_weight: Tensor | None = None,
 ) -> tuple[_Sums, tuple[Tensor | None, Tensor | None]]:
     """Every chunk once: row losses and sums, and the norms of student features and weight.
 
-    tensors: student features, student weight, teacher features, teacher weight. wanted: which of
+    tensors: student features, student weight, teacher features, teacher weight. need_grad: which of
     the sums. row_weight: [B], of each row in the sum for the weight.
     """
     student_features, student_weight, teacher_features, teacher_weight = tensors
-    if target is not None:  # whatever an ignored row holds, its 0 gradient must not meet a NaN
+    if target is not None:  # a NaN in an ignored row must not meet its gradient of 0
         ignored = (target == plan.ignore_index).unsqueeze(1)
         student_features = student_features.masked_fill(ignored, 0)
     student = plan.head(0, student_features, student_weight)
     teacher = plan.head(1, teacher_features, teacher_weight)
     count, classes = student_features.shape[0], student_weight.shape[0]
-    device, total = student_weight.device, wide(plan.dtypes[0])
+    device, total = student_weight.device, accumulate_dtype(plan.dtypes[0])
     sums = _Sums(
-        torch.empty(count, dtype=wide(torch.promote_types(*plan.dtypes)), device=device),
-        torch.zeros(student_features.shape, dtype=total, device=device) if wanted[0] else None,
-        torch.zeros(student_weight.shape, dtype=total, device=device) if wanted[1] else None,
+        torch.empty(
+            count, dtype=accumulate_dtype(torch.promote_types(*plan.dtypes)), device=device
+        ),
+        torch.zeros(student_features.shape, dtype=total, device=device) if need_grad[0] else None,
+        torch.zeros(student_weight.shape, dtype=total, device=device) if need_grad[1] else None,
         torch.ones((), dtype=total, device=device),
     )
     chunk = min(plan.chunk_rows, count)
@@ -104,9 +106,9 @@ def run(
             student.logits(rows, student_out),
             teacher.logits(rows, teacher_out),
             None if target is None else target[rows],
-            any(wanted),
+            any(need_grad),
         )
-        if any(wanted):
+        if any(need_grad):
             to_features = None if sums.features is None else sums.features[rows]
             student.add_gradients(gradient, rows, to_features, sums.weight, row_weight)
         del gradient  # before the next chunk's is made
@@ -152,9 +154,9 @@ def reduce(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
 
 def with_gradients(plan: Plan, target: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:
     """The loss reduced by "mean" or "sum", whose gradients the forward makes."""
-    wanted = (tensors[0].requires_grad, tensors[1].requires_grad)
+    need_grad = (tensors[0].requires_grad, tensors[1].requires_grad)
     with torch.no_grad(), without_autocast(tensors[0]):
-        sums, norms = run(plan, tensors, target, wanted)
+        sums, norms = run(plan, tensors, target, need_grad)
         factor = (sums.grad_scale.double() * _divisor(plan, target, tensors[0])).to(
             sums.grad_scale.dtype
         )
@@ -213,13 +215,13 @@ class RowsLoss(torch.autograd.Function):
         plan: Plan = ctx.plan
         saved = zip(ctx.saved_tensors, ctx.outside, strict=True)
         target, *tensors = (x if out is None else out for x, out in saved)
-        wanted = ctx.needs_input_grad[2:4]
+        need_grad = ctx.needs_input_grad[2:4]
         with torch.no_grad(), without_autocast(grad_output):
-            factor = grad_output.to(wide(plan.dtypes[0]))
+            factor = grad_output.to(accumulate_dtype(plan.dtypes[0]))
             # Divided by the largest: a float16 product takes row weights of at most 1.
             most = factor.new_full((), torch.finfo(factor.dtype).tiny)
             most = torch.cat([factor.abs(), most.unsqueeze(0)]).max()
-            sums, norms = run(plan, tensors, target, wanted, factor / most)
+            sums, norms = run(plan, tensors, target, need_grad, factor / most)
             scale = sums.grad_scale.to(factor.dtype)
             factors = ((factor * scale).unsqueeze(1), most * scale * plan.scale)
             _finish(sums, tensors, norms, factors)

@@ -1,9 +1,10 @@
-"""One network's head, a chunk of rows at a time: logits out of features, and gradients into them.
+"""One network's head, a chunk of rows at a time: logits from features, and their gradients.
 
 With cosine logits, L_bc = s <f_b, w_c> / (|f_b| |w_c|), no normalised copy of the [C, D] weight is
 made. In float32 and float64 the columns of the logits, and of their gradient, are multiplied by
 s/|w_c| instead. In float16 and bfloat16, where such a product could overflow or be rounded once
-more, slabs of classes are normalised in float32 and rounded, as F.normalize under autocast does.
+more, chunks of the weight's rows are normalised in float32 and rounded, as F.normalize under
+autocast does.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ import torch
 from torch import Tensor
 
 EPS = 1e-12  #: the least norm that is divided by, as in F.normalize
-#: Elements of a slab of classes, by whether the device is a CPU: there a slab stays in the cache.
-SLAB_ELEMENTS = {True: 2**20, False: 2**24}
+#: Elements of a chunk of rows, by whether the device is a CPU: there a chunk stays in the cache.
+CHUNK_ELEMENTS = {True: 2**20, False: 2**24}
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """What sums over a float of `dtype` are kept in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def slabs(matrix: Tensor) -> Iterator[slice]:
+def row_chunks(matrix: Tensor) -> Iterator[slice]:
     """Runs of rows of a matrix, each small enough for temporaries of its own."""
     rows, columns = matrix.shape
-    step = max(1, SLAB_ELEMENTS[matrix.device.type == "cpu"] // max(1, columns))
+    step = max(1, CHUNK_ELEMENTS[matrix.device.type == "cpu"] // max(1, columns))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def norms(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """[rows] Euclidean norms in `dtype`, at least EPS."""
     found = torch.empty(matrix.shape[0], dtype=dtype, device=matrix.device)
-    for part in slabs(matrix):  # a half matrix is widened on the way
+    for part in row_chunks(matrix):  # a half matrix is widened on the way
         torch.linalg.vector_norm(matrix[part].to(dtype), dim=1, out=found[part])
     return found.clamp_(min=EPS)
 
@@ -58,7 +59,7 @@ def finish_gradient(total: Tensor, source: Tensor, norm: Tensor | None, factor: 
     if norm is None:
         total.mul_(factor)
         return
-    for part in slabs(source):
+    for part in row_chunks(source):
         g, scale = total[part], factor if factor.dim() == 0 else factor[part]
         length = norm[part].unsqueeze(1)
         # A clamped norm is a constant. An ignored row counts as 0, and it may hold a NaN.
@@ -77,24 +78,24 @@ class Head:
         self, features: Tensor, weight: Tensor, dtype: torch.dtype, scale: float, normalize: bool
     ) -> None:
         self.weight, self.dtype = weight, dtype
-        self.columns = torch.full((), scale, dtype=wide(dtype), device=weight.device)
-        self.features = features.to(wide(dtype))
+        self.columns = torch.full((), scale, dtype=accumulate_dtype(dtype), device=weight.device)
+        self.features = features.to(accumulate_dtype(dtype))
         self.norms: tuple[Tensor | None, Tensor | None] = (None, None)
         if normalize:
-            of_features = norms(self.features, wide(dtype))
-            of_weight = norms(weight, wide(dtype))
+            of_features = norms(self.features, accumulate_dtype(dtype))
+            of_weight = norms(weight, accumulate_dtype(dtype))
             self.norms = (of_features, of_weight)
             self.features = self.features / of_features.unsqueeze(1)
             self.columns = self.columns / of_weight
         self.columns = self.columns.expand(weight.shape[0])
         self.plain = not normalize and scale == 1  # columns of ones
-        self.rounds = dtype != wide(dtype)
+        self.rounds = dtype != accumulate_dtype(dtype)
 
     def _parts(self) -> Iterator[slice]:
         """Classes at a time: all on a GPU, but for half ones. On a CPU a product of few rows with a
-        slab that is in the cache takes half the time of that with the whole weight."""
+        chunk that is in the cache takes half the time of that with the whole weight."""
         if self.rounds or self.weight.device.type == "cpu":
-            return slabs(self.weight)
+            return row_chunks(self.weight)
         return iter([slice(0, self.weight.shape[0])])
 
     def _rows(self, part: slice) -> Tensor:

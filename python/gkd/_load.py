@@ -13,7 +13,7 @@ def library_path() -> Path:
 
 
 def _is_loaded(library: Path) -> bool:
-    """Whether this very file is in the process, whoever loaded it and by whatever path."""
+    """Whether this very file is in the process, by any path and any loader."""
     try:
         ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD)
     except OSError:

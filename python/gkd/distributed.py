@@ -7,7 +7,7 @@ rank's part.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,6 @@ from ._chunks import Shard
 from ._settings import (
     DEFAULTS,
     FLAG,
-    INTEGER,
     LossSettings,
     call_op,
     is_dtensor,
@@ -27,6 +26,7 @@ from ._settings import (
     plain_settings,
     takes_settings_of,
 )
+from ._shard_part import part_of, replicated
 from .functional import loss as unsharded_loss
 from .linear import Call, run_linear
 
@@ -47,13 +47,13 @@ def loss(
     validate: bool | None = None,
     **settings: Unpack[LossSettings],
 ) -> Tensor:
-    """`gkd.loss` of [..., num_classes] logits, of which this rank holds a slice of the classes.
+    """`gkd.loss` of [..., num_classes] logits, of which this rank holds a shard of the classes.
 
     Every rank of ``process_group`` calls it with the same rows and settings, and gets the same
-    loss; the gradient is that of the rank's own slice, complete and without a factor of the world
+    loss; the gradient is that of the rank's own shard, complete and without a factor of the world
     size.
 
-    7 collectives for float32 logits, 6 for 16-bit and 10 for float64 ones, whatever the data, and
+    7 collectives for float32 logits, 6 for 16-bit and 10 for float64 ones, for any data, and
     none in the backward; 57 KB a row (docs/performance.md). An all-reduce more with
     ``local_target``, an all-gather of 456 bytes more in a call that validates.
 
@@ -63,12 +63,12 @@ def loss(
             ``class_start`` and ``num_classes`` in it.
         teacher_shard: the same shape, device and classes; must not require grad.
         target: int64 or int32 [...], the same on every rank, counted from class 0 of the whole row.
-        class_start: the slice's first class.
+        class_start: the shard's first class.
         num_classes: of the whole row, at most 2^31 - 1.
-        process_group: the ranks that hold the slices, in any order; the default group where None.
-        local_target: targets are in partial FC's convention instead: counted from the slice's first
+        process_group: the ranks that hold the shards, in any order; the default group where None.
+        local_target: targets are in partial FC's convention instead: counted from the shard's first
             class, and -1 for another rank's class. Rows that no rank claims are ignored.
-        validate: compare shapes, settings, slices and targets between ranks first, which waits for
+        validate: compare shapes, settings, shards and targets between ranks first, which waits for
             the device, and raise the same error on all of them. None: in a group's first call, and
             in all with TORCH_DISTRIBUTED_DEBUG. Without it, a row with a target out of bounds has
             loss and gradient NaN, and ranks that disagree are not found out.
@@ -78,8 +78,8 @@ def loss(
         A scalar, or [...] with reduction "none"; float32, or float64 where either input is.
 
     Raises:
-        ValueError: as in `gkd.loss`; slices that do not make up the row, ranks that disagree.
-        TypeError: a dtype that is not supported, a DTensor beside a plain tensor.
+        ValueError: as in `gkd.loss`; shards that do not make up the row, ranks that disagree.
+        TypeError: a dtype that is not supported, a DTensor together with a plain tensor.
         IndexError: a target out of bounds, in a call that validates.
         RuntimeError: no process group, or a rank that was lost.
 
@@ -95,7 +95,7 @@ def loss(
         True
         >>> dist.destroy_process_group()
     """
-    part = _part_of(
+    part = part_of(
         _NAME, (student_shard, teacher_shard), 1, process_group, class_start, num_classes
     )
     student_shard, teacher_shard = part.tensors
@@ -179,8 +179,11 @@ def linear_loss(
         ValueError: as in `gkd.linear_loss` and `gkd.distributed.loss`, as are the other errors.
     """
     weights = (student_weight, teacher_weight)
-    part = _part_of(_LINEAR, weights, 0, process_group, class_start, num_classes)
-    features = (_replicated("student", student_features), _replicated("teacher", teacher_features))
+    part = part_of(_LINEAR, weights, 0, process_group, class_start, num_classes)
+    features = (
+        replicated(_LINEAR, "student", student_features),
+        replicated(_LINEAR, "teacher", teacher_features),
+    )
     tensors = (features[0], part.tensors[0], features[1], part.tensors[1])
     given = (scale, normalize, chunk_rows)
     call, fault = _attempt(
@@ -232,80 +235,9 @@ def _global_target(
     nowhere = -1
     elsewhere = (target == -1) | (target == settings["ignore_index"])
     # Out of bounds on one rank: out of bounds for all, whatever the others claim.
-    strange = (target < 0) | (target >= classes)
-    mine = torch.where(strange, settings["num_classes"], target.long() + settings["class_start"])
+    invalid = (target < 0) | (target >= classes)
+    mine = torch.where(invalid, settings["num_classes"], target.long() + settings["class_start"])
     mine = torch.where(elsewhere, nowhere, mine)
     ops = torch.ops._c10d_functional
     whole: Tensor = ops.wait_tensor(ops.all_reduce(mine, "max", group.group_name))
     return torch.where(whole == nowhere, settings["ignore_index"], whole)
-
-
-class _Part(NamedTuple):
-    """One rank's part of two tensors, and where it lies in the whole."""
-
-    tensors: tuple[Tensor, Tensor]
-    group: dist.ProcessGroup
-    class_start: int
-    num_classes: int
-
-
-def _part_of(
-    name: str,
-    pair: tuple[Tensor, Tensor],
-    dim: int,
-    group: dist.ProcessGroup | None,
-    class_start: int | None,
-    num_classes: int | None,
-) -> _Part:
-    """Student's and teacher's shards along ``dim``, from tensors and numbers or from DTensors."""
-    student, teacher = pair
-    if is_dtensor(student) or is_dtensor(teacher):
-        given = (group, class_start, num_classes)
-        if any(x is not None for x in given):
-            raise ValueError(
-                f"{name}: process_group, class_start and num_classes are the DTensor's own"
-            )
-        return _unwrap(name, student, teacher, dim)
-    if class_start is None or num_classes is None:
-        raise ValueError(f"{name}: class_start and num_classes are needed beside plain tensors")
-    group = group if group is not None else dist.group.WORLD
-    if group is None:
-        raise RuntimeError(f"{name}: torch.distributed.init_process_group has not been called")
-    start = plain(name, "class_start", class_start, INTEGER)
-    return _Part(pair, group, start, plain(name, "num_classes", num_classes, INTEGER))
-
-
-def _unwrap(name: str, student: Any, teacher: Any, dim: int) -> _Part:
-    """DTensors' local parts and what they say of the classes."""
-    if not (is_dtensor(student) and is_dtensor(teacher)):
-        raise TypeError(f"{name}: student and teacher must both be DTensors or both plain tensors")
-    mesh, placements = student.device_mesh, student.placements
-    if teacher.device_mesh != mesh or teacher.placements != placements:
-        raise ValueError(
-            f"{name}: student and teacher must be placed alike, got {placements} and "
-            f"{teacher.placements}"
-        )
-    split = [k for k, place in enumerate(placements) if place.is_shard(dim)]
-    if len(split) != 1 or not all(p.is_replicate() or p.is_shard(dim) for p in placements):
-        raise ValueError(
-            f"{name}: DTensors must be Shard({dim}) on one mesh dimension and Replicate() on "
-            f"the others, got {placements}"
-        )
-    classes = student.shape[dim]
-    # Shard's slices are those of torch.chunk.
-    slice_size = -(-classes // mesh.size(split[0]))
-    start = min(mesh.get_local_rank(split[0]) * slice_size, classes)
-    local = (student.to_local(), teacher.to_local())
-    return _Part(local, mesh.get_group(split[0]), start, classes)
-
-
-def _replicated(which: str, features: Any) -> Any:
-    """Features as a plain tensor that every rank has whole."""
-    if not is_dtensor(features):
-        return features
-    if not all(place.is_replicate() for place in features.placements):
-        raise ValueError(
-            f"{_LINEAR}: {which}_features must be the same on every rank, a DTensor Replicate(), "
-            f"got {features.placements}"
-        )
-    return features.to_local()

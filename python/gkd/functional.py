@@ -23,7 +23,7 @@ from ._settings import (
 
 
 class Group(NamedTuple):
-    """What `gkd.group` finds out of each row.
+    """What `gkd.group` reports for each row.
 
     Floating-point fields have the dtype that the loss would have. A row that holds NaN or +inf, or
     that is ignored, has NaN in all of them.
@@ -115,7 +115,7 @@ def loss(
         group_temperature: T_g, of the softmax whose mass ``threshold`` bounds, in [1e-6, 1e6]; T
             unless given. It chooses the group alone: the terms have T.
         temperature: T, divides both networks' logits, in [1e-6, 1e6].
-        primary_weight: w_p; a weight of 0 switches its term off, whatever the term's value. All
+        primary_weight: w_p; a weight of 0 switches its term off, also where it is infinite. All
             three in [-1e30, 1e30].
         binary_weight: w_b.
         secondary_weight: w_s.
@@ -228,13 +228,13 @@ def group(
     name = "gkd.group"
     check_tensors(name, student_logits, teacher_logits, target)
     given = plain_settings(name, {**settings, "method": method})
-    wanted = plain(name, "return_mask", return_mask, FLAG)
+    with_mask = plain(name, "return_mask", return_mask, FLAG)
     with torch.no_grad():
         columns = call_op(
-            name, torch.ops.gkd.group, student_logits, teacher_logits, target, wanted, **given
+            name, torch.ops.gkd.group, student_logits, teacher_logits, target, with_mask, **given
         )
     group = Group(*columns)
-    return group if wanted else group._replace(mask=None)
+    return group if with_mask else group._replace(mask=None)
 
 
 def adaptive_group_size(student_logits: Tensor, rate: float = 0.93, step: int = 100) -> Tensor:

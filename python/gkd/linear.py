@@ -68,7 +68,7 @@ def _sharded_row_loss(settings: dict[str, Any], shard: Shard) -> RowLoss:
 
 @dataclass(frozen=True)
 class Call:
-    """What a caller of the function ``name`` gives beside tensors, as plain values."""
+    """What a caller of the function ``name`` gives with the tensors, as plain values."""
 
     name: str
     scale: float
@@ -121,9 +121,11 @@ def run_linear(
     chunk_rows = call.chunk_rows
     if chunk_rows is None:
         # Of sizes that every rank knows: the ranks' collectives go by the chunk.
-        held = classes if shard is None else math.ceil(classes / dist.get_world_size(shard.group))
+        classes_per_rank = (
+            classes if shard is None else math.ceil(classes / dist.get_world_size(shard.group))
+        )
         on_cpu = student_features.device.type == "cpu"
-        chunk_rows = default_rows(student_features.shape[0], held, dtypes, on_cpu)
+        chunk_rows = default_rows(student_features.shape[0], classes_per_rank, dtypes, on_cpu)
     of_rows = {**call.settings, "reduction": "none"}
     plan = Plan(
         scale=float(call.scale),

@@ -80,8 +80,8 @@ def _primary(
     if group_size is not None:
         return rank >= ordered[:, min(group_size, classes) - 1 : min(group_size, classes)]
     # A float32 running sum over many classes would move the cut; MPS has nothing wider.
-    wide = ordered if ordered.device.type == "mps" else ordered.double()
-    mass = ((wide - wide[:, :1]) / temperature).softmax(1).cumsum(1)
+    precise = ordered if ordered.device.type == "mps" else ordered.double()
+    mass = ((precise - precise[:, :1]) / temperature).softmax(1).cumsum(1)
     last = (mass < threshold).sum(1, keepdim=True).clamp(max=classes - 1)
     return rank >= ordered.gather(1, last)
 
@@ -111,12 +111,12 @@ def _side(logits: Tensor, members: Tensor, temperature: float | Tensor) -> _Side
 def _divergence(student: _Side, teacher: _Side, members: Tensor) -> Tensor:
     """KL(p/P || q/Q) inside a group, [B]; 0 where the teacher has no mass there."""
     log_q_sum = torch.where(student.log_sum > -_INF, student.log_sum, 0.0)
-    held = members & (teacher.log_sum > -_INF)
-    log_p = torch.where(held, teacher.offsets - teacher.log_sum, -_INF)
+    has_mass = members & (teacher.log_sum > -_INF)
+    log_p = torch.where(has_mass, teacher.offsets - teacher.log_sum, -_INF)
     p = log_p.exp()
-    held = p > 0
-    terms = p * (torch.where(held, log_p, 0.0) - (student.offsets - log_q_sum))
-    return torch.where(held, terms, 0.0).sum(1)
+    has_mass = p > 0
+    terms = p * (torch.where(has_mass, log_p, 0.0) - (student.offsets - log_q_sum))
+    return torch.where(has_mass, terms, 0.0).sum(1)
 
 
 def _binary(
@@ -185,18 +185,18 @@ def loss(
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
-    spoilt = torch.zeros_like(student[:, 0], dtype=torch.bool)
+    invalid = torch.zeros_like(student[:, 0], dtype=torch.bool)
     for logits in (student.detach(), teacher):
-        spoilt = spoilt | ~(logits < _INF).all(1) | (logits == -_INF).all(1)
-    ignored = torch.zeros_like(spoilt)
+        invalid = invalid | ~(logits < _INF).all(1) | (logits == -_INF).all(1)
+    ignored = torch.zeros_like(invalid)
     chosen = None
     if target is not None:
         ignored = target == plain["ignore_index"]
-        spoilt = spoilt | (target < 0) | (target >= student.shape[1])
+        invalid = invalid | (target < 0) | (target >= student.shape[1])
         chosen = torch.arange(student.shape[1], device=target.device) == target.unsqueeze(1)
-        spoilt = spoilt & ~ignored
-    # A spoilt row is multiplied by NaN, for a gradient of NaN too; an ignored one is replaced.
-    factor = torch.where(spoilt, float("nan"), 1.0).to(dtype)
+        invalid = invalid & ~ignored
+    # An invalid row is multiplied by NaN, for a gradient of NaN too; an ignored one is replaced.
+    factor = torch.where(invalid, float("nan"), 1.0).to(dtype)
     student = torch.where(ignored.unsqueeze(1), 0.0, student * factor.unsqueeze(1))
     teacher = torch.where(ignored.unsqueeze(1), 0.0, teacher)
 
@@ -211,7 +211,7 @@ def loss(
     both = groups[0].any(1) & groups[1].any(1)
     binary, mass = _binary(students, teachers, both, temperature)
 
-    rows = factor - factor  # 0, or NaN in a spoilt row whatever the weights
+    rows = factor - factor  # 0, or NaN in an invalid row for any weights
     primary_weight, binary_weight, secondary_weight = weights
     if plain["binary_weight"] != 0 or isinstance(binary_weight, Tensor):
         rows = rows + binary_weight * binary

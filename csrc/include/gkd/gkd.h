@@ -24,9 +24,9 @@ GKD_API at::Tensor loss(const at::Tensor& student_logits, const at::Tensor& teac
                         const std::optional<at::Tensor>& target = std::nullopt,
                         const LossOptions& options = {});
 
-/// One rank's slice of a row's classes, and the ranks that hold the others.
+/// One rank's shard of a row's classes, and the ranks that hold the others.
 struct Shard {
-  std::int64_t class_start = 0;  ///< the slice's first class
+  std::int64_t class_start = 0;  ///< the shard's first class
   std::int64_t num_classes = 0;  ///< of the whole row, at most 2^31 - 1
   std::string group_name{};      ///< of a c10d::ProcessGroup, as registered with torch
   std::int64_t world_size = 1;   ///< ranks in it
@@ -34,7 +34,7 @@ struct Shard {
 
 /// `loss` of [..., num_classes] logits, of which this rank holds [..., C_r]; C_r may be 0. Every
 /// rank of the group calls it with the same rows, settings and targets, which count from class 0 of
-/// the whole row, and gets the same loss and its own slice's gradient. `method` and `check_target`
+/// the whole row, and gets the same loss and its own shard's gradient. `method` and `check_target`
 /// are not used: a target out of bounds makes its row NaN. Nothing is compared between ranks; see
 /// gkd.distributed.loss in Python for that and for the collectives.
 GKD_API at::Tensor sharded_loss(const at::Tensor& student_shard, const at::Tensor& teacher_shard,

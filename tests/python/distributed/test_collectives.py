@@ -224,11 +224,7 @@ def test_ranks_that_disagree_raise_the_same_error():
             "ValueError",
             name + "rank 2: temperature must be finite and > 0, got -1",
         ),
-        "one too many": (
-            "ValueError",
-            name
-            + "rank 2: give one of threshold and group_size, got threshold 0.5 and group_size 7",
-        ),
+        "one too many": ("ValueError", name + "ranks 0 and 2 disagree on group_size"),
         "bad target": (
             "IndexError",
             name + "rank 2: target 600 is out of bounds for 507 classes (row 3)",

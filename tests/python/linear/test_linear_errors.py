@@ -42,7 +42,7 @@ def test_errors_of_shape(net, message):
         ({"temperature": -1.0}, "temperature must be finite and > 0, got -1"),
         ({"reduction": "max"}, "reduction must be none, mean or sum, got max"),
         ({"rank_by": "both"}, "rank_by must be teacher or student, got both"),
-        ({"threshold": 0.5, "group_size": 2}, "give one of threshold and group_size, got"),
+        ({"group_temperature": 0.0}, "group_temperature must be finite and > 0, got 0"),
         ({"target": torch.zeros(3, dtype=torch.long)}, "target must be [7], got [3]"),
     ],
 )

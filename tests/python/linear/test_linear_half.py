@@ -94,8 +94,8 @@ def test_autocast(device, dtype, reduction):
     assert all(same_bits(a, b) for a, b in zip(again, runs[2][1:], strict=True))
 
 
-@pytest.mark.parametrize("slab", [1, 4 * D_S])
+@pytest.mark.parametrize("chunk_elements", [1, 4 * D_S])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_half_slabs_of_any_size(device, monkeypatch, slab, reduction):
-    monkeypatch.setattr(_head, "SLAB_ELEMENTS", {True: slab, False: slab})
+def test_half_chunks_of_any_size(device, monkeypatch, chunk_elements, reduction):
+    monkeypatch.setattr(_head, "CHUNK_ELEMENTS", {True: chunk_elements, False: chunk_elements})
     assert_half_no_worse(device, torch.bfloat16, reduction=reduction, group_size=C)

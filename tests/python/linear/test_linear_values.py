@@ -49,10 +49,10 @@ def test_no_rows(device, reduction):
         assert to_features.shape == (0, D_S) and same_bits(to_weight, torch.zeros_like(net[1]))
 
 
-@pytest.mark.parametrize("slab", [1, 4 * D_S, 2**20])
+@pytest.mark.parametrize("chunk_elements", [1, 4 * D_S, 2**20])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_slabs_of_any_size(device, monkeypatch, slab, reduction):
-    monkeypatch.setattr(_head, "SLAB_ELEMENTS", {True: slab, False: slab})
+def test_chunks_of_any_size(device, monkeypatch, chunk_elements, reduction):
+    monkeypatch.setattr(_head, "CHUNK_ELEMENTS", {True: chunk_elements, False: chunk_elements})
     compare(networks(device), None, 1e-12, reduction=reduction)
 
 
