@@ -15,6 +15,7 @@ MODES = {
     "group_temperature": {"group_temperature": 1.5, "threshold": 0.8, "secondary_weight": 1.0},
     "student_group_temperature": {"group_temperature": 8.0, "threshold": 0.4, "rank_by": "student"},
     "mass_and_size": {"threshold": 0.6, "group_size": 9, "group_temperature": 3.0, "target": True},
+    "size_and_mass": {"threshold": 0.1, "group_size": 300, "rank_by": "student"},
     "everything": {"threshold": 1.0, "temperature": 8.0, "secondary_weight": 3.0},
 }
 

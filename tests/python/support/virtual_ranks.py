@@ -6,25 +6,15 @@ on a list of tensors, so that a backend's stages are tested without a second pro
 
 import torch
 
+from gkd._settings import DEFAULTS
+
 ops = torch.ops.gkd
-DEFAULTS = {
-    "threshold": None,
-    "group_size": None,
-    "temperature": 4.0,
-    "primary_weight": 8.0,
-    "binary_weight": 1.0,
-    "secondary_weight": 0.0,
-    "coupled": False,
-    "rank_by": "teacher",
-    "reduction": "mean",
-    "ignore_index": -100,
-}
 #: Significand bits, and bits of sign and exponent in float and in double arithmetic.
 FRACTION = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}
 
 
-def spreads(ranking, wide):
-    """Spreads that a search needs: 11 bits each of a ranking logit's key."""
+def num_passes(ranking, wide):
+    """Radix passes that a search needs: 11 bits each of a ranking logit's key."""
     return -(-(FRACTION[ranking] + (12 if wide else 9)) // 11)
 
 
@@ -41,19 +31,32 @@ def sharded(student, teacher, target, sizes, need_grad=True, **settings):
     classes = student.shape[1]
     parts = [(student[:, a:b], teacher[:, a:b], target, a, classes) for a, b in bounds(sizes)]
 
-    def each(stage, *told):
-        return [stage(*part, *told, **settings) for part in parts]
+    def each(stage, *told, **other):
+        return [stage(*part, *told, **{**settings, **other}) for part in parts]
 
-    cut = constant_cut(student, teacher, settings)
-    if cut is None:
+    def find_cut(**grouping):
+        cut = constant_cut(student, teacher, grouping)
+        if cut is not None:
+            return cut
         extremes = torch.stack(each(ops._shard_extremes)).amax(0)
-        counts = torch.stack(each(ops._shard_counts, extremes)).sum(0, dtype=torch.int32)
+        counts = torch.stack(each(ops._shard_counts, extremes, **grouping))
+        counts = counts.sum(0, dtype=torch.int32)
         search = torch.empty(0, dtype=torch.int64, device=student.device)
         ranking = student if settings["rank_by"] == "student" else teacher
         wide = torch.float64 in (student.dtype, teacher.dtype)
-        for _ in range(spreads(ranking.dtype, wide)):
-            amounts = torch.stack(each(ops._shard_histogram, extremes, counts, search)).sum(0)
-            search, cut = each(ops._shard_refine, extremes, amounts, search)[0]
+        for _ in range(num_passes(ranking.dtype, wide)):
+            told = (extremes, counts, search)
+            histogram = torch.stack(each(ops._shard_histogram, *told, **grouping)).sum(0)
+            told = (extremes, histogram, search)
+            search, cut = each(ops._shard_refine, *told, **grouping)[0]
+        return cut
+
+    threshold, size = settings["threshold"], settings["group_size"]
+    if threshold is None or size is None:
+        cut = find_cut(threshold=threshold, group_size=size)
+    else:  # the shorter of the two groups
+        by_mass = find_cut(threshold=threshold, group_size=None)
+        cut = torch.maximum(by_mass, find_cut(threshold=None, group_size=size))
     moments = torch.stack(each(ops._shard_moments, cut))
     emitted = each(ops._shard_gradient, cut, moments, need_grad)
     kl = torch.stack([k for _, k in emitted])
