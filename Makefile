@@ -19,7 +19,7 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 library: setup
 	cmake -S . -B $(BUILD) $(GKD_CMAKE_ARGS) -DPython3_EXECUTABLE=$(PY) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/gkd
-	cmake --build $(BUILD) --parallel $(JOBS) --target gkd _C
+	cmake --build $(BUILD) --parallel $(JOBS) --target package
 	@echo $(CURDIR)/python >$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/gkd.pth
 
 # The library and the tests' programs.

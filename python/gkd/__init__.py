@@ -5,7 +5,7 @@ from ._load import load as _load
 _load()
 
 from . import distributed, reference, utils
-from ._C import version as __version__
+from ._build import version as __version__
 from .functional import Group, adaptive_group_size, group, loss
 from .linear import linear_loss
 from .module import GKDLoss

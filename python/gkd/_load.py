@@ -6,6 +6,13 @@ from pathlib import Path
 
 import torch
 
+from ._wheel_tag import minor, wheel_tag
+
+try:
+    from . import _build
+except ImportError:
+    raise ImportError("gkd is not built: run `pip install --no-build-isolation .`") from None
+
 
 def library_path() -> Path:
     """Where libgkd.so has to be: beside this file."""
@@ -32,20 +39,26 @@ def _check_only_copy(library: Path) -> None:
     )
 
 
+def _check_built_for(torch_version: str, cuda_version: str | None) -> None:
+    """LibTorch keeps its binary interface within a minor version; CUDA's runtime within a major."""
+    built, found = f"torch {_build.torch_version}", f"torch {torch_version}"
+    fits = minor(_build.torch_version) == minor(torch_version)
+    if fits and _build.cuda_version and cuda_version:
+        built += f" with CUDA {_build.torch_cuda_version}"
+        found += f" with CUDA {cuda_version}"
+        fits = _build.cuda_version.split(".")[0] == cuda_version.split(".")[0]
+    if not fits:
+        tag = wheel_tag(torch_version, cuda_version)
+        raise ImportError(
+            f"gkd was built for {built} but {found} is installed: install the wheel "
+            f"gkd-{_build.version}+{tag}, or rebuild with `pip install --no-build-isolation "
+            "--force-reinstall --no-deps .`"
+        )
+
+
 def load() -> None:
     """Register torch.ops.gkd; ImportError in one sentence when the build is missing or unfit."""
-    try:
-        from . import _C
-    except ImportError as error:
-        raise ImportError(
-            f"gkd is not built: {error}; run `pip install --no-build-isolation .`"
-        ) from None
-    built = _C.torch_version
-    if torch.__version__.split("+")[0] != built.split("+")[0]:
-        raise ImportError(
-            f"gkd was built for torch {built} but torch {torch.__version__} is installed: "
-            "rebuild it with `pip install --no-build-isolation .`"
-        )
+    _check_built_for(torch.__version__, torch.version.cuda)
     library = library_path()
     if not library.exists():
         raise ImportError(f"gkd is not built: {library.name} is missing beside the package")

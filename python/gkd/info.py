@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from . import _C, __version__
+from . import __version__, _build
 from ._load import library_path
 
 
@@ -36,12 +36,12 @@ def info() -> dict[str, str]:
     """Versions, CUDA, architectures, the library's path and the devices, by name."""
     facts = {
         "gkd": __version__,
-        "torch": f"{torch.__version__} (gkd built for {_C.torch_version})",
+        "torch": f"{torch.__version__} (gkd built for {_build.torch_version})",
         "python": platform.python_version(),
         "platform": f"{platform.platform()}, {_processor()}",
-        "compiler": _C.compiler,
-        "CUDA toolkit": _C.cuda_version or "CPU only",
-        "architectures": _C.cuda_architectures or "none",
+        "compiler": _build.compiler,
+        "CUDA toolkit": _build.cuda_version or "CPU only",
+        "architectures": _build.cuda_architectures or "none",
         "library": str(library_path()),
         "CPU kernels": f"{torch.ops.gkd._cpu_capability()}, {torch.get_num_threads()} threads",
     }

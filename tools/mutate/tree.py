@@ -92,7 +92,7 @@ class Tree:
             if fault:
                 return fault
             self._configured = True
-        targets = [killer.program] if killer.program else ["gkd", "_C"]
+        targets = [killer.program] if killer.program else ["package"]
         return self._cmake(
             "--build", "build/cpp", "--parallel", str(self.jobs), "--target", *targets
         )

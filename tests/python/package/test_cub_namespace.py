@@ -40,7 +40,7 @@ def test_what_counts_as_unwrapped():
         assert shared_names([name]) == [name]
 
 
-@pytest.mark.skipif(not gkd._C.cuda_version, reason="this build has no CUDA, and so no CUB")
+@pytest.mark.skipif(not gkd._build.cuda_version, reason="this build has no CUDA, and so no CUB")
 @pytest.mark.skipif(not shutil.which("nm"), reason="nm, of binutils, is not on PATH")
 def test_no_name_of_cub_is_shared():
     """Exported, weak and unique names: all that the dynamic linker may bind elsewhere."""
