@@ -52,11 +52,14 @@ demo: library
 bench: library
 	PYTHONPATH=$(CURDIR)/python $(PY) -m benchmarks $(BENCH_ARGS)
 
-# dist/gkd-*.whl, of the libraries that `build` made. Torch's libraries, CUDA's and libgomp stay
-# outside it: torch brings them, and a second copy in one process would be a second state.
-wheel: build
-	rm -rf build/lib.* build/wheel dist
-	GKD_BUILD_DIR=$(BUILD) $(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+# dist/gkd-VERSION+TAG-py3-none-*.whl for the torch of the interpreter FOR, without _C and so for every
+# Python. Torch's libraries, CUDA's and libgomp stay outside it: torch brings them, and a second copy
+# in one process would be a second state.
+FOR ?= $(PY)
+wheel: setup
+	rm -rf build/lib.* build/bdist.* build/wheel
+	GKD_CMAKE_ARGS="$(GKD_CMAKE_ARGS) -DGKD_BUILD_PYTHON=OFF" MAX_JOBS=$(JOBS) \
+	  $(FOR) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(PY) -m auditwheel repair -w dist --exclude 'libtorch*' \
 	  --exclude 'libc10*' --exclude 'libcudart*' --exclude 'libgomp*' build/wheel/*.whl
 

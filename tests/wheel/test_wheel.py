@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import version as torch_version
 from pathlib import Path
 
 import environment
@@ -21,7 +22,8 @@ HELPERS = ("conftest.py", "support/cases.py", "support/oracle.py")
 
 @pytest.fixture(scope="module")
 def wheel():
-    wheels = sorted((ROOT / "dist").glob("gkd-*.whl"))
+    torch = ".".join(torch_version("torch").split(".")[:2])
+    wheels = sorted((ROOT / "dist").glob(f"gkd-*+pt{torch}cu*.whl"))
     assert len(wheels) == 1, "run `make wheel`"
     return wheels[0]
 
@@ -54,17 +56,22 @@ def run(python, tmp_path):
 
 def test_tags_and_version(wheel):
     version = (ROOT / "VERSION").read_text().strip()
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    assert re.fullmatch(rf"gkd-{version}-{tag}-{tag}-manylinux_2_\d+_\w+\.whl", wheel.name)
+    assert re.fullmatch(
+        rf"gkd-{version}\+pt[\d.]+cu\d+-py3-none-manylinux_2_\d+_\w+\.whl", wheel.name
+    )
 
 
 def test_it_carries_the_package_and_no_stranger(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     libraries = {name for name in names if ".so" in name}
-    assert libraries == {"gkd/libgkd.so", "gkd/_C.so"}
+    assert libraries == {"gkd/libgkd.so"}
     sources = {f"gkd/{file.name}" for file in (ROOT / "python" / "gkd").glob("*.py*")}
     headers = {f"gkd/include/gkd/{f.name}" for f in (ROOT / "csrc/include/gkd").iterdir()}
-    assert sources | headers | {"gkd/py.typed", "gkd/share/cmake/gkd/gkdConfig.cmake"} <= set(names)
+    assert sources | headers | {
+        "gkd/py.typed",
+        "gkd/_build.py",
+        "gkd/share/cmake/gkd/gkdConfig.cmake",
+    } <= set(names)
 
 
 def test_the_source_distribution_is_complete(tmp_path):

@@ -1,6 +1,7 @@
 """What stops an installation ends in one sentence that names the next command."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -143,3 +144,20 @@ def test_the_defaults_are_those_of_the_c_plus_plus_header():
     assert bound.DEFAULT_THRESHOLD == DEFAULT_THRESHOLD
     keywords = functional.loss.__kwdefaults__
     assert {name: keywords[name] for name in DEFAULTS} == DEFAULTS
+
+
+def test_the_documents_name_the_supported_versions():
+    declared = (ROOT / "cmake" / "gkdTorch.cmake").read_text() + (
+        ROOT / "CMakeLists.txt"
+    ).read_text()
+    oldest, newest, cmake = re.findall(
+        r"(?:TORCH_OLDEST|TORCH_NEWEST|minimum_required\(VERSION) ([\d.]+)", declared
+    )
+    readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "install.md").read_text()
+    assert f"torch {oldest} to {newest}" in readme
+    assert f"| torch | {oldest} to {newest} |" in page
+    assert f"CMake {cmake}" in readme
+    assert f"| CMake | {cmake} or newer |" in page
+    matrix = (ROOT / ".github" / "workflows" / "nightly.yml").read_text()
+    assert f"torch: {oldest}.0," in matrix
+    assert f"torch: {newest}.0," in matrix
