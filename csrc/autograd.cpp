@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/version.h>
 
 namespace gkd {
 
@@ -71,7 +72,11 @@ bool is_alone(const at::Tensor& gradient) {
 /// on and of grad_output.
 void forbid_second_derivative(const std::string& loss, const Variable& grad_output,
                               variable_list& gradients) {
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 14  // torch's nodes changed their pointer
   const auto node = std::make_shared<NotDifferentiableTwice>(loss);
+#else
+  const auto node = c10::make_intrusive<NotDifferentiableTwice>(loss);
+#endif
   torch::autograd::edge_list edges;
   if (const auto running = torch::autograd::get_current_node()) edges = running->next_edges();
   edges.push_back(torch::autograd::impl::gradient_edge(grad_output));
