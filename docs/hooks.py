@@ -1,8 +1,7 @@
-"""Pages of the site that are files elsewhere in the repository, and links to files that are none.
+"""Adds files from elsewhere in the repository to the site, and rewrites the links of all pages.
 
-In the repository a link goes to the file, as readers of the sources expect; on the site it goes to
-that file's page, or stays as plain text where the file has none. A link to nothing stays as it is,
-and mkdocs refuses it.
+A link to a file that is a page of the site becomes a link to the page. A link to any other file
+becomes plain text. A link to a file that does not exist stays, and mkdocs reports it as an error.
 """
 
 import posixpath
@@ -17,7 +16,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def outside() -> dict[str, str]:
-    """Files outside docs/ that are pages, by path in the repository, and the pages' own paths."""
+    """Paths in the repository, and paths on the site, of the pages outside docs/."""
     pages = {
         f"examples/{p.parent.name}/README.md": f"examples/{p.parent.name}.md" for p in EXAMPLES
     }
@@ -29,7 +28,7 @@ PAGES = outside()
 
 
 def on_config(config: Any) -> Any:
-    """Adds the pages from elsewhere to the navigation: a new example needs no further line."""
+    """Adds the pages outside docs/ to the navigation, so that a new example needs no entry."""
     titles = {path: path.read_text().split("\n", 1)[0].lstrip("# ") for path in EXAMPLES}
     examples = [{titles[path]: PAGES[str(path.relative_to(ROOT))]} for path in EXAMPLES]
     config.nav += [

@@ -1,7 +1,7 @@
 """Draws concept.png, one row split into its groups: ``python docs/figures/concept.py``.
 
-The row is made, not photographed: cosines of a head of 1,000 identities times 64, with one clear
-winner, a dozen look-alikes and a tail. All that is drawn and printed of it comes from gkd.group.
+The row is synthetic: cosines of a head of 1,000 identities times 64, with one clear winner, a dozen
+similar classes and many dissimilar ones. Group, cut and terms are the output of gkd.group.
 """
 
 from pathlib import Path
@@ -48,9 +48,8 @@ def pairs(ax: plt.Axes, places: list[str], heights: list[tuple[float, float]], c
 
 def draw(output: Path) -> None:
     student, teacher = row()
-    found = gkd.group(
-        student, teacher, temperature=TEMPERATURE, threshold=THRESHOLD, return_mask=True
-    )
+    how = {"temperature": TEMPERATURE, "threshold": THRESHOLD, "secondary_weight": 1.0}
+    found = gkd.group(student, teacher, return_mask=True, **how)
     size, mask = int(found.size), found.mask[0]
     p, q = ((x / TEMPERATURE).softmax(1)[0] for x in (teacher, student))
     order = p.argsort(descending=True)
@@ -73,7 +72,7 @@ def draw(output: Path) -> None:
     top.text(60, 0.11, "circles, dots: the student's q", color=STUDENT)
 
     middle = figure.add_subplot(grid[1, :], sharex=top)
-    panel(middle, "Running sum of p: the group closes where it reaches the threshold")
+    panel(middle, "Running sum of p: the group ends where it reaches the threshold")
     total = ranked_p.cumsum()
     middle.fill_between(rank[:size], 0, total[:size], color=INSIDE, alpha=0.25, linewidth=0)
     middle.plot(rank[:size], total[:size], "o-", color=INSIDE, markersize=3)
@@ -86,7 +85,7 @@ def draw(output: Path) -> None:
     middle.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
 
     binary = figure.add_subplot(grid[2, 0:2])
-    panel(binary, f"Binary-KD {float(found.binary):.3f}: masses")
+    panel(binary, f"Binary-KD {float(found.binary):.3f}: group, rest")
     pairs(
         binary, ["P, Q", "P', Q'"], [(mass_p, mass_q), (1 - mass_p, 1 - mass_q)], [INSIDE, OUTSIDE]
     )
