@@ -99,7 +99,7 @@ CPU = [
     Mutant(
         name="cut-left-out",
         fault="the gradient leaves the class at the cut, and its ties, to the rest",
-        file="csrc/cpu/kernels/passes-inl.h",
+        file="csrc/cpu/kernels/row_passes-inl.h",
         old="const MaskOf<V> in = r[k] >= cut_vector;",
         new="const MaskOf<V> in = r[k] > cut_vector;",
         by=("tests/python/autograd/test_autograd.py -k gradcheck", PARITY),
@@ -108,14 +108,8 @@ CPU = [
         name="tail-not-written",
         fault="a 16-bit gradient lacks what is left of a row after whole vectors",
         file="csrc/cpu/kernels/simd-inl.h",
-        old="""\
-  if (k == count) return;
-  const VecU16 v = from_float(load<VecF32>(in + k), dtype);
-""",
-        new="""\
-  if (k == count || k > 0) return;
-  const VecU16 v = from_float(load<VecF32>(in + k), dtype);
-""",
+        old="std::memcpy(out + k, &v, bytes);",
+        new="if (k == 0 || bytes == sizeof(v)) std::memcpy(out + k, &v, bytes);",
         by=("gkd_row_test Row.SixteenBits*",),
     ),
     Mutant(
@@ -157,7 +151,7 @@ CPU = [
     Mutant(
         name="ties-split",
         fault="of the classes tied at the cut one joins the group (flashinfer#3774)",
-        file="csrc/cpu/kernels/passes-inl.h",
+        file="csrc/cpu/kernels/sums-inl.h",
         old="const MaskOf<V> in = rank >= high;",
         new="const MaskOf<V> in = rank > high;",
         by=("tests/python/loss/test_loss.py -k test_methods_agree", PARITY),

@@ -57,17 +57,11 @@ const T* read_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count,
     const T* direct = static_cast<const T*>(row.data) + begin;
     if (whole == count) return direct;
     std::copy(direct, direct + count, buffer);
-    std::fill(buffer + count, buffer + whole, -kInfinity<T>);
-    return buffer;
+  } else if (is_half_row(row)) {
+    read_u16(static_cast<const std::uint16_t*>(row.data) + begin, row.dtype, count, buffer);
+  } else {
+    for (std::int64_t k = 0; k < count; ++k) buffer[k] = read_one<T>(row, begin + k);
   }
-  if constexpr (std::is_same_v<T, float>) {
-    if (is_half_row(row)) {
-      row_to_float(static_cast<const std::uint16_t*>(row.data) + begin, row.dtype, count, buffer);
-      std::fill(buffer + count, buffer + whole, -kInfinity<T>);
-      return buffer;
-    }
-  }
-  for (std::int64_t k = 0; k < count; ++k) buffer[k] = read_one<T>(row, begin + k);
   std::fill(buffer + count, buffer + whole, -kInfinity<T>);
   return buffer;
 }
@@ -84,19 +78,17 @@ void write_tile(const GradientRow& row, std::int64_t begin, std::int64_t count, 
   if (row.dtype == kDtype<T>) {
     T* out = static_cast<T*>(row.data) + begin;
     if (tile != out) std::copy(tile, tile + count, out);
-    return;
-  }
-  if constexpr (std::is_same_v<T, float>) {
-    row_from_float(tile, row.dtype, count, static_cast<std::uint16_t*>(row.data) + begin);
+  } else if (row.dtype == Dtype::kFloat) {
+    // Arithmetic in double for a float student, because the teacher is double; 16 bits below.
+    std::copy(tile, tile + count, static_cast<float*>(row.data) + begin);
   } else {
-    // Arithmetic in double for a float or 16-bit student, because the teacher is double.
-    if (row.dtype == Dtype::kFloat) {
-      std::copy(tile, tile + count, static_cast<float*>(row.data) + begin);
-      return;
-    }
-    for (std::int64_t k = 0; k < count; ++k) {
-      const VecU16 v = from_float(splat<VecF32>(static_cast<float>(tile[k])), row.dtype);
-      static_cast<std::uint16_t*>(row.data)[begin + k] = v[0];
+    auto* out = static_cast<std::uint16_t*>(row.data) + begin;
+    if constexpr (std::is_same_v<T, float>) {
+      write_u16(tile, row.dtype, count, out);
+    } else {
+      for (std::int64_t k = 0; k < count; ++k) {
+        out[k] = from_float(splat<VecF32>(static_cast<float>(tile[k])), row.dtype)[0];
+      }
     }
   }
 }
@@ -113,7 +105,7 @@ struct Tile {
 template <Dtype kHalfDtype>
 struct HalfTile {
   const std::uint16_t* data;
-  VecF32 operator[](std::int64_t k) const { return to_float(load_u16(data + k), kHalfDtype); }
+  VecF32 operator[](std::int64_t k) const { return to_float(load<VecU16>(data + k), kHalfDtype); }
 };
 
 /// Calls visit with one HalfTile per row, from class `begin` on. All are half rows of one dtype.

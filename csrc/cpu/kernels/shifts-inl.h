@@ -1,4 +1,5 @@
-// Shifts subtracted before exp(), one pair per group, and the test for invalid rows.
+// What is known of a row before its sums: extremes, and the shifts subtracted before exp(), one
+// pair per group. And the test for invalid rows.
 //
 // Shifts are guessed first: the teacher's largest logit serves both groups. Where a group is so
 // much smaller that its terms lose digits, sums_are_accurate() sees it in the sums, and
@@ -7,10 +8,84 @@
 
 #include <cmath>
 
-#include "cpu/kernels/passes-inl.h"
+#include "cpu/kernels/load_store-inl.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
+
+/// The largest logit and the smallest finite one; -inf and +inf where there is none.
+template <class T>
+struct Extremes {
+  T high, low;
+};
+
+/// Skips NaN.
+template <class T>
+Extremes<T> extremes_of(const LogitsRow& row, std::int64_t begin, std::int64_t end) {
+  using V = VecOf<T>;
+  const V none = splat<V>(-kInfinity<T>);
+  V high = none, low = none;  // low: the largest of -r
+  read_tiles<T>(row, begin, end, [&](std::int64_t, std::int64_t count, const T* r) {
+    V top = high, bottom = low;  // copies: a reference would be stored to after each vector
+    for (std::int64_t j = 0; j < count; j += kWidth<T>) {
+      const V v = load<V>(r + j), negated = v > none ? V(-v) : none;
+      top = v > top ? v : top;
+      bottom = negated > bottom ? negated : bottom;
+    }
+    high = top;
+    low = bottom;
+  });
+  return {reduce_max(high), -reduce_max(low)};
+}
+
+typedef std::int16_t VecKey16 __attribute__((vector_size(GKD_VEC_BYTES)));
+typedef std::uint16_t VecUnsignedKey16 __attribute__((vector_size(GKD_VEC_BYTES)));
+
+/// 16 bits of a logit as an integer of the same order, NaNs beyond the infinities; its own inverse.
+template <class K>
+K ordered16(K bits) {
+  return bits ^ ((bits >> 15) & 0x7fff);
+}
+
+/// Contiguous 16-bit logits without conversion, twice as many per vector. A NaN of positive sign
+/// counts as +inf, which makes the row NaN too; one of negative sign is skipped.
+template <class T>
+Extremes<T> extremes_of_half(const LogitsRow& row, std::int64_t begin, std::int64_t end) {
+  constexpr int kKeys = sizeof(VecKey16) / 2;
+  const auto infinity = static_cast<std::int16_t>(infinity_bits(row.dtype));
+  const auto none = static_cast<std::int16_t>(~infinity);  // -inf
+  // Maps the smallest finite key to the smallest integer and -inf to the largest.
+  const auto offset = static_cast<std::uint16_t>(0x7fff - none);
+  VecKey16 high = VecKey16{} + none, low = VecKey16{} + std::int16_t(0x7fff);
+  auto add = [&](VecKey16 bits) {
+    const VecKey16 key = ordered16(bits);
+    const VecKey16 mapped =  // unsigned, since it is meant to wrap
+        reinterpret_cast<VecKey16>(reinterpret_cast<VecUnsignedKey16>(key) + offset);
+    high = key > high ? key : high;
+    low = mapped < low ? mapped : low;
+  };
+  const auto* logits = static_cast<const std::int16_t*>(row.data);
+  VecKey16 bits;
+  std::int64_t j = begin;
+  for (; j + kKeys <= end; j += kKeys) {
+    std::memcpy(&bits, logits + j, sizeof(bits));
+    add(bits);
+  }
+  bits = VecKey16{} + ordered16(none);
+  std::memcpy(&bits, logits + j, 2 * (end - j));
+  add(bits);
+  std::int16_t top = none, bottom = 0x7fff;
+  for (int l = 0; l < kKeys; ++l) {
+    top = std::max<std::int16_t>(top, high[l]);
+    bottom = std::min<std::int16_t>(bottom, low[l]);
+  }
+  top = std::min(top, infinity);
+  const auto lowest = static_cast<std::int16_t>(bottom - offset);
+  auto value = [&](std::int16_t key) {
+    return scalar_from_bits<T>(static_cast<std::uint16_t>(ordered16(key)), row.dtype);
+  };
+  return {value(top), lowest == none ? kInfinity<T> : value(lowest)};
+}
 
 /// The first class of [begin, end) whose teacher logit lies in [low, high]; -1: none.
 template <class T>
@@ -31,10 +106,10 @@ std::int64_t find_teacher(const Row<T>& row, std::int64_t begin, std::int64_t en
 
 /// Both groups relative to the teacher's maximum. Primary: with the student logit of that class.
 /// Rest: with the student shift taken from a class of the rest, so that its terms keep their
-/// digits.
+/// digits; classes ranked under `low` are in it.
 template <class T>
-void guess_shifts(const Row<T>& row, const LogitRange<T>& window, T temperature,
-                  const std::vector<Segment>& segments, Shift<T> (&shift)[2]) {
+void guess_shifts(const Row<T>& row, T low, T temperature, const std::vector<Segment>& segments,
+                  Shift<T> (&shift)[2]) {
   std::int64_t best = 0;
   for (std::int64_t k = 1; k < row.segments(); ++k) {
     if (segments[k].teacher_high > segments[best].teacher_high) best = k;
@@ -49,8 +124,8 @@ void guess_shifts(const Row<T>& row, const LogitRange<T>& window, T temperature,
   // Searching the first segment is enough. Ranked by the student, the first class will do.
   const std::int64_t search_end = std::min(row.classes, kSegment);
   std::int64_t other = row.by_student ? 0 : -1;
-  if (!row.by_student && window.low < kInfinity<T>) {
-    const T below = std::nextafter(window.low, -kInfinity<T>);
+  if (!row.by_student && low < kInfinity<T>) {
+    const T below = std::nextafter(low, -kInfinity<T>);
     other = find_teacher(row, 0, search_end, below - 4 * temperature, below);
   }
   if (other < 0) return;
