@@ -15,10 +15,9 @@ namespace gkd {
 namespace {
 
 void check_targets(const char* name, const cpu::Rows& rows) {
-  for (std::int64_t row = 0; row < rows.count(); ++row) {
+  for (std::int64_t row = 0; rows.targets && row < rows.count(); ++row) {
     const cpu::RowTarget target = rows.target(row);
-    if (!rows.targets || target.ignored) continue;
-    check_target_value(name, target.value, rows.classes(), row);
+    if (!target.ignored) check_target_value(name, target.value, rows.classes(), row);
   }
 }
 
@@ -130,20 +129,18 @@ at::Tensor scale_cpu(Ref gradient, Ref grad_output, Ref grad_scale) {
   return out;
 }
 
-void scale_in_place_cpu(Ref gradient, Ref grad_output, Ref grad_scale) {
-  scale_rows(gradient, gradient, grad_output, grad_scale);
-}
-
-std::string cpu_capability() { return cpu::kernels().name; }
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CPU, m) {
   register_ops<forward_cpu, group_cpu, scale_cpu>(m);
-  m.impl("_scale_", &scale_in_place_cpu);
+  m.impl("_scale_", [](Ref gradient, Ref grad_output, Ref grad_scale) {
+    scale_rows(gradient, gradient, grad_output, grad_scale);
+  });
 }
 
 // It has no tensor to dispatch on.
-TORCH_LIBRARY_IMPL(gkd, CatchAll, m) { m.impl("_cpu_capability", &cpu_capability); }
+TORCH_LIBRARY_IMPL(gkd, CatchAll, m) {
+  m.impl("_cpu_capability", [] { return std::string(cpu::kernels().name); });
+}
 
 }  // namespace gkd

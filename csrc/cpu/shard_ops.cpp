@@ -12,12 +12,6 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-/// Whether a row's target is a class of the whole row, or none.
-bool is_valid(const ShardCall& c, cpu::RowTarget target) {
-  if (!c.target || target.ignored) return true;
-  return target.value >= 0 && target.value < c.num_classes;
-}
-
 /// The rows of a shard, and the kernels of their stages.
 struct ShardRows : cpu::Rows {
   const ShardCall& c;
@@ -101,8 +95,10 @@ at::Tensor moments(const ShardCall& c, Ref cut) {
     double* message = row_of<double>(out, row);
     rows.stage.moments(rows.task(row), executor, scratch, cut.const_data_ptr<double>()[row],
                        message);
-    // Send the flag to all ranks: their targets might differ.
-    if (!is_valid(c, rows.target(row))) message[kMsgInvalid] = 1;
+    // A target that is no class of the whole row is told to all ranks: their targets might differ.
+    const cpu::RowTarget target = rows.target(row);
+    const bool in_row = target.value >= 0 && target.value < c.num_classes;
+    if (c.target && !target.ignored && !in_row) message[kMsgInvalid] = 1;
   });
   return out;
 }
@@ -165,15 +161,10 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
       const double* rank_kl = kl.const_data_ptr<double>() + (rank * c.rows() + row) * 2;
       for (int g = 0; g < 2; ++g) sum[g] += rank_kl[g];
     }
-    double& value = losses.mutable_data_ptr<double>()[row];
-    if (target.ignored) {
-      value = 0;
-    } else if (merged.invalid) {
-      value = kNan;
-    } else {
-      GroupCoef<double> unused[2];
-      value = row_loss(row_coefficients(merged.group, weights, unused), weights, sum[0], sum[1]);
-    }
+    GroupCoef<double> unused[2];
+    const RowSummary summary = row_coefficients(merged.group, weights, unused);
+    const double value = merged.invalid ? kNan : row_loss(summary, weights, sum[0], sum[1]);
+    losses.mutable_data_ptr<double>()[row] = target.ignored ? 0 : value;
   }
   const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
   const at::Tensor total = c.options.reduction == "none" ? losses : losses.sum() * rows.weight();

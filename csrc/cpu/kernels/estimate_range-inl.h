@@ -175,8 +175,7 @@ RangeEstimate<T> estimate_range(const Row<T>& row, const StopRule& stop, T high,
     const T per_unit = static_cast<T>(1 / width);
     if (!(width > 0) || !(per_unit < kInfinity<T>) || !(per_unit > T(0))) {
       if (span > 0) return result;
-      result = {{high, high}, true, 0};  // all finite logits are equal
-      return result;
+      return {{high, high}, true, 0};  // all finite logits are equal
     }
     const CentredBins<T> bins{static_cast<T>(top), per_unit, bin_count};
     count_row(row, bins, executor, scratch);
@@ -202,8 +201,8 @@ RangeEstimate<T> estimate_range(const Row<T>& row, const StopRule& stop, T high,
     result.window.high = estimate.first == 0 && round == 0
                              ? std::nextafter(high, kInfinity<T>)
                              : static_cast<T>(top - (estimate.first - 0.5) * width + edge_margin);
-    result.window.low = static_cast<T>(top - (estimate.last + 0.5) * width - edge_margin);
-    result.window.low = std::max(result.window.low, std::numeric_limits<T>::lowest());
+    result.window.low = std::max(static_cast<T>(top - (estimate.last + 0.5) * width - edge_margin),
+                                 std::numeric_limits<T>::lowest());
     if (undecided <= max_window) {
       result.found = true;
       return result;

@@ -33,20 +33,15 @@ struct RowPasses {
   const RowTask& task;
   const Executor& executor;
   Scratch* scratch;
-  Row<T> row;
-  T temperature, inv_t;
+  const bool by_student = task.selection.by_student;
+  const Row<T> row{task.student, task.teacher, by_student ? task.student : task.teacher,
+                   task.classes, task.target,  by_student};
+  const T temperature = static_cast<T>(task.weights.temperature), inv_t = T(1) / temperature;
 
   RowPasses(const RowTask& task, const Executor& executor, Scratch* scratch)
-      : task(task),
-        executor(executor),
-        scratch(scratch),
-        row{task.student, task.teacher, task.selection.by_student ? task.student : task.teacher,
-            task.classes, task.target,  task.selection.by_student},
-        temperature(static_cast<T>(task.weights.temperature)),
-        inv_t(T(1) / temperature) {
-    if (scratch->segments.size() < static_cast<std::size_t>(row.segments())) {
-      scratch->segments.resize(row.segments());
-    }
+      : task(task), executor(executor), scratch(scratch) {
+    const auto segments = static_cast<std::size_t>(row.segments());
+    scratch->segments.resize(std::max(scratch->segments.size(), segments));
   }
 
   /// body(segment, begin, end) for every segment.
@@ -126,7 +121,7 @@ struct RowPasses {
   }
 
   /// Gradient and each group's KL, from the moments of the two groups of the whole row.
-  RowSummary write_gradient(T cut, const GroupMoments<double>* moments, double (&kl)[2]) {
+  RowSummary write_gradient(T cut, const GroupMoments<double>* moments, double* kl) {
     GroupCoef<T> coef[2];
     const RowSummary summary = row_coefficients(moments, task.weights, coef);
     const bool rest = coef[1].coef_diff != T(0);

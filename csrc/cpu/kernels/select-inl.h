@@ -1,9 +1,7 @@
 // The cut of a row, the smallest ranking logit in its group, without sorting the row.
 //
-// - estimate_range() counts classes by logit in up to 2,048 bins, without one exponential, and
-//   estimates from the counts a small window that holds the cut. It may be wrong: the pass that
-//   sums the row then weighs both sides of the window exactly, in integers, and cut_in_window()
-//   finds the cut inside.
+// - estimate_range() guesses a small window that holds the cut. The pass that sums the row weighs
+//   both sides of it exactly, in integers, and cut_in_window() finds the cut inside.
 // - exact_cut() always succeeds: a radix search over ordered keys, three passes over a float row.
 //   It is the fallback for rows whose window stays too large or was wrong.
 // - sorted_cut() sorts. All three weigh classes by the same integers, so all give the same cut.
@@ -60,9 +58,8 @@ template <class T>
 T sorted_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule) {
   std::vector<T> logits;
   logits.reserve(row.classes);
-  read_tiles<T>(row.rank, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
-    logits.insert(logits.end(), r, r + count);
-  });
+  read_tiles<T>(row.rank, 0, row.classes,
+                [&](std::int64_t count, const T* r) { logits.insert(logits.end(), r, r + count); });
   const std::uint64_t total = total_weight(stop, rule, logits.data(), row.classes);
   std::sort(logits.begin(), logits.end(), std::greater<T>());
   T cut = logits.back();
@@ -95,8 +92,7 @@ struct KeyHistogram {
   }
 };
 
-/// Copies a tile's logits that may be in the search; returns their number. `out` has room for a
-/// tile.
+/// Copies those of a tile's logits that the search may hold to `out`; returns their number.
 template <class T>
 std::int64_t candidates_of(const RadixSearch<T>& search, const Keys<T>& keys, const T* logits,
                            std::int64_t count, T* out) {
@@ -142,7 +138,7 @@ T exact_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule, Sc
     scratch->histogram.assign(kBins, 0);
     const KeyHistogram<T> histogram{search, keys, scratch->histogram.data()};
     std::uint64_t weight = 0;
-    read_tiles<T>(row.rank, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
+    read_tiles<T>(row.rank, 0, row.classes, [&](std::int64_t count, const T* r) {
       alignas(64) T candidates[kTile];
       if (!first) {
         count = candidates_of(search, keys, r, count, candidates);

@@ -9,13 +9,8 @@ namespace {
 template <class T>
 void shard_extremes(const ShardTask& task, const Executor& executor, Scratch* scratch,
                     long long* extremes) {
-  T high = -kInfinity<T>, low = kInfinity<T>;
-  if (task.row.classes > 0) {
-    const Segment row = RowPasses<T>(task.row, executor, scratch).extremes();
-    high = static_cast<T>(row.high);
-    low = static_cast<T>(row.low);
-  }
-  extremes_to_message(high, low, extremes);
+  const Segment row = RowPasses<T>(task.row, executor, scratch).extremes();
+  extremes_to_message(static_cast<T>(row.high), static_cast<T>(row.low), extremes);
 }
 
 /// The bins that must hold the cut.
@@ -28,32 +23,21 @@ struct BinRange {
 template <class T>
 struct ShardRow {
   const ShardTask& task;
-  StopRule stop;
-  T high, inv_t;
-  Keys<T> keys;
+  const Selection& selection = task.row.selection;
+  const LogitsRow& ranking = selection.by_student ? task.row.student : task.row.teacher;
+  StopRule stop = stop_rule(selection);
+  T high;
+  T inv_t = T(1) / static_cast<T>(selection.temperature_or(task.row.weights.temperature));
+  Keys<T> keys{ranking.dtype};
   gkd::Bins<T> bins;
-  MassRule<T> rule;
+  MassRule<T> rule{task.all_classes, high, inv_t};
 
   ShardRow(const ShardTask& task, const long long* extremes)
       : task(task),
-        stop(stop_rule(task.row.selection)),
         high(high_from_message<T>(extremes)),
-        inv_t(T(1) /
-              static_cast<T>(task.row.selection.temperature_or(task.row.weights.temperature))),
-        keys(ranking().dtype),
         bins{high, inv_t,
-             bin_reach(stop, task.all_classes, high, low_from_message<T>(extremes), inv_t)},
-        rule(task.all_classes, high, inv_t) {}
+             bin_reach(stop, task.all_classes, high, low_from_message<T>(extremes), inv_t)} {}
 
-  const LogitsRow& ranking() const {
-    return task.row.selection.by_student ? task.row.student : task.row.teacher;
-  }
-  /// visit(count, ranking logits) on every tile.
-  template <class Visit>
-  void for_each_tile(Visit visit) const {
-    read_tiles<T>(ranking(), 0, task.row.classes,
-                  [&](std::int64_t, std::int64_t count, const T* r) { visit(count, r); });
-  }
   void bins_of(const T* r, std::int64_t count, int* bin) const {
     for (std::int64_t k = 0; k < count; ++k) bin[k] = bins.of(r[k]);
   }
@@ -116,7 +100,7 @@ template <class T>
 void shard_counts(const ShardTask& task, const long long* extremes, std::int32_t* counts) {
   std::fill(counts, counts + kBins, 0);
   const ShardRow<T> row(task, extremes);
-  row.for_each_tile([&](std::int64_t count, const T* r) {
+  read_tiles<T>(row.ranking, 0, task.row.classes, [&](std::int64_t count, const T* r) {
     int bin[kTile];
     row.bins_of(r, count, bin);
     for (std::int64_t k = 0; k < count; ++k) ++counts[bin[k]];
@@ -135,7 +119,7 @@ void shard_histogram(const ShardTask& task, const long long* extremes, const std
   const RadixSearch<T> search = row.search(message);
   const KeyHistogram<T> histogram{search, row.keys, bins};
   std::uint64_t above = 0, total = 0;
-  row.for_each_tile([&](std::int64_t count, const T* r) {
+  read_tiles<T>(row.ranking, 0, task.row.classes, [&](std::int64_t count, const T* r) {
     alignas(64) T in_range[kTile];
     int bin[kTile];
     if (message == nullptr) {
@@ -174,31 +158,24 @@ double shard_refine(const ShardTask& task, const long long* extremes, const long
 template <class T>
 void shard_moments(const ShardTask& task, const Executor& executor, Scratch* scratch, double cut,
                    double* message) {
-  std::fill(message, message + kMsgMoments, 0.0);
   RowPasses<T> passes(task.row, executor, scratch);
-  CutResult<T> known;
-  known.value = static_cast<T>(cut);
-  const GroupMoments<double> empty[2] = {};
-  const GroupMoments<double>* group = empty;
+  CutResult<T> known{static_cast<T>(cut)};
+  bool invalid = false;
   if (task.row.classes > 0) {
     const Segment row = passes.extremes();
     const MassRule<T> unused(task.all_classes, T(0), T(1));
-    const bool invalid = row.high == kInfinity<double> || row.teacher_high == kInfinity<double> ||
-                         !passes.accumulate_moments(&known, unused, /*whole=*/false);
-    message[kMsgInvalid] = invalid;
-    if (!invalid) group = known.sums.group;
+    invalid = row.high == kInfinity<double> || row.teacher_high == kInfinity<double> ||
+              !passes.accumulate_moments(&known, unused, /*whole=*/false);
   }
-  for (int g = 0; g < 2; ++g) moments_to_message(group[g], g, message);
+  if (invalid) known.sums = RowSums{};
+  for (int g = 0; g < 2; ++g) moments_to_message(known.sums.group[g], g, message);
+  message[kMsgInvalid] = invalid;
 }
 
 template <class T>
 void shard_gradient(const ShardTask& task, const Executor& executor, Scratch* scratch, double cut,
                     const GroupMoments<double>* group, double* kl) {
-  double sums[2] = {0, 0};
-  if (task.row.classes > 0) {
-    RowPasses<T>(task.row, executor, scratch).write_gradient(static_cast<T>(cut), group, sums);
-  }
-  std::copy(sums, sums + 2, kl);
+  RowPasses<T>(task.row, executor, scratch).write_gradient(static_cast<T>(cut), group, kl);
 }
 
 template <class T>

@@ -25,7 +25,7 @@ Extremes<T> extremes_of(const LogitsRow& row, std::int64_t begin, std::int64_t e
   using V = VecOf<T>;
   const V none = splat<V>(-kInfinity<T>);
   V high = none, low = none;  // low: the largest of -r
-  read_tiles<T>(row, begin, end, [&](std::int64_t, std::int64_t count, const T* r) {
+  read_tiles<T>(row, begin, end, [&](std::int64_t count, const T* r) {
     V top = high, bottom = low;  // copies: a reference would be stored to after each vector
     for (std::int64_t j = 0; j < count; j += kWidth<T>) {
       const V v = load<V>(r + j), negated = v > none ? V(-v) : none;
@@ -65,15 +65,11 @@ Extremes<T> extremes_of_half(const LogitsRow& row, std::int64_t begin, std::int6
     low = mapped < low ? mapped : low;
   };
   const auto* logits = static_cast<const std::int16_t*>(row.data);
-  VecKey16 bits;
   std::int64_t j = begin;
-  for (; j + kKeys <= end; j += kKeys) {
-    std::memcpy(&bits, logits + j, sizeof(bits));
-    add(bits);
-  }
-  bits = VecKey16{} + ordered16(none);
-  std::memcpy(&bits, logits + j, 2 * (end - j));
-  add(bits);
+  for (; j + kKeys <= end; j += kKeys) add(load<VecKey16>(logits + j));
+  VecKey16 rest = VecKey16{} + ordered16(none);
+  std::memcpy(&rest, logits + j, 2 * (end - j));
+  add(rest);
   std::int16_t top = none, bottom = 0x7fff;
   for (int l = 0; l < kKeys; ++l) {
     top = std::max<std::int16_t>(top, high[l]);
@@ -159,7 +155,7 @@ template <class T>
 bool is_invalid(const Row<T>& row, bool whole) {
   for (const LogitsRow* logits : {&row.s, &row.u}) {
     bool has_finite = false, invalid = false;
-    read_tiles<T>(*logits, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* v) {
+    read_tiles<T>(*logits, 0, row.classes, [&](std::int64_t count, const T* v) {
       for (std::int64_t k = 0; k < count; ++k) {
         invalid |= !(v[k] < kInfinity<T>);
         has_finite |= v[k] > -kInfinity<T>;
@@ -176,19 +172,21 @@ template <class T>
 void exact_shifts(const Row<T>& row, T cut, T temperature, Shift<T> (&shift)[2]) {
   T student_high[2] = {-kInfinity<T>, -kInfinity<T>}, student_at_top[2] = {T(0), T(0)};
   shift[0] = shift[1] = {-kInfinity<T>, -kInfinity<T>};
-  typename Row<T>::Buffers buffers;
-  for (std::int64_t j = 0; j < row.classes; j += kTile) {
-    const std::int64_t count = std::min(kTile, row.classes - j);
-    row.visit_tile(j, count, &buffers, [&](Tile<T> s, Tile<T> u, Tile<T> r) {
-      for (std::int64_t k = 0; k < count; ++k) {
-        const int g = r.data[k] >= cut ? 0 : 1;
-        student_high[g] = std::max(student_high[g], s.data[k]);
-        if (!(u.data[k] > shift[g].teacher)) continue;
-        shift[g].teacher = u.data[k];
-        student_at_top[g] = s.data[k];
+  row.for_each_tile(0, row.classes, [&](std::int64_t, std::int64_t count, auto s, auto u, auto r) {
+    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+      T student[kWidth<T>], teacher[kWidth<T>], rank[kWidth<T>];
+      store(s[k], student);
+      store(u[k], teacher);
+      store(r[k], rank);
+      for (std::int64_t l = 0; l < std::min<std::int64_t>(kWidth<T>, count - k); ++l) {
+        const int g = rank[l] >= cut ? 0 : 1;
+        student_high[g] = std::max(student_high[g], student[l]);
+        if (!(teacher[l] > shift[g].teacher)) continue;
+        shift[g].teacher = teacher[l];
+        student_at_top[g] = student[l];
       }
-    });
-  }
+    }
+  });
   for (int g = 0; g < 2; ++g) {
     const bool fits = (student_high[g] - student_at_top[g]) / temperature <= T(40);
     shift[g].student = finite_or_zero(fits ? student_at_top[g] : student_high[g]);
