@@ -94,12 +94,6 @@ struct RowResult {
   std::int64_t size = 0;  ///< classes in the primary group
 };
 
-using RowFunction = RowResult (*)(const RowTask&, const Executor&, Scratch*);
-
-/// out[j] = in[j] * factor for `count` elements of `dtype`, rounded once; `out` may be `in`.
-using ScaleFunction = void (*)(const void* in, void* out, Dtype dtype, std::int64_t count,
-                               double factor);
-
 /// The stages of a sharded row, in the order of a call; their messages are those of
 /// math/messages.h.
 struct ShardKernels {
@@ -121,12 +115,13 @@ struct ShardKernels {
 /// The kernels of one instruction set, in float and in double arithmetic.
 struct Kernels {
   struct Arithmetic {
-    RowFunction row;
+    RowResult (*row)(const RowTask&, const Executor&, Scratch*);
     ShardKernels shard;
   };
   const char* name;
   Arithmetic f32, f64;
-  ScaleFunction scale;
+  /// out[j] = in[j] * factor for `count` elements of `dtype`, rounded once; `out` may be `in`.
+  void (*scale)(const void* in, void* out, Dtype dtype, std::int64_t count, double factor);
 
   const Arithmetic& of(bool in_double) const { return in_double ? f64 : f32; }
 };

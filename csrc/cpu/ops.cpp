@@ -1,6 +1,5 @@
 // CPU backend of the operators on whole rows: runs the row kernels in parallel and reduces.
 #include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -10,118 +9,94 @@
 #include <string>
 #include <vector>
 
-#include "cpu/parallel.h"
 #include "cpu/tensors.h"
 
 namespace gkd {
 namespace {
 
-/// Checks every target, and returns the number of rows that are not ignored.
-std::int64_t counted_rows(const char* name, const at::Tensor& student, const OptionalTensor& target,
-                          const LossOptions& s) {
-  std::int64_t counted = 0;
-  for (std::int64_t row = 0; row < student.size(0); ++row) {
-    const cpu::RowTarget row_target = cpu::target_of(target, row, s.ignore_index);
-    if (target && !row_target.ignored) {
-      check_target_value(name, row_target.value, student.size(1), row);
-    }
-    counted += !row_target.ignored;
+void check_targets(const char* name, const cpu::Rows& rows) {
+  for (std::int64_t row = 0; rows.targets && row < rows.count(); ++row) {
+    const cpu::RowTarget target = rows.target(row);
+    if (!target.ignored) check_target_value(name, target.value, rows.classes(), row);
   }
-  return counted;
 }
 
 /// Runs every row; `store(row, result, target)` keeps what the caller needs of it.
 template <class Store>
-void for_rows(const at::Tensor& student, const at::Tensor& teacher, const OptionalTensor& target,
-              const LossOptions& s, double gradient_scale, at::Tensor* gradient, Store store) {
-  const std::int64_t rows = student.size(0), classes = student.size(1);
-  const bool in_double = compute_dtype(student, teacher) == at::kDouble;
-  const cpu::RowFunction run_row = cpu::kernels().of(in_double).row;
-  cpu::RowTask common;
-  common.classes = classes;
-  common.gradient_scale = gradient_scale;
-  common.selection = selection_of(s);
-  common.weights = weights_of(s);
-  cpu::for_each_row(rows, classes,
-                    [&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
-                      const cpu::RowTarget row_target = cpu::target_of(target, row, s.ignore_index);
-                      if (row_target.ignored) {
-                        if (gradient) gradient->select(0, row).zero_();
-                        store(row, cpu::RowResult{}, row_target);
-                        return;
-                      }
-                      cpu::RowTask task = common;
-                      task.target = row_target.value;
-                      task.student = cpu::logits_row(student, row);
-                      task.teacher = cpu::logits_row(teacher, row);
-                      if (gradient) task.gradient = cpu::gradient_row(*gradient, row);
-                      store(row, run_row(task, executor, scratch), row_target);
-                    });
+void run_rows(const cpu::Rows& rows, Store store) {
+  rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
+    const cpu::RowTarget target = rows.target(row);
+    cpu::RowResult result;
+    if (target.ignored) {
+      if (rows.gradient) rows.gradient->select(0, row).zero_();
+    } else {
+      result = rows.kernels.row(rows.task(row, target.value), executor, scratch);
+    }
+    store(row, result, target);
+  });
+}
+
+/// t[k] = value, in the dtype of a loss.
+void set(const at::Tensor& t, std::int64_t k, double value) {
+  if (t.scalar_type() == at::kDouble) {
+    t.mutable_data_ptr<double>()[k] = value;
+  } else {
+    t.mutable_data_ptr<float>()[k] = static_cast<float>(value);
+  }
 }
 
 ForwardTensors forward_cpu(const LossOptions& s, Ref student, Ref teacher,
                            const OptionalTensor& target, bool need_grad) {
-  const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
-  const std::int64_t counted = counted_rows("gkd::loss", student, target, s);
-  const double weight = cpu::reduction_weight(s.reduction, counted);
-  const GradScale scale = grad_scale(weight, weights_of(s), student.scalar_type() == at::kHalf);
+  cpu::Rows rows(s, student, teacher, target);
+  check_targets("gkd::loss", rows);
+  const GradScale scale = rows.grad_scale();
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   at::Tensor gradient = need_grad ? at::empty({student.size(0), student.size(1)}, student.options())
                                   : at::empty({0}, student.options());
-  std::vector<double> losses(student.size(0));
-  at::Tensor loss =
-      s.reduction == "none" ? at::empty({student.size(0)}, options) : at::empty({}, options);
-  AT_DISPATCH_FLOATING_TYPES(loss.scalar_type(), "gkd_forward_cpu", [&] {
-    for_rows(
-        su, te, target, s, scale.forward, need_grad ? &gradient : nullptr,
-        [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget) { losses[row] = r.loss; });
-    scalar_t* out = loss.mutable_data_ptr<scalar_t>();
-    if (s.reduction == "none") {
-      std::copy(losses.begin(), losses.end(), out);
-    } else {
-      *out = static_cast<scalar_t>(weight * std::accumulate(losses.begin(), losses.end(), 0.0));
-    }
+  if (need_grad) rows.gradient = &gradient;
+  rows.gradient_scale = scale.forward;
+  std::vector<double> losses(rows.count());
+  run_rows(rows, [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget) {
+    losses[row] = r.loss;
   });
+  if (s.reduction != "none") {
+    losses = {rows.weight() * std::accumulate(losses.begin(), losses.end(), 0.0)};
+  }
+  at::Tensor loss =
+      s.reduction == "none" ? at::empty({rows.count()}, options) : at::empty({}, options);
+  for (std::int64_t k = 0; k < loss.numel(); ++k) set(loss, k, losses[k]);
   return {loss, gradient, at::full({}, scale.backward, options)};
 }
 
 GroupTensors group_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
                        bool return_mask) {
-  counted_rows("gkd::group", student, target, s);
-  const std::int64_t rows = student.size(0), classes = student.size(1);
-  const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
+  const cpu::Rows rows(s, student, teacher, target);
+  check_targets("gkd::group", rows);
+  const std::int64_t count = rows.count(), classes = rows.classes();
   const auto options = student.options().dtype(compute_dtype(student, teacher));
-  at::Tensor size = at::empty({rows}, options.dtype(at::kLong));
+  at::Tensor size = at::empty({count}, options.dtype(at::kLong));
   at::Tensor columns[6];  // six tensors, since an operator's outputs must not alias
-  for (at::Tensor& column : columns) column = at::empty({rows}, options);
+  for (at::Tensor& column : columns) column = at::empty({count}, options);
   at::Tensor mask = at::empty({0}, options.dtype(at::kBool));
-  if (return_mask) mask = at::empty({rows, classes}, options.dtype(at::kBool));
-  AT_DISPATCH_FLOATING_TYPES(columns[0].scalar_type(), "gkd_group_cpu", [&] {
-    scalar_t* out[6];
-    for (int k = 0; k < 6; ++k) out[k] = columns[k].mutable_data_ptr<scalar_t>();
-    std::int64_t* sizes = size.mutable_data_ptr<std::int64_t>();
-    const at::Tensor& rank = s.rank_by == "student" ? su : te;
-    for_rows(su, te, target, s, 1.0, nullptr,
-             [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget row_target) {
-               const double nan = std::numeric_limits<double>::quiet_NaN();
-               const double values[6] = {r.summary.p, r.summary.q,      r.cut,
-                                         r.primary,   r.summary.binary, r.secondary};
-               for (int k = 0; k < 6; ++k) {
-                 out[k][row] = static_cast<scalar_t>(row_target.ignored ? nan : values[k]);
-               }
-               sizes[row] = r.size;
-               if (!return_mask) return;
-               at::Tensor mask_row = mask.select(0, row);
-               if (row_target.ignored || std::isnan(r.cut)) {
-                 mask_row.zero_();
-                 return;
-               }
-               // In the dtype of the cut: the lowest float would become -inf in 16 bits.
-               at::ge_out(mask_row, rank.select(0, row).to(columns[0].scalar_type()), r.cut);
-               if (row_target.value >= 0) {
-                 mask.mutable_data_ptr<bool>()[row * classes + row_target.value] = true;
-               }
-             });
+  if (return_mask) mask = at::empty({count, classes}, options.dtype(at::kBool));
+  std::int64_t* sizes = size.mutable_data_ptr<std::int64_t>();
+  const at::Tensor& rank = s.rank_by == "student" ? rows.student : rows.teacher;
+  run_rows(rows, [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget row_target) {
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    const double values[6] = {r.summary.p, r.summary.q,      r.cut,
+                              r.primary,   r.summary.binary, r.secondary};
+    for (int k = 0; k < 6; ++k) set(columns[k], row, row_target.ignored ? nan : values[k]);
+    sizes[row] = r.size;
+    if (!return_mask) return;
+    at::Tensor mask_row = mask.select(0, row);
+    if (row_target.ignored || std::isnan(r.cut)) {
+      mask_row.zero_();
+      return;
+    }
+    // In the dtype of the cut: the lowest float would become -inf in 16 bits.
+    at::ge_out(mask_row, rank.select(0, row).to(columns[0].scalar_type()), r.cut);
+    if (row_target.value >= 0)
+      mask.mutable_data_ptr<bool>()[row * classes + row_target.value] = true;
   });
   return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }
@@ -135,7 +110,7 @@ void scale_rows(Ref in, Ref out, Ref grad_output, Ref grad_scale) {
   if (rows == 0) return;
   const char* from = static_cast<const char*>(in.const_data_ptr());
   char* to = static_cast<char*>(out.mutable_data_ptr());
-  const cpu::ScaleFunction scale = cpu::kernels().scale;
+  const auto scale = cpu::kernels().scale;
   // By segments, so that all threads work when there is one row.
   const std::int64_t segments = (classes + cpu::kSegment - 1) / cpu::kSegment;
   cpu::run_parallel(rows * segments, [&](std::int64_t k) {
@@ -154,20 +129,18 @@ at::Tensor scale_cpu(Ref gradient, Ref grad_output, Ref grad_scale) {
   return out;
 }
 
-void scale_in_place_cpu(Ref gradient, Ref grad_output, Ref grad_scale) {
-  scale_rows(gradient, gradient, grad_output, grad_scale);
-}
-
-std::string cpu_capability() { return cpu::kernels().name; }
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CPU, m) {
   register_ops<forward_cpu, group_cpu, scale_cpu>(m);
-  m.impl("_scale_", &scale_in_place_cpu);
+  m.impl("_scale_", [](Ref gradient, Ref grad_output, Ref grad_scale) {
+    scale_rows(gradient, gradient, grad_output, grad_scale);
+  });
 }
 
 // It has no tensor to dispatch on.
-TORCH_LIBRARY_IMPL(gkd, CatchAll, m) { m.impl("_cpu_capability", &cpu_capability); }
+TORCH_LIBRARY_IMPL(gkd, CatchAll, m) {
+  m.impl("_cpu_capability", [] { return std::string(cpu::kernels().name); });
+}
 
 }  // namespace gkd

@@ -36,16 +36,12 @@ inline void run_parallel(std::int64_t n, const std::function<void(std::int64_t)>
   });
 }
 
-/// Whether all threads work on one row at a time, because the rows cannot be dealt out evenly.
-inline bool split_rows(std::int64_t rows, std::int64_t classes) {
-  const std::int64_t threads = at::get_num_threads();
-  return threads > 1 && classes > 2 * kSegment && rows < 4 * threads && rows % threads != 0;
-}
-
 /// Calls body(row, executor, scratch) for every row.
 template <class Body>
 void for_each_row(std::int64_t rows, std::int64_t classes, Body body) {
-  if (split_rows(rows, classes)) {
+  const std::int64_t threads = at::get_num_threads();
+  // All threads work on one row at a time where the rows cannot be dealt out evenly.
+  if (threads > 1 && classes > 2 * kSegment && rows < 4 * threads && rows % threads != 0) {
     const Executor executor = run_parallel;
     Scratch scratch;
     for (std::int64_t row = 0; row < rows; ++row) body(row, executor, &scratch);

@@ -1,11 +1,9 @@
 // CPU backend of the sharded stages: runs one kernel of cpu/kernels.h on every row.
 #include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
 #include <torch/library.h>
 
 #include <limits>
 
-#include "cpu/parallel.h"
 #include "cpu/tensors.h"
 #include "shard_call.h"
 
@@ -14,55 +12,20 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-const cpu::ShardKernels& kernels_of(const ShardCall& c) {
-  return cpu::kernels().of(compute_dtype(c.student, c.teacher) == at::kDouble).shard;
-}
-
-/// Whether a row's target is a class of the whole row, or none.
-bool is_valid(const ShardCall& c, cpu::RowTarget target) {
-  if (!c.target || target.ignored) return true;
-  return target.value >= 0 && target.value < c.num_classes;
-}
-
-/// The rows of a call as tasks of the kernels.
-struct Rows {
+/// The rows of a shard, and the kernels of their stages.
+struct ShardRows : cpu::Rows {
   const ShardCall& c;
-  at::Tensor student, teacher;
-  double gradient_scale = 1;
+  const cpu::ShardKernels& stage;
 
-  explicit Rows(const ShardCall& c)
-      : c(c), student(c.student.resolve_neg()), teacher(c.teacher.resolve_neg()) {}
+  explicit ShardRows(const ShardCall& c)
+      : Rows(c.options, c.student, c.teacher, c.target), c(c), stage(kernels.shard) {}
 
-  cpu::ShardTask task(std::int64_t row, const at::Tensor* gradient = nullptr) const {
-    cpu::ShardTask t;
-    t.all_classes = c.num_classes;
-    t.row.student = cpu::logits_row(student, row);
-    t.row.teacher = cpu::logits_row(teacher, row);
-    if (gradient) t.row.gradient = cpu::gradient_row(*gradient, row);
-    t.row.gradient_scale = gradient_scale;
-    t.row.classes = c.classes();
+  cpu::ShardTask task(std::int64_t row) const {
     const cpu::RowTarget row_target = target(row);
     // A target below class_start belongs to another shard.
     const bool may_be_here = c.target && !row_target.ignored && row_target.value >= c.class_start;
-    t.row.target = may_be_here ? row_target.value - c.class_start : -1;
-    t.row.selection = selection_of(c.options);
-    t.row.weights = weights_of(c.options);
-    return t;
-  }
-  cpu::RowTarget target(std::int64_t row) const {
-    return cpu::target_of(c.target, row, c.options.ignore_index);
-  }
-  GradScale grad_scale() const {
-    return gkd::grad_scale(weight(), weights_of(c.options), student.scalar_type() == at::kHalf);
-  }
-  double weight() const {
-    std::int64_t counted = 0;
-    for (std::int64_t row = 0; row < c.rows(); ++row) counted += !target(row).ignored;
-    return cpu::reduction_weight(c.options.reduction, counted);
-  }
-  template <class Body>
-  void for_each(Body body) const {
-    cpu::for_each_row(c.rows(), c.classes(), body);
+    const std::int64_t here = may_be_here ? row_target.value - c.class_start : -1;
+    return {Rows::task(row, here), c.num_classes};
   }
 };
 
@@ -71,38 +34,44 @@ at::Tensor empty_messages(const ShardCall& c, std::int64_t length, at::ScalarTyp
   return at::empty({c.rows(), length}, c.student.options().dtype(dtype));
 }
 
+template <class T>
+T* row_of(const at::Tensor& t, std::int64_t row) {
+  return t.mutable_data_ptr<T>() + row * t.size(1);
+}
 // torch's int64 and the kernels' long long are one type in memory.
-long long* row_of(const at::Tensor& t, std::int64_t row) {
-  return reinterpret_cast<long long*>(t.mutable_data_ptr<std::int64_t>()) + row * t.size(1);
+long long* longs_of(const at::Tensor& t, std::int64_t row) {
+  return reinterpret_cast<long long*>(row_of<std::int64_t>(t, row));
+}
+
+/// Null before the first pass.
+const long long* search_of(const at::Tensor& search, std::int64_t row) {
+  return search.dim() == 1 ? nullptr : longs_of(search, row);
 }
 
 at::Tensor extremes(const ShardCall& c) {
   at::Tensor out = empty_messages(c, kMsgExtremes, at::kLong);
-  const Rows rows(c);
+  const ShardRows rows(c);
   rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
-    kernels_of(c).extremes(rows.task(row), executor, scratch, row_of(out, row));
+    rows.stage.extremes(rows.task(row), executor, scratch, longs_of(out, row));
   });
   return out;
 }
 
 at::Tensor counts(const ShardCall& c, Ref extremes) {
   at::Tensor out = empty_messages(c, kBins, at::kInt);
-  const Rows rows(c);
+  const ShardRows rows(c);
   rows.for_each([&](std::int64_t row, const cpu::Executor&, cpu::Scratch*) {
-    kernels_of(c).counts(rows.task(row), row_of(extremes, row),
-                         out.mutable_data_ptr<std::int32_t>() + row * kBins);
+    rows.stage.counts(rows.task(row), longs_of(extremes, row), row_of<std::int32_t>(out, row));
   });
   return out;
 }
 
 at::Tensor histogram(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
   at::Tensor out = empty_messages(c, kMsgHistogram, at::kLong);
-  const bool first = search.dim() == 1;
-  const Rows rows(c);
+  const ShardRows rows(c);
   rows.for_each([&](std::int64_t row, const cpu::Executor&, cpu::Scratch*) {
-    kernels_of(c).histogram(rows.task(row), row_of(extremes, row),
-                            counts.const_data_ptr<std::int32_t>() + row * kBins,
-                            first ? nullptr : row_of(search, row), row_of(out, row));
+    rows.stage.histogram(rows.task(row), longs_of(extremes, row), row_of<std::int32_t>(counts, row),
+                         search_of(search, row), longs_of(out, row));
   });
   return out;
 }
@@ -110,25 +79,26 @@ at::Tensor histogram(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
 TensorPair refine(const ShardCall& c, Ref extremes, Ref histogram, Ref search) {
   at::Tensor next = empty_messages(c, kSearchFields, at::kLong);
   at::Tensor cut = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
-  const bool first = search.dim() == 1;
-  const Rows rows(c);
+  const ShardRows rows(c);
   for (std::int64_t row = 0; row < c.rows(); ++row) {
     cut.mutable_data_ptr<double>()[row] =
-        kernels_of(c).refine(rows.task(row), row_of(extremes, row), row_of(histogram, row),
-                             first ? nullptr : row_of(search, row), row_of(next, row));
+        rows.stage.refine(rows.task(row), longs_of(extremes, row), longs_of(histogram, row),
+                          search_of(search, row), longs_of(next, row));
   }
   return {next, cut};
 }
 
 at::Tensor moments(const ShardCall& c, Ref cut) {
   at::Tensor out = empty_messages(c, kMsgMoments, at::kDouble);
-  const Rows rows(c);
+  const ShardRows rows(c);
   rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
-    double* message = out.mutable_data_ptr<double>() + row * kMsgMoments;
-    kernels_of(c).moments(rows.task(row), executor, scratch, cut.const_data_ptr<double>()[row],
-                          message);
-    // Send the flag to all ranks: their targets might differ.
-    if (!is_valid(c, rows.target(row))) message[kMsgInvalid] = 1;
+    double* message = row_of<double>(out, row);
+    rows.stage.moments(rows.task(row), executor, scratch, cut.const_data_ptr<double>()[row],
+                       message);
+    // A target that is no class of the whole row is told to all ranks: their targets might differ.
+    const cpu::RowTarget target = rows.target(row);
+    const bool in_row = target.value >= 0 && target.value < c.num_classes;
+    if (c.target && !target.ignored && !in_row) message[kMsgInvalid] = 1;
   });
   return out;
 }
@@ -158,28 +128,29 @@ TensorPair write_gradient(const ShardCall& c, Ref cut, Ref moments, bool need_gr
   at::Tensor gradient = need_grad ? at::empty({c.rows(), c.classes()}, c.student.options())
                                   : at::empty({0}, c.student.options());
   at::Tensor kl = empty_messages(c, 2, at::kDouble);
-  Rows rows(c);
+  ShardRows rows(c);
+  if (need_grad) rows.gradient = &gradient;
   rows.gradient_scale = rows.grad_scale().forward;
   rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
-    const cpu::ShardTask task = rows.task(row, need_grad ? &gradient : nullptr);
+    const cpu::ShardTask task = rows.task(row);
     const cpu::RowTarget target = rows.target(row);
     const Merged merged = merge(c, moments, row);
-    double* row_kl = kl.mutable_data_ptr<double>() + 2 * row;
+    double* row_kl = row_of<double>(kl, row);
     row_kl[0] = row_kl[1] = 0;
     if (target.ignored) {
-      kernels_of(c).fill(task, 0);
+      rows.stage.fill(task, 0);
     } else if (merged.invalid) {
-      kernels_of(c).fill(task, kNan);
+      rows.stage.fill(task, kNan);
     } else {
-      kernels_of(c).write_gradient(task, executor, scratch, cut.const_data_ptr<double>()[row],
-                                   merged.group, row_kl);
+      rows.stage.write_gradient(task, executor, scratch, cut.const_data_ptr<double>()[row],
+                                merged.group, row_kl);
     }
   });
   return {gradient, kl};
 }
 
 TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
-  const Rows rows(c);
+  const ShardRows rows(c);
   const Weights weights = weights_of(c.options);
   at::Tensor losses = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
   for (std::int64_t row = 0; row < c.rows(); ++row) {
@@ -190,15 +161,10 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
       const double* rank_kl = kl.const_data_ptr<double>() + (rank * c.rows() + row) * 2;
       for (int g = 0; g < 2; ++g) sum[g] += rank_kl[g];
     }
-    double& value = losses.mutable_data_ptr<double>()[row];
-    if (target.ignored) {
-      value = 0;
-    } else if (merged.invalid) {
-      value = kNan;
-    } else {
-      GroupCoef<double> unused[2];
-      value = row_loss(row_coefficients(merged.group, weights, unused), weights, sum[0], sum[1]);
-    }
+    GroupCoef<double> unused[2];
+    const RowSummary summary = row_coefficients(merged.group, weights, unused);
+    const double value = merged.invalid ? kNan : row_loss(summary, weights, sum[0], sum[1]);
+    losses.mutable_data_ptr<double>()[row] = target.ignored ? 0 : value;
   }
   const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
   const at::Tensor total = c.options.reduction == "none" ? losses : losses.sum() * rows.weight();

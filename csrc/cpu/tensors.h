@@ -3,9 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <string_view>
-
-#include "cpu/kernels.h"
+#include "cpu/parallel.h"
 #include "ops.h"
 
 namespace gkd::cpu {
@@ -25,19 +23,61 @@ struct RowTarget {
   std::int64_t value = -1;
   bool ignored = false;
 };
-inline RowTarget target_of(const OptionalTensor& target, std::int64_t row,
-                           std::int64_t ignore_index) {
-  if (!target) return {};
-  const std::int64_t offset = row * target->stride(0);
-  const std::int64_t value = target->scalar_type() == at::kLong
-                                 ? target->const_data_ptr<std::int64_t>()[offset]
-                                 : target->const_data_ptr<std::int32_t>()[offset];
-  return value == ignore_index ? RowTarget{-1, true} : RowTarget{value, false};
-}
 
-/// The factor of the reduction.
-inline double reduction_weight(std::string_view reduction, std::int64_t counted_rows) {
-  return reduction == "mean" ? 1.0 / static_cast<double>(counted_rows > 0 ? counted_rows : 1) : 1.0;
-}
+/// The rows of a call as tasks of the kernels.
+struct Rows {
+  const LossOptions& options;
+  const at::Tensor student, teacher;
+  const OptionalTensor& targets;
+  const Kernels::Arithmetic& kernels;
+  at::Tensor* gradient = nullptr;
+  double gradient_scale = 1;
+
+  Rows(const LossOptions& options, Ref student, Ref teacher, const OptionalTensor& targets)
+      : options(options),
+        student(student.resolve_neg()),
+        teacher(teacher.resolve_neg()),
+        targets(targets),
+        kernels(cpu::kernels().of(compute_dtype(student, teacher) == at::kDouble)) {}
+
+  std::int64_t count() const { return student.size(0); }
+  std::int64_t classes() const { return student.size(1); }
+  RowTarget target(std::int64_t row) const {
+    if (!targets) return {};
+    const std::int64_t offset = row * targets->stride(0);
+    const std::int64_t value = targets->scalar_type() == at::kLong
+                                   ? targets->const_data_ptr<std::int64_t>()[offset]
+                                   : targets->const_data_ptr<std::int32_t>()[offset];
+    return value == options.ignore_index ? RowTarget{-1, true} : RowTarget{value, false};
+  }
+  /// `target`: that of the task.
+  RowTask task(std::int64_t row, std::int64_t target) const {
+    RowTask task;
+    task.student = logits_row(student, row);
+    task.teacher = logits_row(teacher, row);
+    if (gradient) task.gradient = gradient_row(*gradient, row);
+    task.classes = classes();
+    task.target = target;
+    task.gradient_scale = gradient_scale;
+    task.selection = selection_of(options);
+    task.weights = weights_of(options);
+    return task;
+  }
+  /// Calls body(row, executor, scratch) for every row.
+  template <class Body>
+  void for_each(Body body) const {
+    for_each_row(count(), classes(), body);
+  }
+
+  /// The factor of the reduction.
+  double weight() const {
+    std::int64_t counted = 0;
+    for (std::int64_t row = 0; row < count(); ++row) counted += !target(row).ignored;
+    return options.reduction == "mean" && counted > 0 ? 1.0 / static_cast<double>(counted) : 1.0;
+  }
+  GradScale grad_scale() const {
+    return gkd::grad_scale(weight(), weights_of(options), student.scalar_type() == at::kHalf);
+  }
+};
 
 }  // namespace gkd::cpu

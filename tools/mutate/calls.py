@@ -135,8 +135,8 @@ SHARDING = [
         name="mass-above-window",
         fault="what ranks above the window of a shard's search is not counted",
         file="csrc/cpu/kernels/shard.cpp",
-        old="histogram.bins[kMsgAbove] = static_cast<long long>(above);",
-        new="histogram.bins[kMsgAbove] = 0;",
+        old="bins[kMsgAbove] = static_cast<long long>(above);",
+        new="bins[kMsgAbove] = 0;",
         by=(SHARD,),
     ),
     Mutant(

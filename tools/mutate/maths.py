@@ -99,7 +99,7 @@ CPU = [
     Mutant(
         name="cut-left-out",
         fault="the gradient leaves the class at the cut, and its ties, to the rest",
-        file="csrc/cpu/kernels/passes-inl.h",
+        file="csrc/cpu/kernels/row_passes-inl.h",
         old="const MaskOf<V> in = r[k] >= cut_vector;",
         new="const MaskOf<V> in = r[k] > cut_vector;",
         by=("tests/python/autograd/test_autograd.py -k gradcheck", PARITY),
@@ -108,14 +108,8 @@ CPU = [
         name="tail-not-written",
         fault="a 16-bit gradient lacks what is left of a row after whole vectors",
         file="csrc/cpu/kernels/simd-inl.h",
-        old="""\
-  if (k == count) return;
-  const VecU16 v = from_float(load<VecF32>(in + k), dtype);
-""",
-        new="""\
-  if (k == count || k > 0) return;
-  const VecU16 v = from_float(load<VecF32>(in + k), dtype);
-""",
+        old="std::memcpy(out + k, &v, bytes);",
+        new="if (k == 0 || bytes == sizeof(v)) std::memcpy(out + k, &v, bytes);",
         by=("gkd_row_test Row.SixteenBits*",),
     ),
     Mutant(
@@ -140,14 +134,14 @@ CPU = [
         file="csrc/cpu/kernels/load_store-inl.h",
         old="""\
   void for_each_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
-    Buffers buffers;
+    alignas(64) T s_buffer[kTile], u_buffer[kTile], r_buffer[kTile];
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
     for (std::int64_t j = begin; j < end; j += kTile) {
 """,
         new="""\
   void for_each_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
-    Buffers buffers;
+    alignas(64) T s_buffer[kTile], u_buffer[kTile], r_buffer[kTile];
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
     for (std::int64_t j = begin; j < end - (end > kTile); j += kTile) {
@@ -157,7 +151,7 @@ CPU = [
     Mutant(
         name="ties-split",
         fault="of the classes tied at the cut one joins the group (flashinfer#3774)",
-        file="csrc/cpu/kernels/passes-inl.h",
+        file="csrc/cpu/kernels/sums-inl.h",
         old="const MaskOf<V> in = rank >= high;",
         new="const MaskOf<V> in = rank > high;",
         by=("tests/python/loss/test_loss.py -k test_methods_agree", PARITY),
@@ -166,7 +160,7 @@ CPU = [
         name="ignored-row-unwritten",
         fault="an ignored row's gradient is whatever lay in memory (Liger#1338)",
         file="csrc/cpu/ops.cpp",
-        old="if (gradient) gradient->select(0, row).zero_();",
+        old="if (rows.gradient) rows.gradient->select(0, row).zero_();",
         new="",
         by=("tests/python/loss/test_edge_values.py -k ignored_rows",),
     ),
@@ -183,8 +177,8 @@ return {data + static_cast<int>(row * t.stride(0)) * t.element_size(), t.stride(
     Mutant(
         name="ignored-rows-counted",
         fault="the ignored rows count in the mean (Liger#177)",
-        file="csrc/cpu/ops.cpp",
-        old="counted += !row_target.ignored;",
+        file="csrc/cpu/tensors.h",
+        old="counted += !target(row).ignored;",
         new="counted += 1;",
         by=("tests/python/loss/test_edge_values.py -k ignored_rows",),
     ),

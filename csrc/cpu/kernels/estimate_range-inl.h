@@ -19,52 +19,44 @@ struct CentredBins {
   double width() const { return 1.0 / static_cast<double>(per_unit); }
 };
 
-/// Counts classes [begin, end) into counts[0, bins). Classes under the bins go to one slot per lane
-/// behind them; classes above go to bin 0, since the caller knows their number.
-template <class T>
-void count_bins(const Row<T>& row, std::int64_t begin, std::int64_t end, const CentredBins<T>& bins,
-                std::int32_t* counts) {
-  using V = VecOf<T>;
-  VecI32 under;
-  for (int l = 0; l < kFloats; ++l) under[l] = bins.count + l;
-  row.for_each_ranking_tile(begin, end, [&](std::int64_t count, auto r) {
-    // First the slots of a whole tile: through memory they reach the counts sooner than lane by
-    // lane.
-    alignas(64) std::int32_t slots[kTile];
-    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-      const V position = (bins.high - r[k]) * bins.per_unit + T(0.5);
-      if constexpr (std::is_same_v<T, float>) {
-        // So written that a NaN goes under the bins, and no float outside int is converted.
-        const VecI32 in = position < float(bins.count);
-        const V positive = position > V{} ? position : V{};
-        const VecI32 slot = __builtin_convertvector(in ? positive : V{}, VecI32);
-        const VecI32 chosen = in ? slot : under;
-        std::memcpy(slots + k, &chosen, sizeof(chosen));
-      } else {
-        const T bounded = position < T(bins.count) ? position : T(bins.count);
-        slots[k] = bounded > T(0) ? static_cast<int>(bounded) : 0;
-      }
-    }
-    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-      for (int l = 0; l < kWidth<T>; ++l) ++counts[slots[k + l]];
-    }
-  });
-}
-
-/// Fills scratch->counts with the row's counts.
+/// Counts the row's classes into scratch->counts[0, bins.count). Classes under the bins go to one
+/// slot per lane behind them; classes above go to bin 0, since the caller knows their number.
 template <class T>
 void count_row(const Row<T>& row, const CentredBins<T>& bins, const Executor& executor,
                Scratch* scratch) {
-  const std::int64_t tables = std::min(kTables, row.segments()), slots = bins.count + kFloats;
+  const std::int64_t tables = std::min(kTables, row.segments()), table_size = bins.count + kFloats;
   const std::int64_t table_classes = (row.segments() + tables - 1) / tables * kSegment;
-  std::vector<std::int32_t>& counts = scratch->counts;
-  counts.assign(tables * slots, 0);
-  executor(tables, [&](std::int64_t k) {
-    count_bins(row, std::min(row.classes, k * table_classes),
-               std::min(row.classes, (k + 1) * table_classes), bins, counts.data() + k * slots);
+  scratch->counts.assign(tables * table_size, 0);
+  executor(tables, [&](std::int64_t table) {
+    std::int32_t* counts = scratch->counts.data() + table * table_size;
+    const std::int64_t begin = std::min(row.classes, table * table_classes);
+    const std::int64_t end = std::min(row.classes, begin + table_classes);
+    VecI32 under;
+    for (int l = 0; l < kFloats; ++l) under[l] = bins.count + l;
+    row.for_each_ranking_tile(begin, end, [&](std::int64_t count, auto r) {
+      // First the slots of a whole tile: through memory they reach the counts sooner than lane by
+      // lane.
+      alignas(64) std::int32_t slots[kTile];
+      for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+        const VecOf<T> position = (bins.high - r[k]) * bins.per_unit + T(0.5);
+        if constexpr (std::is_same_v<T, float>) {
+          // So written that a NaN goes under the bins, and no float outside int is converted.
+          const VecI32 in = position < float(bins.count);
+          const VecF32 bounded = in & (position > VecF32{}) ? position : VecF32{};
+          store(in ? __builtin_convertvector(bounded, VecI32) : under, slots + k);
+        } else {
+          const T bounded = position < T(bins.count) ? position : T(bins.count);
+          slots[k] = bounded > T(0) ? static_cast<int>(bounded) : 0;
+        }
+      }
+      for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+        for (int l = 0; l < kWidth<T>; ++l) ++counts[slots[k + l]];
+      }
+    });
   });
+  std::int32_t* sum = scratch->counts.data();
   for (std::int64_t k = 1; k < tables; ++k) {
-    for (int b = 0; b < bins.count; ++b) counts[b] += counts[k * slots + b];
+    for (int b = 0; b < bins.count; ++b) sum[b] += sum[k * table_size + b];
   }
 }
 
@@ -101,32 +93,49 @@ WindowStats<T> window_stats(const Row<T>& row, const LogitRange<T>& window) {
   return {reduce_max(top), -reduce_max(V(-bottom)), inside, above};
 }
 
-/// The bins that hold the cut, and the mass above the first, in units of the largest class's.
+/// The bins that hold the cut, and the weight above the first.
 struct BinEstimate {
   int first, last;
-  double mass_above;
+  double above;
 };
+
+/// From the first bin at whose end the weight is `least` to the first at whose end it is `most`.
+inline BinEstimate bins_between(double least, double most, double above,
+                                const std::vector<float>& class_weight,
+                                const std::int32_t* counts) {
+  const int count = static_cast<int>(class_weight.size());
+  BinEstimate result{-1, count - 1, above};
+  for (int b = 0; b < count; ++b) {
+    const double next = above + static_cast<double>(class_weight[b]) * counts[b];
+    if (result.first < 0 && next >= least) result = {b, count - 1, above};
+    above = next;
+    if (above >= most) {
+      result.last = b;
+      break;
+    }
+  }
+  if (result.first < 0) result.first = count - 1;
+  return result;
+}
 
 /// Adds the mass of the bins and its uncertainty, which depends on where classes lie in a bin.
 struct BinMasses {
   double total = 0, error = 0;
 
-  /// `top` is the logit of the first bin's centre; in the first round it is the row's largest.
-  template <class T>
-  BinEstimate estimate(const StopRule& stop, const CentredBins<T>& bins, double high, double top,
-                       double temperature, double above, const std::int32_t* counts,
-                       bool first_round) {
-    const double nat = bins.width() / temperature, start = (high - top) / temperature;
-    double variance = 0, sum = above;
-    std::vector<float> mass(bins.count);
-    for (int b = 0; b < bins.count; ++b) mass[b] = static_cast<float>(-(start + b * nat));
-    for (int b = 0; b < bins.count; b += kFloats) {
+  /// `nat`: the bins' width, `start`: how far the first bin's centre lies under the row's largest
+  /// logit, which is itself that centre in the first round; both in nats. Masses are in units of
+  /// the largest class's.
+  BinEstimate estimate(const StopRule& stop, double start, double nat, double above, int bins,
+                       const std::int32_t* counts, bool first_round) {
+    std::vector<float> mass(bins);
+    for (int b = 0; b < bins; ++b) mass[b] = static_cast<float>(-(start + b * nat));
+    for (int b = 0; b < bins; b += kFloats) {
       store(exp_of(load<VecF32>(mass.data() + b)), mass.data() + b);
     }
-    for (int b = 0; b < bins.count; ++b) {
+    double variance = 0, sum = above;
+    for (int b = 0; b < bins; ++b) {
       const double class_mass = mass[b], bin_mass = class_mass * counts[b];
       sum += bin_mass;
-      // In the first round the row's largest logit is exactly the centre of its bin.
       variance += class_mass * class_mass * (first_round && b == 0 ? counts[b] - 1 : counts[b]);
     }
     error += nat * std::sqrt(variance);
@@ -135,35 +144,9 @@ struct BinMasses {
       error += 1e-4 * (1 - stop.threshold) + 2e-6 * total;
     }
     const double target = stop.threshold * total;
-    BinEstimate result{bins.count - 1, bins.count - 1, above};
-    double cumulative = above;
-    bool started = false;
-    for (int b = 0; b < bins.count; ++b) {
-      const double next = cumulative + static_cast<double>(mass[b]) * counts[b];
-      if (!started && next >= target - error) {
-        result.first = b;
-        result.mass_above = cumulative;
-        started = true;
-      }
-      cumulative = next;
-      if (cumulative >= target + error) {
-        result.last = b;
-        break;
-      }
-    }
-    return result;
+    return bins_between(target - error, target + error, above, mass, counts);
   }
 };
-
-/// The bin of the class that completes a group by size.
-inline BinEstimate bin_by_count(const StopRule& stop, int bins, std::uint64_t above,
-                                const std::int32_t* counts) {
-  for (int b = 0; b < bins; ++b) {
-    if (above + counts[b] >= stop.target_count) return {b, b, 0};
-    above += counts[b];
-  }
-  return {bins - 1, bins - 1, 0};
-}
 
 /// `high` and `low`: the row's largest logit and its smallest finite one.
 template <class T>
@@ -192,18 +175,22 @@ RangeEstimate<T> estimate_range(const Row<T>& row, const StopRule& stop, T high,
     const T per_unit = static_cast<T>(1 / width);
     if (!(width > 0) || !(per_unit < kInfinity<T>) || !(per_unit > T(0))) {
       if (span > 0) return result;
-      result = {{high, high}, true, 0};  // all finite logits are equal
-      return result;
+      return {{high, high}, true, 0};  // all finite logits are equal
     }
     const CentredBins<T> bins{static_cast<T>(top), per_unit, bin_count};
     count_row(row, bins, executor, scratch);
     std::int32_t* counts = scratch->counts.data();
     // Classes above the bins were counted into the first.
     if (round > 0) counts[0] -= static_cast<std::int32_t>(count_above);
-    const BinEstimate estimate =
-        stop.by_mass ? masses.estimate(stop, bins, high, top, temperature, mass_above, counts,
-                                       /*first_round=*/round == 0)
-                     : bin_by_count(stop, bin_count, count_above, counts);
+    BinEstimate estimate;
+    if (stop.by_mass) {
+      estimate = masses.estimate(stop, (high - top) / temperature, bins.width() / temperature,
+                                 mass_above, bin_count, counts, /*first_round=*/round == 0);
+    } else {
+      const auto size = static_cast<double>(stop.target_count);
+      estimate = bins_between(size, size, static_cast<double>(count_above),
+                              std::vector<float>(bin_count, 1), counts);
+    }
     std::int64_t undecided = 0;
     for (int b = estimate.first; b <= estimate.last; ++b) undecided += counts[b];
 
@@ -214,8 +201,8 @@ RangeEstimate<T> estimate_range(const Row<T>& row, const StopRule& stop, T high,
     result.window.high = estimate.first == 0 && round == 0
                              ? std::nextafter(high, kInfinity<T>)
                              : static_cast<T>(top - (estimate.first - 0.5) * width + edge_margin);
-    result.window.low = static_cast<T>(top - (estimate.last + 0.5) * width - edge_margin);
-    result.window.low = std::max(result.window.low, std::numeric_limits<T>::lowest());
+    result.window.low = std::max(static_cast<T>(top - (estimate.last + 0.5) * width - edge_margin),
+                                 std::numeric_limits<T>::lowest());
     if (undecided <= max_window) {
       result.found = true;
       return result;
@@ -226,7 +213,7 @@ RangeEstimate<T> estimate_range(const Row<T>& row, const StopRule& stop, T high,
       return result;
     }
     // The next round has finer bins, over the window only.
-    mass_above = estimate.mass_above;
+    mass_above = estimate.above;
     count_above = static_cast<std::uint64_t>(stats.above);
     top = stats.high;
     depth = static_cast<double>(stats.high) - static_cast<double>(stats.low);

@@ -24,9 +24,7 @@ std::int64_t padded(std::int64_t count) {
 
 template <class T>
 T scalar_from_bits(std::uint16_t bits, Dtype dtype) {
-  VecU16 v{};
-  v[0] = bits;
-  return static_cast<T>(to_float(v, dtype)[0]);
+  return static_cast<T>(to_float(VecU16{bits}, dtype)[0]);
 }
 
 /// One logit.
@@ -57,17 +55,11 @@ const T* read_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count,
     const T* direct = static_cast<const T*>(row.data) + begin;
     if (whole == count) return direct;
     std::copy(direct, direct + count, buffer);
-    std::fill(buffer + count, buffer + whole, -kInfinity<T>);
-    return buffer;
+  } else if (is_half_row(row)) {
+    read_u16(static_cast<const std::uint16_t*>(row.data) + begin, row.dtype, count, buffer);
+  } else {
+    for (std::int64_t k = 0; k < count; ++k) buffer[k] = read_one<T>(row, begin + k);
   }
-  if constexpr (std::is_same_v<T, float>) {
-    if (is_half_row(row)) {
-      row_to_float(static_cast<const std::uint16_t*>(row.data) + begin, row.dtype, count, buffer);
-      std::fill(buffer + count, buffer + whole, -kInfinity<T>);
-      return buffer;
-    }
-  }
-  for (std::int64_t k = 0; k < count; ++k) buffer[k] = read_one<T>(row, begin + k);
   std::fill(buffer + count, buffer + whole, -kInfinity<T>);
   return buffer;
 }
@@ -84,19 +76,17 @@ void write_tile(const GradientRow& row, std::int64_t begin, std::int64_t count, 
   if (row.dtype == kDtype<T>) {
     T* out = static_cast<T*>(row.data) + begin;
     if (tile != out) std::copy(tile, tile + count, out);
-    return;
-  }
-  if constexpr (std::is_same_v<T, float>) {
-    row_from_float(tile, row.dtype, count, static_cast<std::uint16_t*>(row.data) + begin);
-  } else {
+  } else if (row.dtype == Dtype::kFloat) {
     // Arithmetic in double for a float or 16-bit student, because the teacher is double.
-    if (row.dtype == Dtype::kFloat) {
-      std::copy(tile, tile + count, static_cast<float*>(row.data) + begin);
-      return;
-    }
-    for (std::int64_t k = 0; k < count; ++k) {
-      const VecU16 v = from_float(splat<VecF32>(static_cast<float>(tile[k])), row.dtype);
-      static_cast<std::uint16_t*>(row.data)[begin + k] = v[0];
+    std::copy(tile, tile + count, static_cast<float*>(row.data) + begin);
+  } else {
+    auto* out = static_cast<std::uint16_t*>(row.data) + begin;
+    if constexpr (std::is_same_v<T, float>) {
+      write_u16(tile, row.dtype, count, out);
+    } else {
+      for (std::int64_t k = 0; k < count; ++k) {
+        out[k] = from_float(splat<VecF32>(static_cast<float>(tile[k])), row.dtype)[0];
+      }
     }
   }
 }
@@ -113,30 +103,26 @@ struct Tile {
 template <Dtype kHalfDtype>
 struct HalfTile {
   const std::uint16_t* data;
-  VecF32 operator[](std::int64_t k) const { return to_float(load_u16(data + k), kHalfDtype); }
+  VecF32 operator[](std::int64_t k) const { return to_float(load<VecU16>(data + k), kHalfDtype); }
 };
 
-/// Calls visit with one HalfTile per row, from class `begin` on. All are half rows of one dtype.
+/// Calls visit with one HalfTile per row, from class `begin` on. All are half rows of `dtype`.
 template <class Visit, class... Rows>
-void visit_half_tiles(std::int64_t begin, Visit visit, const LogitsRow& first,
-                      const Rows&... others) {
+void visit_half_tiles(Dtype dtype, std::int64_t begin, Visit visit, const Rows&... rows) {
   const auto data = [begin](const LogitsRow& row) {
     return static_cast<const std::uint16_t*>(row.data) + begin;
   };
-  if (first.dtype == Dtype::kHalf) {
-    visit(HalfTile<Dtype::kHalf>{data(first)}, HalfTile<Dtype::kHalf>{data(others)}...);
-  } else {
-    visit(HalfTile<Dtype::kBFloat16>{data(first)}, HalfTile<Dtype::kBFloat16>{data(others)}...);
-  }
+  dtype == Dtype::kHalf ? visit(HalfTile<Dtype::kHalf>{data(rows)}...)
+                        : visit(HalfTile<Dtype::kBFloat16>{data(rows)}...);
 }
 
-/// Calls visit(begin, count, values) on each tile of classes [begin, end).
+/// Calls visit(count, values) on each tile of classes [begin, end).
 template <class T, class Visit>
 void read_tiles(const LogitsRow& row, std::int64_t begin, std::int64_t end, Visit visit) {
   alignas(64) T buffer[kTile];
   for (std::int64_t j = begin; j < end; j += kTile) {
     const std::int64_t count = std::min(kTile, end - j);
-    visit(j, count, read_tile(row, j, count, buffer));
+    visit(count, read_tile(row, j, count, buffer));
   }
 }
 
@@ -146,10 +132,6 @@ struct Row {
   LogitsRow s, u, rank;  ///< student, teacher and whichever of the two ranks the classes
   std::int64_t classes, target;
   bool by_student;  ///< `rank` is `s`
-
-  struct Buffers {
-    alignas(64) T s[kTile], u[kTile], r[kTile];
-  };
 
   std::int64_t segments() const { return (classes + kSegment - 1) / kSegment; }
   bool has_target(std::int64_t begin, std::int64_t count) const {
@@ -165,7 +147,7 @@ struct Row {
       if constexpr (std::is_same_v<T, float>) {
         if (is_half_row(rank) && padded<T>(count) == count) {
           visit_half_tiles(
-              j, [&](auto r) { visit(count, r); }, rank);
+              rank.dtype, j, [&](auto r) { visit(count, r); }, rank);
           continue;
         }
       }
@@ -173,25 +155,11 @@ struct Row {
     }
   }
 
-  /// Calls visit(s, u, r) with Tiles; in r the target has +inf, so that it joins every group.
-  template <class Visit>
-  void visit_tile(std::int64_t begin, std::int64_t count, Buffers* buffers, Visit visit) const {
-    const T* student = read_tile(s, begin, count, buffers->s);
-    const T* teacher = read_tile(u, begin, count, buffers->u);
-    const T* r = by_student ? student : teacher;
-    if (has_target(begin, count)) {
-      std::copy(r, r + padded<T>(count), buffers->r);
-      buffers->r[target - begin] = kInfinity<T>;
-      r = buffers->r;
-    }
-    visit(Tile<T>{student}, Tile<T>{teacher}, Tile<T>{r});
-  }
-
-  /// Calls visit(begin, count, s, u, r) on each tile of [begin, end), with Tiles as visit_tile()
-  /// has them or with HalfTiles.
+  /// Calls visit(begin, count, s, u, r) on each tile of [begin, end), with Tiles or HalfTiles; in r
+  /// the target has +inf, so that it joins every group.
   template <class Visit>
   void for_each_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
-    Buffers buffers;
+    alignas(64) T s_buffer[kTile], u_buffer[kTile], r_buffer[kTile];
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
     for (std::int64_t j = begin; j < end; j += kTile) {
@@ -199,13 +167,21 @@ struct Row {
       if constexpr (std::is_same_v<T, float>) {
         if (halves && padded<T>(count) == count && !has_target(j, count)) {
           visit_half_tiles(
-              j, [&](auto student, auto teacher) { visit(j, count, student, teacher, teacher); }, s,
+              s.dtype, j,
+              [&](auto student, auto teacher) { visit(j, count, student, teacher, teacher); }, s,
               u);
           continue;
         }
       }
-      visit_tile(j, count, &buffers,
-                 [&](auto student, auto teacher, auto r) { visit(j, count, student, teacher, r); });
+      const T* student = read_tile(s, j, count, s_buffer);
+      const T* teacher = read_tile(u, j, count, u_buffer);
+      const T* r = by_student ? student : teacher;
+      if (has_target(j, count)) {
+        std::copy(r, r + padded<T>(count), r_buffer);
+        r_buffer[target - j] = kInfinity<T>;
+        r = r_buffer;
+      }
+      visit(j, count, Tile<T>{student}, Tile<T>{teacher}, Tile<T>{r});
     }
   }
 };

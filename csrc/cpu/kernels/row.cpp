@@ -4,7 +4,6 @@
 // the same result.
 #include "cpu/kernels/estimate_range-inl.h"
 #include "cpu/kernels/row_passes-inl.h"
-#include "cpu/kernels/scale-inl.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 
@@ -23,8 +22,15 @@ struct WholeRow : RowPasses<T> {
   const T group_temperature =
       static_cast<T>(task.selection.temperature_or(task.weights.temperature));
 
-  /// Adds the window's classes, skipped in the first pass, now that the cut is known. In class
-  /// order, for determinism.
+  /// In class order, for determinism.
+  template <class Visit>
+  void for_each_window_class(Visit visit) const {
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      for (std::uint32_t offset : scratch->segments[k].in_window) visit(k * kSegment + offset);
+    }
+  }
+
+  /// Adds the window's classes, skipped in the first pass, now that the cut is known.
   void add_window_classes(T cut, const Shift<T> (&shift)[2], const MassRule<T>& rule,
                           RowSums* sums) {
     MomentsAccumulator<T, MassFrom::kNothing> moments{
@@ -38,15 +44,12 @@ struct WholeRow : RowPasses<T> {
       moments.add(Tile<T>{s}, Tile<T>{u}, Tile<T>{r}, buffered, 0, nullptr);
       buffered = 0;
     };
-    for (std::int64_t k = 0; k < row.segments(); ++k) {
-      for (std::uint32_t offset : scratch->segments[k].in_window) {
-        const std::int64_t j = k * kSegment + offset;
-        s[buffered] = read_one<T>(row.s, j);
-        u[buffered] = read_one<T>(row.u, j);
-        r[buffered] = row.by_student ? s[buffered] : u[buffered];
-        if (++buffered == kTile) flush();
-      }
-    }
+    for_each_window_class([&](std::int64_t j) {
+      s[buffered] = read_one<T>(row.s, j);
+      u[buffered] = read_one<T>(row.u, j);
+      r[buffered] = row.by_student ? s[buffered] : u[buffered];
+      if (++buffered == kTile) flush();
+    });
     flush();
     sums->add(moments.result());
   }
@@ -55,7 +58,7 @@ struct WholeRow : RowPasses<T> {
   bool try_window(const StopRule& stop, const RangeEstimate<T>& estimate, const MassRule<T>& rule,
                   CutResult<T>* cut) {
     const LogitRange<T>& window = estimate.window;
-    guess_shifts(row, window, temperature, scratch->segments, cut->shift);
+    guess_shifts(row, window.low, temperature, scratch->segments, cut->shift);
     RowSums sums;
     if (!stop.by_mass) {
       sums = this->template sum<MassFrom::kNothing>(window, cut->shift, rule);
@@ -70,22 +73,19 @@ struct WholeRow : RowPasses<T> {
     std::vector<T> candidates;
     if (row.target >= 0) {
       const T rank = read_one<T>(row.rank, row.target);
-      if (rank < window.high) above -= stop.by_mass ? mass_of(rule, rank) : 1;
+      if (rank < window.high) above -= total_weight(stop, rule, &rank, 1);
       if (rank < window.high && rank >= window.low) candidates.push_back(rank);
     }
     const std::uint64_t total = sums.mass_total;
     if (window.low == window.high) {
       cut->value = window.low;
-      const std::uint64_t weight = stop.by_mass ? mass_of(rule, window.low) : 1;
-      const std::uint64_t tied = weight * static_cast<std::uint64_t>(estimate.ties);
+      const std::uint64_t tied =
+          total_weight(stop, rule, &window.low, 1) * static_cast<std::uint64_t>(estimate.ties);
       if (!stop.is_met(above, total)) return false;
       if (estimate.ties > 0 && stop.is_met(above - tied, total)) return false;
     } else {
-      for (std::int64_t k = 0; k < row.segments(); ++k) {
-        for (std::uint32_t offset : scratch->segments[k].in_window) {
-          candidates.push_back(read_one<T>(row.rank, k * kSegment + offset));
-        }
-      }
+      for_each_window_class(
+          [&](std::int64_t j) { candidates.push_back(read_one<T>(row.rank, j)); });
       if (candidates.empty() || stop.is_met(above, total)) return false;
       if (!cut_in_window(stop, rule, candidates, above, total, &cut->value)) return false;
       add_window_classes(cut->value, cut->shift, rule, &sums);
@@ -153,6 +153,26 @@ struct WholeRow : RowPasses<T> {
 template <class T>
 RowResult run_row(const RowTask& task, const Executor& executor, Scratch* scratch) {
   return WholeRow<T>(task, executor, scratch).run();
+}
+
+template <class T>
+void scale_as(const void* in, void* out, std::int64_t count, T factor) {
+  const T* x = static_cast<const T*>(in);
+  T* y = static_cast<T*>(out);
+  for (std::int64_t j = 0; j < count; ++j) y[j] = x[j] * factor;
+}
+
+/// The multiplication in the backward, in at least float, rounded once.
+void scale_row(const void* in, void* out, Dtype dtype, std::int64_t count, double factor) {
+  if (dtype == Dtype::kDouble) return scale_as<double>(in, out, count, factor);
+  const float float_factor = static_cast<float>(factor);
+  if (dtype == Dtype::kFloat) return scale_as<float>(in, out, count, float_factor);
+  for_each_u16_vector(count, [&](std::int64_t k, std::size_t bytes) {
+    VecU16 v{};
+    std::memcpy(&v, static_cast<const std::uint16_t*>(in) + k, bytes);
+    v = from_float(to_float(v, dtype) * float_factor, dtype);
+    std::memcpy(static_cast<std::uint16_t*>(out) + k, &v, bytes);
+  });
 }
 
 #define GKD_STRING(x) GKD_STRING_OF(x)

@@ -1,12 +1,23 @@
 // The passes over a row whose cut is known, or over one shard of it: extremes, moments of each
-// group, loss and gradient.
+// group, loss and gradient. The last two do the arithmetic.
 #pragma once
 
-#include "cpu/kernels/min_max-inl.h"
 #include "cpu/kernels/shifts-inl.h"
+#include "cpu/kernels/sums-inl.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
+
+/// f(field of each of `coefs`) for every field.
+template <class V, class F, class... Coefs>
+GroupCoef<V> map_fields(F f, const Coefs&... coefs) {
+  return {{f(coefs.shift.teacher...), f(coefs.shift.student...)},
+          f(coefs.inv_sum_teacher...),
+          f(coefs.inv_sum_student...),
+          f(coefs.log_ratio...),
+          f(coefs.coef_q...),
+          f(coefs.coef_diff...)};
+}
 
 /// The cut, and the sums if the search for it has computed them already.
 template <class T>
@@ -22,20 +33,15 @@ struct RowPasses {
   const RowTask& task;
   const Executor& executor;
   Scratch* scratch;
-  Row<T> row;
-  T temperature, inv_t;
+  const bool by_student = task.selection.by_student;
+  const Row<T> row{task.student, task.teacher, by_student ? task.student : task.teacher,
+                   task.classes, task.target,  by_student};
+  const T temperature = static_cast<T>(task.weights.temperature), inv_t = T(1) / temperature;
 
   RowPasses(const RowTask& task, const Executor& executor, Scratch* scratch)
-      : task(task),
-        executor(executor),
-        scratch(scratch),
-        row{task.student, task.teacher, task.selection.by_student ? task.student : task.teacher,
-            task.classes, task.target,  task.selection.by_student},
-        temperature(static_cast<T>(task.weights.temperature)),
-        inv_t(T(1) / temperature) {
-    if (scratch->segments.size() < static_cast<std::size_t>(row.segments())) {
-      scratch->segments.resize(row.segments());
-    }
+      : task(task), executor(executor), scratch(scratch) {
+    const auto segments = static_cast<std::size_t>(row.segments());
+    scratch->segments.resize(std::max(scratch->segments.size(), segments));
   }
 
   /// body(segment, begin, end) for every segment.
@@ -64,9 +70,19 @@ struct RowPasses {
     return total;
   }
 
-  /// Each segment's extremes, and the whole row's.
+  /// Each segment's extremes, and the whole row's. A NaN may be missed here: it is detected later,
+  /// in the sums.
   Segment extremes() {
-    find_extremes(row, executor, scratch->segments);
+    const auto extremes = [](const LogitsRow& logits, std::int64_t begin, std::int64_t end) {
+      return is_half_row(logits) ? extremes_of_half<T>(logits, begin, end)
+                                 : extremes_of<T>(logits, begin, end);
+    };
+    for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
+      const Extremes<T> ranking = extremes(row.rank, begin, end);
+      segment.high = ranking.high;
+      segment.low = ranking.low;
+      segment.teacher_high = row.by_student ? extremes(row.u, begin, end).high : ranking.high;
+    });
     Segment total;
     total.high = total.teacher_high = -kInfinity<double>;
     total.low = kInfinity<double>;
@@ -84,7 +100,7 @@ struct RowPasses {
   bool accumulate_moments(CutResult<T>* cut, const MassRule<T>& rule, bool whole) {
     const LogitRange<T> known{cut->value, cut->value};
     if (!cut->has_sums) {
-      guess_shifts(row, known, temperature, scratch->segments, cut->shift);
+      guess_shifts(row, cut->value, temperature, scratch->segments, cut->shift);
       cut->sums = sum<MassFrom::kNothing>(known, cut->shift, rule);
     }
     // With few classes rounding errors do not average out, so use a shift from inside the group.
@@ -105,16 +121,16 @@ struct RowPasses {
   }
 
   /// Gradient and each group's KL, from the moments of the two groups of the whole row.
-  RowSummary write_gradient(T cut, const GroupMoments<double>* moments, double (&kl)[2]) {
+  RowSummary write_gradient(T cut, const GroupMoments<double>* moments, double* kl) {
     GroupCoef<T> coef[2];
     const RowSummary summary = row_coefficients(moments, task.weights, coef);
     const bool rest = coef[1].coef_diff != T(0);
     if (task.gradient.data) {
-      rest ? write_all_gradients<true, true>(cut, coef)
-           : write_all_gradients<false, true>(cut, coef);
+      rest ? write_class_gradients<true, true>(cut, coef)
+           : write_class_gradients<false, true>(cut, coef);
     } else {
-      rest ? write_all_gradients<true, false>(cut, coef)
-           : write_all_gradients<false, false>(cut, coef);
+      rest ? write_class_gradients<true, false>(cut, coef)
+           : write_class_gradients<false, false>(cut, coef);
     }
     kl[0] = kl[1] = 0;
     for (std::int64_t k = 0; k < row.segments(); ++k) {
@@ -124,12 +140,49 @@ struct RowPasses {
     return summary;
   }
 
+  /// kRest: the rest has a KL of weight other than 0. Otherwise vectors entirely outside the group
+  /// need one exp(), and none without a gradient.
   template <bool kRest, bool kGradient>
-  void write_all_gradients(T cut, const GroupCoef<T> (&coef)[2]) {
-    const T scale = static_cast<T>(task.gradient_scale);
+  void write_class_gradients(T cut, const GroupCoef<T> (&coef)[2]) {
+    using V = VecOf<T>;
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
-      write_class_gradients<kRest, kGradient>(row, begin, end, cut, inv_t, coef, scale,
-                                              task.gradient, segment.kl);
+      // Local to the segment, so that the compiler keeps them in registers.
+      const auto splat_field = [](T x) { return splat<V>(x); };
+      const GroupCoef<V> primary = map_fields<V>(splat_field, coef[0]);
+      const GroupCoef<V> rest = map_fields<V>(splat_field, coef[1]);
+      const T inv_t = this->inv_t, scale = static_cast<T>(task.gradient_scale);
+      const V cut_vector = splat<V>(cut), zero{};
+      const V rest_scale = splat<V>(coef[1].coef_q * coef[1].inv_sum_student * scale);
+      const GradientRow gradient = task.gradient;
+      DoubleAccumulator<V> sum[2];
+      row.for_each_tile(
+          begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
+            alignas(64) T buffer[kTile];
+            T* out = kGradient ? writable_tile(gradient, j, count, buffer) : nullptr;
+            V tile_kl[2] = {};
+            for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+              const V student = s[k];
+              const MaskOf<V> in = r[k] >= cut_vector;
+              const unsigned bits = movemask(in);
+              if (!kRest && bits == 0) {
+                if (!kGradient) continue;
+                store(V(exp_of(V((student - rest.shift.student) * inv_t)) * rest_scale), out + k);
+                continue;
+              }
+              GroupCoef<V> c = primary;
+              if (bits != kAllTrue<V>) {
+                c = map_fields<V>([in](V x, V y) { return in ? x : y; }, primary, rest);
+              }
+              const ClassTerms<V> t = class_kl(student, u[k], c, inv_t);
+              tile_kl[0] += in ? t.kl : zero;
+              if (kRest) tile_kl[1] += in ? zero : t.kl;
+              if (kGradient) store(V(class_grad(t, c) * scale), out + k);
+            }
+            sum[0].add(tile_kl[0]);
+            if (kRest) sum[1].add(tile_kl[1]);
+            if (kGradient) write_tile(gradient, j, count, out);
+          });
+      for (int g = 0; g < 2; ++g) segment.kl[g] = sum[g].sum();
     });
   }
 

@@ -1,9 +1,7 @@
 // The cut of a row, the smallest ranking logit in its group, without sorting the row.
 //
-// - estimate_range() counts classes by logit in up to 2,048 bins, without one exponential, and
-//   estimates from the counts a small window that holds the cut. It may be wrong: the pass that
-//   sums the row then weighs both sides of the window exactly, in integers, and cut_in_window()
-//   finds the cut inside.
+// - estimate_range() guesses a small window that holds the cut. The pass that sums the row weighs
+//   both sides of it exactly, in integers, and cut_in_window() finds the cut inside.
 // - exact_cut() always succeeds: a radix search over ordered keys, three passes over a float row.
 //   It is the fallback for rows whose window stays too large or was wrong.
 // - sorted_cut() sorts. All three weigh classes by the same integers, so all give the same cut.
@@ -11,57 +9,22 @@
 
 #include <functional>
 
-#include "cpu/kernels/passes-inl.h"
+#include "cpu/kernels/sums-inl.h"
 #include "math/radix_select.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
-/// The integer weights of `count` classes; `logits` has room for whole vectors.
+/// The first of `logits`, which descend, on top of `above`, at which the stop rule is met; false
+/// where none is.
 template <class T>
-void class_weights(const StopRule& stop, const MassRule<T>& rule, const T* logits,
-                   std::int64_t count, std::uint64_t* weights) {
-  if (stop.by_mass) {
-    fixed_masses(rule, logits, count, weights);
-  } else {
-    std::fill(weights, weights + count, 1);
-  }
-}
-
-/// The first of `logits`, in descending order and on top of `above`, at which the stop rule is met;
-/// false where none is. Halves the candidates until few are left: linear time in total.
-template <class T>
-bool cut_in_window(const StopRule& stop, const MassRule<T>& rule, std::vector<T>& logits,
-                   std::uint64_t above, std::uint64_t total, T* cut) {
-  constexpr std::int64_t kSortLimit = 64;
-  std::int64_t first = 0, last = static_cast<std::int64_t>(logits.size());
-  auto weight = [&](std::int64_t begin, std::int64_t end) {
-    alignas(64) T tile[kTile];
-    std::uint64_t weights[kTile], sum = 0;
-    for (std::int64_t j = begin; j < end; j += kTile) {
-      const std::int64_t count = std::min(kTile, end - j);
-      std::copy(logits.begin() + j, logits.begin() + j + count, tile);
-      std::fill(tile + count, tile + padded<T>(count), -kInfinity<T>);
-      class_weights(stop, rule, tile, count, weights);
-      for (std::int64_t k = 0; k < count; ++k) sum += weights[k];
-    }
-    return sum;
-  };
-  while (last - first > kSortLimit) {
-    const std::int64_t middle = first + (last - first) / 2;
-    std::nth_element(logits.begin() + first, logits.begin() + middle, logits.begin() + last,
-                     std::greater<T>());
-    const std::uint64_t upper = weight(first, middle);
-    if (stop.is_met(above + upper, total)) {
-      last = middle;
-    } else {
-      above += upper;
-      first = middle;
-    }
-  }
-  std::sort(logits.begin() + first, logits.begin() + last, std::greater<T>());
-  for (std::int64_t j = first; j < last; ++j) {
-    above += weight(j, j + 1);
+bool first_met(const StopRule& stop, const MassRule<T>& rule, const T* logits, std::int64_t count,
+               std::uint64_t above, std::uint64_t total, T* cut) {
+  std::uint64_t weights[kTile];
+  for (std::int64_t j = 0; j < count; ++j) {
+    const std::int64_t k = j % kTile;
+    if (k == 0) class_weights(stop, rule, logits + j, std::min(kTile, count - j), weights);
+    above += weights[k];
     if (stop.is_met(above, total)) {
       *cut = logits[j];
       return true;
@@ -70,36 +33,38 @@ bool cut_in_window(const StopRule& stop, const MassRule<T>& rule, std::vector<T>
   return false;
 }
 
+/// The same of logits in any order. Halves the candidates until few are left: linear time in total.
+template <class T>
+bool cut_in_window(const StopRule& stop, const MassRule<T>& rule, std::vector<T>& logits,
+                   std::uint64_t above, std::uint64_t total, T* cut) {
+  constexpr std::int64_t kSortLimit = 64;
+  T *first = logits.data(), *last = first + logits.size();
+  while (last - first > kSortLimit) {
+    T* middle = first + (last - first) / 2;
+    std::nth_element(first, middle, last, std::greater<T>());
+    const std::uint64_t upper = total_weight(stop, rule, first, middle - first);
+    if (stop.is_met(above + upper, total)) {
+      last = middle;
+    } else {
+      above += upper;
+      first = middle;
+    }
+  }
+  std::sort(first, last, std::greater<T>());
+  return first_met(stop, rule, first, last - first, above, total, cut);
+}
+
 template <class T>
 T sorted_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule) {
   std::vector<T> logits;
   logits.reserve(row.classes);
-  std::uint64_t total = 0, weights[kTile];
-  read_tiles<T>(row.rank, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
-    class_weights(stop, rule, r, count, weights);
-    for (std::int64_t k = 0; k < count; ++k) total += weights[k];
-    logits.insert(logits.end(), r, r + count);
-  });
+  read_tiles<T>(row.rank, 0, row.classes,
+                [&](std::int64_t count, const T* r) { logits.insert(logits.end(), r, r + count); });
+  const std::uint64_t total = total_weight(stop, rule, logits.data(), row.classes);
   std::sort(logits.begin(), logits.end(), std::greater<T>());
-  std::uint64_t above = 0;
-  alignas(64) T tile[kTile];
-  for (std::int64_t j = 0; j < row.classes; j += kTile) {
-    const std::int64_t count = std::min(kTile, row.classes - j);
-    std::copy(logits.begin() + j, logits.begin() + j + count, tile);
-    std::fill(tile + count, tile + padded<T>(count), -kInfinity<T>);
-    class_weights(stop, rule, tile, count, weights);
-    for (std::int64_t k = 0; k < count; ++k) {
-      above += weights[k];
-      if (stop.is_met(above, total)) return tile[k];
-    }
-  }
-  return logits.back();
-}
-
-/// The keys of `count` logits, in a loop that the compiler vectorises.
-template <class T>
-void keys_of(const Keys<T>& keys, const T* logits, std::int64_t count, KeyOf<T>* out) {
-  for (std::int64_t k = 0; k < count; ++k) out[k] = keys.of(logits[k]);
+  T cut = logits.back();
+  first_met(stop, rule, logits.data(), row.classes, 0, total, &cut);
+  return cut;
 }
 
 /// One radix pass: the weights of the keys that the search holds, by bin, highest first.
@@ -110,27 +75,24 @@ struct KeyHistogram {
   long long* bins;
   const int shift = search.bin_bits();
 
-  /// A tile's logits and weights.
-  void add(const T* logits, const std::uint64_t* weights, std::int64_t count) const {
+  /// Adds a tile's logits; returns their weight.
+  std::uint64_t add(const StopRule& stop, const MassRule<T>& rule, const T* logits,
+                    std::int64_t count) const {
+    std::uint64_t weights[kTile], total = 0;
+    class_weights(stop, rule, logits, count, weights);
     KeyOf<T> key[kTile];
-    keys_of(keys, logits, count, key);
+    for (std::int64_t k = 0; k < count; ++k) key[k] = keys.of(logits[k]);  // vectorised
     for (std::int64_t k = 0; k < count; ++k) {
+      total += weights[k];
       if (search.holds(key[k])) {
         bins[search.bin(key[k], shift)] += static_cast<long long>(weights[k]);
       }
     }
-  }
-  /// Weighs a tile's logits, too; `logits` has room for whole vectors.
-  void add(const StopRule& stop, const MassRule<T>& rule, T* logits, std::int64_t count) const {
-    std::uint64_t weights[kTile];
-    std::fill(logits + count, logits + padded<T>(count), -kInfinity<T>);
-    class_weights(stop, rule, logits, count, weights);
-    add(logits, weights, count);
+    return total;
   }
 };
 
-/// Copies a tile's logits that may be in the search; returns their number. `out` has room for a
-/// tile.
+/// Copies those of a tile's logits that the search may hold to `out`; returns their number.
 template <class T>
 std::int64_t candidates_of(const RadixSearch<T>& search, const Keys<T>& keys, const T* logits,
                            std::int64_t count, T* out) {
@@ -175,20 +137,16 @@ T exact_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule, Sc
   for (bool first = true; !search.found(); first = false) {
     scratch->histogram.assign(kBins, 0);
     const KeyHistogram<T> histogram{search, keys, scratch->histogram.data()};
-    std::uint64_t total = 0;
-    read_tiles<T>(row.rank, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* r) {
-      if (first) {
-        std::uint64_t weights[kTile];
-        class_weights(stop, rule, r, count, weights);
-        for (std::int64_t k = 0; k < count; ++k) total += weights[k];
-        histogram.add(r, weights, count);
-        return;
-      }
+    std::uint64_t weight = 0;
+    read_tiles<T>(row.rank, 0, row.classes, [&](std::int64_t count, const T* r) {
       alignas(64) T candidates[kTile];
-      const std::int64_t n = candidates_of(search, keys, r, count, candidates);
-      histogram.add(stop, rule, candidates, n);
+      if (!first) {
+        count = candidates_of(search, keys, r, count, candidates);
+        r = candidates;
+      }
+      weight += histogram.add(stop, rule, r, count);
     });
-    if (first) search.total = total;
+    if (first) search.total = weight;
     search = refine(search, stop, scratch->histogram.data());
   }
   return keys.logit(search.high);

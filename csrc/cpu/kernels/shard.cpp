@@ -1,7 +1,7 @@
 // The stages of a sharded row. Selection uses the bins and keys of math/, moments and gradient the
 // passes of an unsharded row.
 #include "cpu/kernels/row_passes-inl.h"
-#include "cpu/kernels/shard_selection-inl.h"
+#include "cpu/kernels/select-inl.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
@@ -9,81 +9,107 @@ namespace {
 template <class T>
 void shard_extremes(const ShardTask& task, const Executor& executor, Scratch* scratch,
                     long long* extremes) {
-  T high = -kInfinity<T>, low = kInfinity<T>;
-  if (task.row.classes > 0) {
-    const Segment row = RowPasses<T>(task.row, executor, scratch).extremes();
-    high = static_cast<T>(row.high);
-    low = static_cast<T>(row.low);
-  }
-  extremes_to_message(high, low, extremes);
+  const Segment row = RowPasses<T>(task.row, executor, scratch).extremes();
+  extremes_to_message(static_cast<T>(row.high), static_cast<T>(row.low), extremes);
 }
+
+/// The bins that must hold the cut.
+struct BinRange {
+  int first, last;
+  bool holds(int bin) const { return bin >= first && bin <= last; }
+};
+
+/// A shard's row under selection: what every stage needs to know about the whole row.
+template <class T>
+struct ShardRow {
+  const ShardTask& task;
+  const Selection& selection = task.row.selection;
+  const LogitsRow& ranking = selection.by_student ? task.row.student : task.row.teacher;
+  StopRule stop = stop_rule(selection);
+  T high;
+  T inv_t = T(1) / static_cast<T>(selection.temperature_or(task.row.weights.temperature));
+  Keys<T> keys{ranking.dtype};
+  gkd::Bins<T> bins;
+  MassRule<T> rule{task.all_classes, high, inv_t};
+
+  ShardRow(const ShardTask& task, const long long* extremes)
+      : task(task),
+        high(high_from_message<T>(extremes)),
+        bins{high, inv_t,
+             bin_reach(stop, task.all_classes, high, low_from_message<T>(extremes), inv_t)} {}
+
+  void bins_of(const T* r, std::int64_t count, int* bin) const {
+    for (std::int64_t k = 0; k < count; ++k) bin[k] = bins.of(r[k]);
+  }
+  RadixSearch<T> search(const long long* message) const {
+    return message == nullptr ? first_search(keys, high) : search_from_message<T>(message);
+  }
+
+  /// From the first bin at whose end the stop rule can be met to the first where it must be.
+  BinRange bin_range(const std::int32_t* counts) const {
+    // exp(-x) at the bins' edges; the rounding of the products is much less than the tolerance.
+    const double step = bins.weight(1);
+    struct Bounds {
+      double upper, lower;
+      std::int64_t count;
+    };
+    Bounds sum{}, at_end[kBins - 1];
+    double edge = 1;
+    for (int b = 0; b < kBins - 1; ++b) {
+      sum.upper += counts[b] * edge * (1 + kBinTolerance);
+      edge *= step;
+      sum.lower += counts[b] * edge * (1 - kBinTolerance);
+      sum.count += counts[b];
+      at_end[b] = sum;
+    }
+    const double tail = static_cast<double>(task.all_classes - sum.count) * bins.weight(kBins - 1);
+    const double least = stop.threshold * sum.lower;
+    const double most = stop.threshold * (sum.upper + tail * (1 + kBinTolerance));
+    const auto first_bin = [&](auto reached) {
+      return static_cast<int>(std::find_if(at_end, at_end + kBins - 1, reached) - at_end);
+    };
+    if (!stop.by_mass) {
+      const int bin = first_bin([&](const Bounds& b) {
+        return static_cast<std::uint64_t>(b.count) >= stop.target_count;
+      });
+      return {bin, bin};
+    }
+    return {first_bin([&](const Bounds& b) { return b.upper >= least; }),
+            first_bin([&](const Bounds& b) { return b.lower >= most; })};
+  }
+
+  /// Adds a tile's weight to *total, and that of the classes in bins before `first` to *above.
+  /// `bin` is as long as whole vectors.
+  void weigh(const T* r, const int* bin, std::int64_t count, int first, std::uint64_t* above,
+             std::uint64_t* total) const {
+    using Lanes = std::conditional_t<std::is_same_v<T, float>, VecI32, int>;
+    if (!stop.by_mass) {
+      for (std::int64_t k = 0; k < count; ++k) *above += bin[k] < first;
+      *total += static_cast<std::uint64_t>(count);
+      return;
+    }
+    MassAccumulator<VecOf<T>> mass;
+    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+      mass.add(rule.weight(load<VecOf<T>>(r + k)), load<Lanes>(bin + k) < first, rule);
+    }
+    mass.flush(rule, above, total);
+  }
+};
 
 template <class T>
 void shard_counts(const ShardTask& task, const long long* extremes, std::int32_t* counts) {
   std::fill(counts, counts + kBins, 0);
-  ShardRow<T>(task, extremes)
-      .for_each_binned_tile([&](std::int64_t count, const T*, const int* bin) {
-        for (std::int64_t k = 0; k < count; ++k) ++counts[bin[k]];
-      });
+  const ShardRow<T> row(task, extremes);
+  read_tiles<T>(row.ranking, 0, task.row.classes, [&](std::int64_t count, const T* r) {
+    int bin[kTile];
+    row.bins_of(r, count, bin);
+    for (std::int64_t k = 0; k < count; ++k) ++counts[bin[k]];
+  });
   counts[kBins - 1] = 0;  // the tail is what remains of the classes of the whole row
 }
 
-/// Whether each lane's bin is before `first`.
-inline bool is_before(const int* bin, int first, double) { return *bin < first; }
-inline VecI32 is_before(const int* bin, int first, VecF32) {
-  VecI32 bins;
-  std::memcpy(&bins, bin, sizeof(bins));
-  return bins < first;
-}
-
-/// The first pass, which also sums the weights of all classes and of those above the bins that may
-/// hold the cut.
-template <class T>
-void histogram_first_pass(const ShardRow<T>& row, const KeyHistogram<T>& histogram,
-                          const BinRange& range) {
-  using V = VecOf<T>;
-  std::uint64_t above = 0, total = 0;
-  row.for_each_binned_tile([&](std::int64_t count, const T* r, const int* bin) {
-    alignas(64) T in_range[kTile];
-    std::int64_t n = 0;
-    if (row.stop.by_mass) {
-      MassAccumulator<V> mass;
-      for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-        mass.add(row.rule.weight(load<V>(r + k)), is_before(bin + k, range.first, V{}), row.rule);
-      }
-      mass.flush(row.rule, &above, &total);
-    } else {
-      for (std::int64_t k = 0; k < count; ++k) above += bin[k] < range.first;
-      total += static_cast<std::uint64_t>(count);
-    }
-    for (std::int64_t k = 0; k < count; ++k) {
-      in_range[n] = r[k];
-      n += range.holds(bin[k]);
-    }
-    histogram.add(row.stop, row.rule, in_range, n);
-  });
-  histogram.bins[kMsgTotal] = static_cast<long long>(total);
-  histogram.bins[kMsgAbove] = static_cast<long long>(above);
-}
-
-/// A later pass: only the few classes within the search are weighed.
-template <class T>
-void histogram_later_pass(const ShardRow<T>& row, const KeyHistogram<T>& histogram,
-                          const BinRange& range) {
-  read_tiles<T>(row.ranking(), 0, row.task.row.classes,
-                [&](std::int64_t, std::int64_t count, const T* r) {
-                  alignas(64) T in_range[kTile];
-                  const std::int64_t candidates =
-                      candidates_of(histogram.search, row.keys, r, count, in_range);
-                  std::int64_t n = 0;
-                  for (std::int64_t k = 0; k < candidates; ++k) {
-                    in_range[n] = in_range[k];
-                    n += range.holds(row.bins.of(in_range[k]));
-                  }
-                  histogram.add(row.stop, row.rule, in_range, n);
-                });
-}
-
+/// The first pass also sums the weights of all classes and of those above the bins that may hold
+/// the cut. In a later pass only the few classes within the search are weighed.
 template <class T>
 void shard_histogram(const ShardTask& task, const long long* extremes, const std::int32_t* counts,
                      const long long* message, long long* bins) {
@@ -92,8 +118,27 @@ void shard_histogram(const ShardTask& task, const long long* extremes, const std
   std::fill(bins, bins + kMsgHistogram, 0);
   const RadixSearch<T> search = row.search(message);
   const KeyHistogram<T> histogram{search, row.keys, bins};
-  message == nullptr ? histogram_first_pass(row, histogram, range)
-                     : histogram_later_pass(row, histogram, range);
+  std::uint64_t above = 0, total = 0;
+  read_tiles<T>(row.ranking, 0, task.row.classes, [&](std::int64_t count, const T* r) {
+    alignas(64) T in_range[kTile];
+    int bin[kTile];
+    if (message == nullptr) {
+      row.bins_of(r, padded<T>(count), bin);
+      row.weigh(r, bin, count, range.first, &above, &total);
+    } else {
+      count = candidates_of(search, row.keys, r, count, in_range);
+      r = in_range;
+      row.bins_of(r, count, bin);
+    }
+    std::int64_t n = 0;
+    for (std::int64_t k = 0; k < count; ++k) {
+      in_range[n] = r[k];
+      n += range.holds(bin[k]);
+    }
+    histogram.add(row.stop, row.rule, in_range, n);
+  });
+  bins[kMsgTotal] = static_cast<long long>(total);
+  bins[kMsgAbove] = static_cast<long long>(above);
 }
 
 template <class T>
@@ -113,31 +158,24 @@ double shard_refine(const ShardTask& task, const long long* extremes, const long
 template <class T>
 void shard_moments(const ShardTask& task, const Executor& executor, Scratch* scratch, double cut,
                    double* message) {
-  std::fill(message, message + kMsgMoments, 0.0);
   RowPasses<T> passes(task.row, executor, scratch);
-  CutResult<T> known;
-  known.value = static_cast<T>(cut);
-  const GroupMoments<double> empty[2] = {};
-  const GroupMoments<double>* group = empty;
+  CutResult<T> known{static_cast<T>(cut)};
+  bool invalid = false;
   if (task.row.classes > 0) {
     const Segment row = passes.extremes();
     const MassRule<T> unused(task.all_classes, T(0), T(1));
-    const bool invalid = row.high == kInfinity<double> || row.teacher_high == kInfinity<double> ||
-                         !passes.accumulate_moments(&known, unused, /*whole=*/false);
-    message[kMsgInvalid] = invalid;
-    if (!invalid) group = known.sums.group;
+    invalid = row.high == kInfinity<double> || row.teacher_high == kInfinity<double> ||
+              !passes.accumulate_moments(&known, unused, /*whole=*/false);
   }
-  for (int g = 0; g < 2; ++g) moments_to_message(group[g], g, message);
+  if (invalid) known.sums = RowSums{};
+  for (int g = 0; g < 2; ++g) moments_to_message(known.sums.group[g], g, message);
+  message[kMsgInvalid] = invalid;
 }
 
 template <class T>
 void shard_gradient(const ShardTask& task, const Executor& executor, Scratch* scratch, double cut,
                     const GroupMoments<double>* group, double* kl) {
-  double sums[2] = {0, 0};
-  if (task.row.classes > 0) {
-    RowPasses<T>(task.row, executor, scratch).write_gradient(static_cast<T>(cut), group, sums);
-  }
-  std::copy(sums, sums + 2, kl);
+  RowPasses<T>(task.row, executor, scratch).write_gradient(static_cast<T>(cut), group, kl);
 }
 
 template <class T>

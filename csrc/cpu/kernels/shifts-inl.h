@@ -1,4 +1,5 @@
-// Shifts subtracted before exp(), one pair per group, and the test for invalid rows.
+// What is known of a row before its sums: extremes, and the shifts subtracted before exp(), one
+// pair per group. And the test for invalid rows.
 //
 // Shifts are guessed first: the teacher's largest logit serves both groups. Where a group is so
 // much smaller that its terms lose digits, sums_are_accurate() sees it in the sums, and
@@ -7,10 +8,80 @@
 
 #include <cmath>
 
-#include "cpu/kernels/passes-inl.h"
+#include "cpu/kernels/load_store-inl.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
+
+/// The largest logit and the smallest finite one; -inf and +inf where there is none.
+template <class T>
+struct Extremes {
+  T high, low;
+};
+
+/// Skips NaN.
+template <class T>
+Extremes<T> extremes_of(const LogitsRow& row, std::int64_t begin, std::int64_t end) {
+  using V = VecOf<T>;
+  const V none = splat<V>(-kInfinity<T>);
+  V high = none, low = none;  // low: the largest of -r
+  read_tiles<T>(row, begin, end, [&](std::int64_t count, const T* r) {
+    V top = high, bottom = low;  // copies: a reference would be stored to after each vector
+    for (std::int64_t j = 0; j < count; j += kWidth<T>) {
+      const V v = load<V>(r + j), negated = v > none ? V(-v) : none;
+      top = v > top ? v : top;
+      bottom = negated > bottom ? negated : bottom;
+    }
+    high = top;
+    low = bottom;
+  });
+  return {reduce_max(high), -reduce_max(low)};
+}
+
+typedef std::int16_t VecKey16 __attribute__((vector_size(GKD_VEC_BYTES)));
+typedef std::uint16_t VecUnsignedKey16 __attribute__((vector_size(GKD_VEC_BYTES)));
+
+/// 16 bits of a logit as an integer of the same order, NaNs beyond the infinities; its own inverse.
+template <class K>
+K ordered16(K bits) {
+  return bits ^ ((bits >> 15) & 0x7fff);
+}
+
+/// Contiguous 16-bit logits without conversion, twice as many per vector. A NaN of positive sign
+/// counts as +inf, which makes the row NaN too; one of negative sign is skipped.
+template <class T>
+Extremes<T> extremes_of_half(const LogitsRow& row, std::int64_t begin, std::int64_t end) {
+  constexpr int kKeys = sizeof(VecKey16) / 2;
+  const auto infinity = static_cast<std::int16_t>(infinity_bits(row.dtype));
+  const auto none = static_cast<std::int16_t>(~infinity);  // -inf
+  // Maps the smallest finite key to the smallest integer and -inf to the largest.
+  const auto offset = static_cast<std::uint16_t>(0x7fff - none);
+  VecKey16 high = VecKey16{} + none, low = VecKey16{} + std::int16_t(0x7fff);
+  auto add = [&](VecKey16 bits) {
+    const VecKey16 key = ordered16(bits);
+    const VecKey16 mapped =  // unsigned, since it is meant to wrap
+        reinterpret_cast<VecKey16>(reinterpret_cast<VecUnsignedKey16>(key) + offset);
+    high = key > high ? key : high;
+    low = mapped < low ? mapped : low;
+  };
+  const auto* logits = static_cast<const std::int16_t*>(row.data);
+  std::int64_t j = begin;
+  for (; j + kKeys <= end; j += kKeys) add(load<VecKey16>(logits + j));
+  VecKey16 rest = VecKey16{} + ordered16(none);
+  std::memcpy(&rest, logits + j, 2 * (end - j));
+  add(rest);
+  std::int16_t top = none, bottom = 0x7fff;
+  for (int l = 0; l < kKeys; ++l) {
+    top = std::max<std::int16_t>(top, high[l]);
+    bottom = std::min<std::int16_t>(bottom, low[l]);
+  }
+  top = std::min(top, infinity);
+  const auto lowest = static_cast<std::int16_t>(bottom - offset);
+  auto value = [&](std::int16_t key) {
+    return scalar_from_bits<T>(static_cast<std::uint16_t>(ordered16(key)), row.dtype);
+  };
+  return {value(top), lowest == none ? kInfinity<T> : value(lowest)};
+}
 
 /// The first class of [begin, end) whose teacher logit lies in [low, high]; -1: none.
 template <class T>
@@ -31,10 +102,10 @@ std::int64_t find_teacher(const Row<T>& row, std::int64_t begin, std::int64_t en
 
 /// Both groups relative to the teacher's maximum. Primary: with the student logit of that class.
 /// Rest: with the student shift taken from a class of the rest, so that its terms keep their
-/// digits.
+/// digits; classes ranked under `low` are in it.
 template <class T>
-void guess_shifts(const Row<T>& row, const LogitRange<T>& window, T temperature,
-                  const std::vector<Segment>& segments, Shift<T> (&shift)[2]) {
+void guess_shifts(const Row<T>& row, T low, T temperature, const std::vector<Segment>& segments,
+                  Shift<T> (&shift)[2]) {
   std::int64_t best = 0;
   for (std::int64_t k = 1; k < row.segments(); ++k) {
     if (segments[k].teacher_high > segments[best].teacher_high) best = k;
@@ -49,8 +120,8 @@ void guess_shifts(const Row<T>& row, const LogitRange<T>& window, T temperature,
   // Searching the first segment is enough. Ranked by the student, the first class will do.
   const std::int64_t search_end = std::min(row.classes, kSegment);
   std::int64_t other = row.by_student ? 0 : -1;
-  if (!row.by_student && window.low < kInfinity<T>) {
-    const T below = std::nextafter(window.low, -kInfinity<T>);
+  if (!row.by_student && low < kInfinity<T>) {
+    const T below = std::nextafter(low, -kInfinity<T>);
     other = find_teacher(row, 0, search_end, below - 4 * temperature, below);
   }
   if (other < 0) return;
@@ -84,7 +155,7 @@ template <class T>
 bool is_invalid(const Row<T>& row, bool whole) {
   for (const LogitsRow* logits : {&row.s, &row.u}) {
     bool has_finite = false, invalid = false;
-    read_tiles<T>(*logits, 0, row.classes, [&](std::int64_t, std::int64_t count, const T* v) {
+    read_tiles<T>(*logits, 0, row.classes, [&](std::int64_t count, const T* v) {
       for (std::int64_t k = 0; k < count; ++k) {
         invalid |= !(v[k] < kInfinity<T>);
         has_finite |= v[k] > -kInfinity<T>;
@@ -101,19 +172,21 @@ template <class T>
 void exact_shifts(const Row<T>& row, T cut, T temperature, Shift<T> (&shift)[2]) {
   T student_high[2] = {-kInfinity<T>, -kInfinity<T>}, student_at_top[2] = {T(0), T(0)};
   shift[0] = shift[1] = {-kInfinity<T>, -kInfinity<T>};
-  typename Row<T>::Buffers buffers;
-  for (std::int64_t j = 0; j < row.classes; j += kTile) {
-    const std::int64_t count = std::min(kTile, row.classes - j);
-    row.visit_tile(j, count, &buffers, [&](Tile<T> s, Tile<T> u, Tile<T> r) {
-      for (std::int64_t k = 0; k < count; ++k) {
-        const int g = r.data[k] >= cut ? 0 : 1;
-        student_high[g] = std::max(student_high[g], s.data[k]);
-        if (!(u.data[k] > shift[g].teacher)) continue;
-        shift[g].teacher = u.data[k];
-        student_at_top[g] = s.data[k];
+  row.for_each_tile(0, row.classes, [&](std::int64_t, std::int64_t count, auto s, auto u, auto r) {
+    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+      T student[kWidth<T>], teacher[kWidth<T>], rank[kWidth<T>];
+      store(s[k], student);
+      store(u[k], teacher);
+      store(r[k], rank);
+      for (std::int64_t l = 0; l < std::min<std::int64_t>(kWidth<T>, count - k); ++l) {
+        const int g = rank[l] >= cut ? 0 : 1;
+        student_high[g] = std::max(student_high[g], student[l]);
+        if (!(teacher[l] > shift[g].teacher)) continue;
+        shift[g].teacher = teacher[l];
+        student_at_top[g] = student[l];
       }
-    });
-  }
+    }
+  });
   for (int g = 0; g < 2; ++g) {
     const bool fits = (student_high[g] - student_at_top[g]) / temperature <= T(40);
     shift[g].student = finite_or_zero(fits ? student_at_top[g] : student_high[g]);

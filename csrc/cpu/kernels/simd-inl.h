@@ -26,22 +26,16 @@ V splat(ScalarOf<V> x) {
   return V{} + x;
 }
 
-template <class V>
-V load(const ScalarOf<V>* in) {
+template <class V, class T>
+V load(const T* in) {
   V v;
   std::memcpy(&v, in, sizeof(V));
   return v;
 }
 
-template <class V>
-void store(V v, ScalarOf<V>* out) {
+template <class V, class T>
+void store(V v, T* out) {
   std::memcpy(out, &v, sizeof(V));
-}
-
-inline VecU16 load_u16(const std::uint16_t* in) {
-  VecU16 v;
-  std::memcpy(&v, in, sizeof(v));
-  return v;
 }
 
 template <class V>
@@ -133,28 +127,31 @@ inline VecU16 from_float(VecF32 v, Dtype dtype) {
   return dtype == Dtype::kHalf ? float_to_half(v) : float_to_bfloat16(v);
 }
 
-/// A 16-bit row to floats; `out` has room for whole vectors.
-inline void row_to_float(const std::uint16_t* in, Dtype dtype, std::int64_t count, float* out) {
+/// Calls body(k, bytes) on each vector of `count` 16-bit numbers, the last of which may be partial.
+template <class Body>
+void for_each_u16_vector(std::int64_t count, Body body) {
   std::int64_t k = 0;
-  for (; k + kFloats <= count; k += kFloats) {
-    store(to_float(load_u16(in + k), dtype), out + k);
-  }
-  if (k == count) return;
-  VecU16 v{};
-  std::memcpy(&v, in + k, 2 * (count - k));
-  store(to_float(v, dtype), out + k);
+  for (; k + kFloats <= count; k += kFloats) body(k, sizeof(VecU16));
+  if (k < count) body(k, 2 * static_cast<std::size_t>(count - k));
+}
+
+/// 16-bit numbers to floats or doubles; `out` has room for whole vectors of floats.
+template <class T>
+void read_u16(const std::uint16_t* in, Dtype dtype, std::int64_t count, T* out) {
+  typedef T Vec __attribute__((vector_size(sizeof(T) * kFloats)));
+  for_each_u16_vector(count, [&](std::int64_t k, std::size_t bytes) {
+    VecU16 v{};
+    std::memcpy(&v, in + k, bytes);
+    store(__builtin_convertvector(to_float(v, dtype), Vec), out + k);
+  });
 }
 
 /// The inverse; `in` consists of whole vectors.
-inline void row_from_float(const float* in, Dtype dtype, std::int64_t count, std::uint16_t* out) {
-  std::int64_t k = 0;
-  for (; k + kFloats <= count; k += kFloats) {
+inline void write_u16(const float* in, Dtype dtype, std::int64_t count, std::uint16_t* out) {
+  for_each_u16_vector(count, [&](std::int64_t k, std::size_t bytes) {
     const VecU16 v = from_float(load<VecF32>(in + k), dtype);
-    std::memcpy(out + k, &v, sizeof(v));
-  }
-  if (k == count) return;
-  const VecU16 v = from_float(load<VecF32>(in + k), dtype);
-  std::memcpy(out + k, &v, 2 * (count - k));
+    std::memcpy(out + k, &v, bytes);
+  });
 }
 
 }  // namespace
