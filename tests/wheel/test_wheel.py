@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # The operator, its registration with torch (opcheck, compile), and the module.
 QUICK = ("loss/test_loss.py", "autograd/test_compile_and_export.py", "package/test_module.py")
-HELPERS = ("conftest.py", "support/cases.py", "support/oracle.py")
+HELPERS = ("conftest.py", *(f"support/{x}.py" for x in ("cases", "oracle", "processes")))
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import torch
 from hypothesis import strategies as st
 
 import gkd
-from oracle import same_bits
-from strategies import batches, close, groupings, law, mask_of, on, rows_and_gradient
+from oracle import rows_and_gradient, same_bits
+from strategies import batches, close, groupings, law, mask_of, on
 
 
 @law(batches(), groupings(), st.integers(0, 2**31))

@@ -119,5 +119,7 @@ def test_teacher_requires_grad(any_device):
         ):
             gkd.loss(leaf, teacher)
         gkd.loss(leaf, teacher.detach())
+    with refused(ValueError, "teacher_logits must not require grad", "gkd.reference.loss"):
+        gkd.reference.loss(student, teacher)
     with torch.no_grad():
         gkd.loss(student, teacher)
