@@ -103,17 +103,6 @@ TEST(Index, GridsOfManyRowsFit) {
   }
 }
 
-// Regression: cccl#2061, cub#459.
-TEST(Index, ChunksBeginWhereTheLastEnded) {
-  const std::int64_t classes = 4096, rows = kTwo32 / classes + 5;
-  const std::int64_t chunk_rows = select_chunk_rows(problem_of(rows, classes));
-  std::int64_t next = 0, chunks = 0;
-  for (; next < rows; ++chunks) next += std::min(chunk_rows, rows - next);
-  EXPECT_EQ(next, rows);
-  EXPECT_EQ(chunks, (rows + chunk_rows - 1) / chunk_rows);
-  EXPECT_GT((rows - 1) * classes, kTwo32);
-}
-
 // Regression: pytorch#84144, pytorch#111484, pytorch#85786.
 TEST(Index, SegmentsOfAnyChunkAreBounded) {
   for (int m : {1, 132}) {

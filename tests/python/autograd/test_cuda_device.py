@@ -5,7 +5,7 @@ import torch
 
 import gkd
 from cases import logits, targets
-from oracle import same_bits
+from oracle import error, same_bits
 
 pytestmark = pytest.mark.cuda
 
@@ -94,3 +94,35 @@ def test_device_that_is_not_current():
     assert value.device == gradient.device == torch.device("cuda:1")
     wanted = step(*[x.to("cuda:0") for x in args])
     assert same_bits(value, wanted[0]) and same_bits(gradient, wanted[1])
+
+
+def sorts_in_turn(student, teacher, target):
+    """(what must agree to the bit, losses and gradients), torch's sorts and gkd's mixed."""
+    exact, close = [], []
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        s, t = student.to(dtype), teacher.to(dtype)
+        exact += t.sort(dim=1, descending=True, stable=True)
+        exact += [gkd.group(s, t, target, method="sort").size]
+        exact += [(8 * t).round().long().cumsum(1)]
+        exact += [gkd.group(s, t, group_size=5, method="sort").cut]
+        exact += t.reshape(-1).sort(stable=True)
+        leaf = s.requires_grad_()
+        value = gkd.loss(leaf, t, target, method="sort")
+        close += [value.detach(), *torch.autograd.grad(value, leaf)]
+    return exact, close
+
+
+@pytest.mark.parametrize("shape", [(40, 9), (3, 1500), (1, 2000)], ids=str)
+def test_torchs_sorts_and_gkds_take_turns(shape):
+    """Both bring CUB and Thrust, and of one name the dynamic linker keeps what was loaded first.
+
+    Rows that each sorts in ways of its own: for warps, for blocks, and one row alone.
+    """
+    args = (*logits(shape), targets(shape))
+    exact, close = sorts_in_turn(*(x.cuda() for x in args))
+    wanted_exact, wanted_close = sorts_in_turn(*args)
+    for got, wanted in zip(exact, wanted_exact, strict=True):
+        assert same_bits(got, wanted)
+    for got, wanted in zip(close, wanted_close, strict=True):
+        bound = 4e-6 + (2.0**-10 if wanted.dtype == torch.float16 else 0.0)
+        assert error(got, wanted) <= bound
