@@ -24,7 +24,6 @@ def test_gradcheck(device, mode):
         assert torch.autograd.gradcheck(function, student.requires_grad_())
 
 
-# Regression: quack#209, k2#1106.
 def test_retain_graph_accumulates_exactly(device):
     student, teacher = logits((3, 50), device=device)
     leaf = student.requires_grad_()
@@ -46,7 +45,6 @@ def test_grad_output_expanded_or_strided(device):
         assert same_bits(torch.autograd.grad(rows, leaf, odd, retain_graph=True)[0], plain)
 
 
-# Regression: Liger#1251, Megatron#1594.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_inputs_stay_as_they_are(device, dtype):
     student, teacher = logits((4, 300), dtype, device)
@@ -75,7 +73,6 @@ def test_no_gradient_buffer_without_a_gradient(device, way):
     assert seen.largest == student.numel()
 
 
-# Regression: flashinfer#4831.
 def test_same_bits_on_every_run(device, sizes):
     student, teacher = logits((3, sizes.long_row), device=device)
     first = None
@@ -109,7 +106,6 @@ def test_autocast_changes_nothing(device, dtype):
     assert gradient_of(value, student, torch.tensor(1.0)).dtype == dtype
 
 
-# Regression: quack#209.
 def test_backward_twice_keeps_the_first_result(device):
     student, teacher = logits((3, 500), device=device)
     loss = gkd.loss(student.requires_grad_(), teacher)

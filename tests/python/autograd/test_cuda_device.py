@@ -38,7 +38,6 @@ def test_two_streams_at_once():
         assert all(same_bits(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-# Regression: tritonbench#477.
 @pytest.mark.parametrize("need_grad", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_graph_replays_on_new_data(settings, need_grad):
@@ -72,7 +71,6 @@ def test_graph_replays_on_new_data(settings, need_grad):
         assert all(same_bits(a, b) for a, b in zip(replayed, work(), strict=True))
 
 
-# Regression: tritonbench#477.
 def test_nothing_waits_for_the_device():
     args = on_cuda((3, 200))
     step(*args)
@@ -84,7 +82,6 @@ def test_nothing_waits_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
-# Regression: FBGEMM#5113, pytorch#54077.
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_device_that_is_not_current():
     args = [x.to("cuda:1") for x in on_cuda((3, 200))]

@@ -22,7 +22,6 @@ def test_class_permutation_permutes_the_group(device, batch, how, seed):
     assert close(got[0], rows) and close(got[1], gradient[:, order])
 
 
-# Regression: flashinfer#3774.
 @law(batches(), groupings())
 def test_ties_stay_together(device, batch, how):
     student, teacher, _ = on(device, batch)
@@ -64,7 +63,6 @@ def test_sort_and_select_find_the_same_group(device, batch, how, dtype):
         assert same_bits(*(getattr(group, name) for group in found))
 
 
-# Regression: flashinfer#2202.
 @law(batches(), st.floats(0.01, 0.999))
 def test_group_is_the_smallest_that_reaches_the_threshold(device, batch, threshold):
     student, teacher, _ = on(device, batch)

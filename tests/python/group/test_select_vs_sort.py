@@ -137,7 +137,6 @@ def test_bits_do_not_depend_on_threads(rows, settings):
     assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
 
 
-# Regression: flashinfer#4831.
 @pytest.mark.parametrize("method", ["select", "sort"])
 def test_same_bits_every_time(method):
     student, teacher = torch.randn(1, 34_000), torch.randn(1, 34_000) * 5

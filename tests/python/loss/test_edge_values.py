@@ -25,7 +25,6 @@ def matches_oracle(student, teacher, device, target=None, **settings):
     assert error(gradient, gradient_of(rows, wide, weight)) <= 1e-12
 
 
-# Regression: pytorch#51910.
 @pytest.mark.parametrize("with_target", [False, True])
 def test_no_rows(device, with_target):
     student = torch.zeros(0, 5, device=device, requires_grad=True)
@@ -39,7 +38,6 @@ def test_no_rows(device, with_target):
     assert group.size.shape == (0,) and group.mask.shape == (0, 5)
 
 
-# Regression: flashinfer#1049, flashinfer#2402, flashinfer#4811, pytorch#117617.
 @pytest.mark.parametrize(
     "values", [(NAN, -NAN), (INF,), (None,)], ids=["NaN", "+inf", "a row of -inf"]
 )
@@ -89,7 +87,6 @@ def test_minus_infinity_in_the_student(device):
     assert rows[0].isfinite()
 
 
-# Regression: flashinfer#3774.
 def test_equal_rows(device):
     flat = torch.full((2, 30), 2.5, device=device)
     group = gkd.group(flat, flat, threshold=0.1)
@@ -104,7 +101,6 @@ def test_equal_rows(device):
         assert not rows.any() and not gradient.any()
 
 
-# Regression: pytorch#51910.
 def test_huge_gaps(device):
     one_hot = torch.zeros(2, 6)
     one_hot[0, 2], one_hot[1, 5] = 1e4, 1e4
@@ -121,7 +117,6 @@ def test_huge_gaps(device):
         assert rows.isfinite().all() and gradient.isfinite().all()
 
 
-# Regression: Liger#1453, Liger#769.
 @pytest.mark.parametrize("gap", [80.0, 90.0, 95.0, 104.0, 120.0, 800.0, 1e4, 1e30])
 def test_gap_sweep_in_float32(device, gap):
     student = torch.tensor([[0.0, -gap, 1.0], [0.0, 0.0, -gap]])
@@ -183,7 +178,6 @@ def test_many_rows(device, sizes):
     assert error(leaf.grad[-5:].cpu() * weight.float(), gradient) <= 1e-6  # rounded once more
 
 
-# Regression: Liger#177.
 @pytest.mark.parametrize("ignore_index", [-100, 3])
 def test_ignored_rows(device, ignore_index, filled_with_nan):
     student, teacher = logits((4, 9), device=device)

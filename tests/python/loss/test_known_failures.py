@@ -1,4 +1,4 @@
-"""What other kernels got wrong and no other test here looks at; each names where that was."""
+"""What other kernels got wrong and no other test here looks at."""
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from oracle import BOUND, error, expected_rows, gradient_of
 DKD = {"group_size": 0, "primary_weight": 0.0, "binary_weight": 1.0, "secondary_weight": 8.0}
 
 
-# Regression: flashinfer#2202.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_mass_just_short_of_the_threshold_is_not_enough(device, dtype):
     for probabilities, size in (
@@ -27,7 +26,6 @@ def test_a_mass_just_short_of_the_threshold_is_not_enough(device, dtype):
             assert group.mass_teacher.item() >= 0.9
 
 
-# Regression: CTKD#9, CTKD#10.
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_dkd_of_a_teacher_without_doubt(device, dtype, temperature):
@@ -46,7 +44,6 @@ def test_dkd_of_a_teacher_without_doubt(device, dtype, temperature):
     assert error(rows[:2], expected[:2]) <= BOUND[dtype]
 
 
-# Regression: insightface#1437.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_no_clamp_holds_the_loss(device, dtype):
     """-ln 1e-30 = 69.08 is what a clamped logarithm makes of any smaller probability."""

@@ -46,7 +46,6 @@ LAYOUTS = [transposed, strided_columns, strided_rows, both_strided, negative_vie
 LAYOUTS += [offset(by) for by in range(1, 16)]
 
 
-# Regression: TransformerEngine#2734, pytorch#56325.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
 def test_layouts(device, sizes, layout, dtype):
@@ -82,7 +81,6 @@ def test_expanded(device, sizes, which, dtype):
         assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
 
-# Regression: pytorch#71550.
 def test_targets_of_any_stride(device, sizes):
     student, teacher = logits(sizes.strides, device=device)
     target = targets(sizes.strides, device)

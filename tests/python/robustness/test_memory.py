@@ -42,7 +42,6 @@ FAR = {
 }
 
 
-# Regression: flashinfer#2937, pytorch#84144, pytorch#111484, pytorch#85786.
 @pytest.mark.parametrize("strides", FAR.values(), ids=FAR)
 def test_offsets_past_32_bits(device, strides):
     student, teacher = logits((3, 77), torch.float16, device)
@@ -55,7 +54,6 @@ def test_offsets_past_32_bits(device, strides):
     assert all(same_bits(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-# Regression: flash-linear-attention#1080, pytorch#111484.
 @pytest.mark.parametrize("total", [2**31, 2**32], ids=["2^31", "2^32"])
 def test_many_rows_to_the_last(device, total):
     """Ignored but for the last three, which lie past 2^31 or 2^32 elements."""
@@ -72,7 +70,6 @@ def test_many_rows_to_the_last(device, total):
     assert same_bits(gkd.loss(student, teacher, target), gkd.loss(*last, target[-3:]))
 
 
-# Regression: pytorch#192007.
 @pytest.mark.cuda
 def test_rows_that_a_device_cannot_count():
     row = torch.zeros(1, 1, device="cuda").expand(1, 2**31)
@@ -137,7 +134,6 @@ def test_forked_process(device):
     python("-c", FORK, device)
 
 
-# Regression: Liger#1338, Liger#177.
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ignored", [(), (1,), (0, 1, 2)], ids=["none", "one", "all"])
 def test_every_output_is_written(device, filled_with_nan, mode, ignored):
