@@ -22,7 +22,7 @@ from .mutants import MUTANTS
 from .tree import Tree
 
 SOURCE = Path(__file__).resolve().parents[2]
-#: What `make test` runs without CUDA, the quick ones first.
+#: Test programs and suite of `make test` that need no CUDA, the quick ones first.
 EVERYTHING = (
     "gkd_math_test *",
     "gkd_row_test *",

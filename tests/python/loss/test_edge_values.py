@@ -34,8 +34,17 @@ def test_no_rows(device, with_target):
         value = gkd.loss(student, teacher, target, reduction=reduction)
         assert value.shape == shape and not value.any()
         assert gradient_of(value, student, torch.ones_like(value)).shape == (0, 5)
+        plain = gkd.reference.loss(student, teacher, target, reduction=reduction)
+        assert plain.shape == shape and not plain.any()
     group = gkd.group(student, teacher, target, return_mask=True)
     assert group.size.shape == (0,) and group.mask.shape == (0, 5)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_two_classes(device, size):
+    student, teacher = logits((4, 2), torch.float64)
+    for secondary in (0.0, 2.0):
+        matches_oracle(student, teacher, device, group_size=size, secondary_weight=secondary)
 
 
 @pytest.mark.parametrize(
