@@ -49,7 +49,6 @@ void expect_every_class_once(std::int64_t rows, std::int64_t classes, const Devi
   EXPECT_LT((s.segments - 1) * s.segment_classes, classes);  // and nobody has none
 }
 
-// Regression: pytorch#192007.
 TEST(Index, SegmentsCoverRowsOfAlmost31Bits) {
   for (int m : {1, 4, 132, 1000}) {
     for (std::int64_t classes : long_rows()) {
@@ -58,7 +57,6 @@ TEST(Index, SegmentsCoverRowsOfAlmost31Bits) {
   }
 }
 
-// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
 TEST(Index, SegmentsCoverManyShortRows) {
   for (std::int64_t rows : {kInt / 7, kInt, kTwo32 + 1}) {
     for (std::int64_t classes : {1, 2048, 2049}) {
@@ -67,7 +65,6 @@ TEST(Index, SegmentsCoverManyShortRows) {
   }
 }
 
-// Regression: pytorch#192007.
 TEST(Index, TilesOfLongRows) {
   EXPECT_EQ(num_tiles(0), 1);
   for (std::int64_t classes : long_rows()) {
@@ -76,7 +73,6 @@ TEST(Index, TilesOfLongRows) {
   }
 }
 
-// Regression: flashinfer#2937.
 TEST(Index, OffsetsDoNotWrap) {
   // The last segment of the last row.
   for (std::int64_t classes : long_rows()) {
@@ -90,7 +86,6 @@ TEST(Index, OffsetsDoNotWrap) {
   }
 }
 
-// Regression: flash-linear-attention#1080.
 TEST(Index, GridsOfManyRowsFit) {
   // A chunk's blocks are an unsigned: none may be lost.
   const Device d = device_of(132);
@@ -103,18 +98,6 @@ TEST(Index, GridsOfManyRowsFit) {
   }
 }
 
-// Regression: cccl#2061, cub#459.
-TEST(Index, ChunksBeginWhereTheLastEnded) {
-  const std::int64_t classes = 4096, rows = kTwo32 / classes + 5;
-  const std::int64_t chunk_rows = select_chunk_rows(problem_of(rows, classes));
-  std::int64_t next = 0, chunks = 0;
-  for (; next < rows; ++chunks) next += std::min(chunk_rows, rows - next);
-  EXPECT_EQ(next, rows);
-  EXPECT_EQ(chunks, (rows + chunk_rows - 1) / chunk_rows);
-  EXPECT_GT((rows - 1) * classes, kTwo32);
-}
-
-// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
 TEST(Index, SegmentsOfAnyChunkAreBounded) {
   for (int m : {1, 132}) {
     for (std::int64_t classes : {std::int64_t(1), std::int64_t(100000), kInt, kTwo32}) {
@@ -129,7 +112,6 @@ TEST(Index, SegmentsOfAnyChunkAreBounded) {
   }
 }
 
-// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
 TEST(Index, ArenaPast4GiB) {
   Arena arena(nullptr);
   EXPECT_EQ(arena.take<double>(static_cast<std::size_t>(kInt)), nullptr);
@@ -138,7 +120,6 @@ TEST(Index, ArenaPast4GiB) {
   EXPECT_EQ(arena.used(), std::size_t(1) * 8 * kInt + 8 + 256);
 }
 
-// Regression: pytorch#192007.
 TEST(Index, ListOfALongRowKeepsItsPlacesInAnInt) {
   const std::size_t before = select_scratch_bytes<float>(problem_of(1, 16 * kMaxListedKeys), 1);
   EXPECT_EQ(select_scratch_bytes<float>(problem_of(1, 64 * kMaxListedKeys), 1), before);
@@ -146,7 +127,6 @@ TEST(Index, ListOfALongRowKeepsItsPlacesInAnInt) {
   EXPECT_LT(kMaxListedKeys, kInt);
 }
 
-// Regression: pytorch#84144, pytorch#111484, pytorch#85786.
 TEST(Index, WorkspaceGrowsWithRowsAlone) {
   const Device d = device_of(132);
   const std::size_t one = workspace_bytes(problem_of(1, kInt), d, Method::kSelect);
@@ -156,7 +136,6 @@ TEST(Index, WorkspaceGrowsWithRowsAlone) {
   EXPECT_LE(many - one, states + (std::size_t(1) << 20));  // no [B, C] scratch
 }
 
-// Regression: pytorch#192007.
 TEST(Index, LongRowsAreNoFusedKernels) {
   for (std::int64_t classes : long_rows()) {
     const FusedPlan plan = plan_fused(problem_of(3, classes), device_of(132));
@@ -167,7 +146,6 @@ TEST(Index, LongRowsAreNoFusedKernels) {
   EXPECT_EQ(plan.groups, kInt);  // one block a row: the largest grid there is
 }
 
-// Regression: pytorch#192007.
 TEST(Index, BinsOfLongRows) {
   for (std::int64_t classes : long_rows()) {
     const StopRule goal{true, 0.93, 0};

@@ -55,7 +55,7 @@ python_suite() {
     "$python" -m pytest -q -p no:cacheprovider \
     -o pythonpath="build/asan/package tests/python/support ." \
     tests/python/{loss,group,autograd,linear} tests/python/distributed/test_shard_stages.py \
-    tests/python/package/test_{module,cub_namespace}.py tests/python/robustness/test_{memory,threads}.py \
+    tests/python/package/test_module.py tests/python/robustness/test_{memory,threads}.py \
     -k 'not compiles and not compiled and not exports and not info_names and not out_of_memory and not forked_process and not first_calls'
 }
 stage python-build tree asan address,undefined _C

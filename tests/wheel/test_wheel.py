@@ -14,10 +14,12 @@ from pathlib import Path
 import environment
 import pytest
 
+import install_fixtures
+
 ROOT = Path(__file__).resolve().parents[2]
 # The operator, its registration with torch (opcheck, compile), and the module.
 QUICK = ("loss/test_loss.py", "autograd/test_compile_and_export.py", "package/test_module.py")
-HELPERS = ("conftest.py", "support/cases.py", "support/oracle.py")
+HELPERS = ("conftest.py", *(f"support/{x}.py" for x in ("cases", "oracle", "processes")))
 
 
 @pytest.fixture(scope="module")
@@ -136,20 +138,13 @@ def test_the_quick_tests_pass(run, tmp_path):
 def test_find_package_finds_it(run, tmp_path):
     """examples/cpp's training program, compiled, linked and run against the wheel."""
     prefix = run("-c", "import gkd; print(gkd.utils.cmake_prefix_path)").strip()
-    build, source = tmp_path / "build", ROOT / "examples" / "cpp"
-
-    def call(*command) -> str:
-        done = subprocess.run(
-            command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    call("cmake", "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
-    call("cmake", "--build", build, "--target", "train")
+    folder = install_fixtures.build(
+        ROOT / "examples" / "cpp", tmp_path / "build", [prefix], "train"
+    )
     glyphs = tmp_path / "glyphs.pt"
     small = ["--identities", "70", "--image-size", "16", "--views", "2", "--quiet"]
     module = [sys.executable, "-m", "examples.glyphs.export", "--out", glyphs, *small]
     env = os.environ | {"PYTHONPATH": str(ROOT / "python")}
     subprocess.run(module, check=True, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
-    assert "accuracy" in call(build / "train", "--data", glyphs, "--no-labels")
+    out = install_fixtures.run(folder / "train", "--data", glyphs, "--no-labels")
+    assert "accuracy" in out

@@ -22,8 +22,14 @@ from .mutants import MUTANTS
 from .tree import Tree
 
 SOURCE = Path(__file__).resolve().parents[2]
-#: Every test of `make test`, the quick ones first.
-EVERYTHING = ("gkd_math_test *", "gkd_row_test *", "gkd_ops_test *", "tests/python")
+#: Test programs and suite of `make test` that need no CUDA, the quick ones first.
+EVERYTHING = (
+    "gkd_math_test *",
+    "gkd_row_test *",
+    "gkd_threads_test *",
+    "gkd_ops_test *",
+    "tests/python",
+)
 EVERY_KERNEL = (f"{KERNEL_PROGRAM} *",)
 #: Of a killer's time without a bug; a machine may have other work meanwhile.
 PATIENCE, LEAST_SECONDS = 10.0, 120.0

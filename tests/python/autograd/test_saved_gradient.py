@@ -1,13 +1,15 @@
 """The gradient that a loss's forward keeps for its backward: nobody else sees it change."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gkd
 from cases import logits
+from made import Made
 from oracle import error, same_bits
 
 CLASSES = 120
@@ -81,19 +83,10 @@ def test_memory_of_saved_tensor_hooks_stays_as_it_was(loss, way, tmp_path, devic
 def test_memory_that_somebody_else_has_seen_stays_as_it_was(loss):
     call, leaf, once = loss
 
-    class Keep(TorchDispatchMode):
-        seen = []
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            parts = result if isinstance(result, tuple) else (result,)
-            self.seen += [x for x in parts if isinstance(x, torch.Tensor)]
-            return result
-
-    with Keep() as mode:
+    with Made(keep=True) as made:
         value = call(leaf)
     # What changes later, in the forward itself, is none of the backward's doing.
-    at_loss = [(x, x.clone()) for x in mode.seen if not x.is_meta]
+    at_loss = [(x, x.clone()) for x in made.kept]
     (gradient,) = torch.autograd.grad(3 * value, leaf)
     assert error(gradient, 3 * once) <= 1e-6
     for now, before in at_loss:
@@ -126,7 +119,7 @@ def test_second_derivative_is_an_error_however_the_graph_is_kept(loss, retain):
     (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, retain_graph=retain)
     assert gradient.shape == once.shape
     penalty = gradient.pow(2).sum() + leaf.pow(2).sum()
-    with pytest.raises(NotImplementedError, match="is not differentiable twice"):
+    with pytest.raises(NotImplementedError, match=r"^gkd[.:]+\w+ is not differentiable twice"):
         penalty.backward()
 
 
@@ -146,14 +139,14 @@ def test_forward_and_backward_take_one_buffer(grad_output):
     leaf = student.requires_grad_()
     factor = torch.tensor(grad_output)
     buffer = leaf.numel() * leaf.element_size()
-    for hooked, buffers in ((False, 1), (True, 2)):
+    # With hooks, the measure itself: whatever they return is not written to.
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    for way, buffers in ((torch.no_grad(), 0), (contextlib.nullcontext(), 1), (hooks, 2)):
         with torch.profiler.profile(profile_memory=True) as profile:
-            if hooked:  # the measure itself: whatever hooks return is not written to
-                with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
-                    value = gkd.loss(leaf, teacher)
-            else:
+            with way:
                 value = gkd.loss(leaf, teacher)
-            value.backward(factor)
+            if value.requires_grad:
+                value.backward(factor)
         made = sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages())
-        assert buffers * buffer <= made <= buffers * buffer + 2**20
+        assert buffers * buffer <= made <= buffers * buffer + buffer // 10
         leaf.grad = None

@@ -5,6 +5,7 @@ scale of the gradient at every world size, and what ranks do when one of them is
 """
 
 import datetime
+import itertools
 import os
 import signal
 import time
@@ -48,40 +49,40 @@ def batch(classes, dtype, with_target):
     return student, teacher, target
 
 
+def loss_of_slice(student, teacher, target, where, **settings):
+    """gkd.distributed.loss, told the classes `where` of whole rows."""
+    mine = slice(*where)
+    return gkd.distributed.loss(
+        student[:, mine],
+        teacher[:, mine],
+        target,
+        class_start=where[0],
+        num_classes=student.shape[1],
+        **settings,
+    )
+
+
 def equals_unsharded(rank, world_size):
     """Everything that is off, as text."""
     wrong = []
-    cases = [
-        (classes, layout, dtype, mode, reduction)
-        for k, (layout, dtype, mode, reduction) in enumerate(
-            (layout, dtype, mode, reduction)
-            for layout in ("even", "uneven", "empty")
-            for dtype in DTYPES
-            for mode in MODES
-            for reduction in ("mean", "sum", "none")
-        )
-        for classes in (CLASSES[k % len(CLASSES)],)
-    ]
-    for case in cases:
-        classes, layout, dtype, mode, reduction = case
+    ways = ("even", "uneven", "empty"), DTYPES, MODES, ("mean", "sum", "none")
+    for k, case in enumerate(itertools.product(*ways)):
+        layout, dtype, mode, reduction = case
+        classes = CLASSES[k % len(CLASSES)]
         settings, with_target = settings_of(mode)
         student, teacher, target = batch(classes, dtype, with_target)
         weight = torch.randn((6,) if reduction == "none" else (), dtype=torch.float64) * 3
-        whole = student.clone().requires_grad_()
-        expected = gkd.loss(whole, teacher, target, reduction=reduction, **settings)
-        (gradient,) = torch.autograd.grad(expected, whole, weight.to(expected))
-        start, end = slices(classes, world_size, layout)[rank]
-        mine = student[:, start:end].clone().requires_grad_()
-        loss = gkd.distributed.loss(
-            mine, teacher[:, start:end], target, class_start=start, num_classes=classes,
-            reduction=reduction, **settings,
-        )  # fmt: skip
-        (shard,) = torch.autograd.grad(loss, mine, weight.to(loss))
+        student.requires_grad_()
+        expected = gkd.loss(student, teacher, target, reduction=reduction, **settings)
+        (gradient,) = torch.autograd.grad(expected, student, weight.to(expected))
+        where = start, end = slices(classes, world_size, layout)[rank]
+        loss = loss_of_slice(student, teacher, target, where, reduction=reduction, **settings)
+        (shard,) = torch.autograd.grad(loss, student, weight.to(loss))
         off = error(loss, expected)
         if not off <= BOUND[dtype]:
             wrong.append(f"{case}: loss off by {off}")
         scale = gradient.abs().max().double()
-        gap = (shard - gradient[:, start:end]).abs().max().double() if end > start else 0.0
+        gap = (shard - gradient)[:, start:end].abs().max().double() if end > start else 0.0
         if not gap <= APART[dtype] * scale:
             wrong.append(f"{case}: gradient off by {gap / scale}")
         losses = [torch.empty_like(loss) for _ in range(world_size)]
@@ -110,12 +111,9 @@ def collectives_of(rank, world_size):
     for dtype in COLLECTIVES:
         for spread in (1e-3, 1.0, 100.0):  # whatever the data
             student, teacher = (x * spread for x in logits((4, 507), dtype))
-            start, end = slices(507, world_size, "uneven")[rank]
-            mine = student[:, start:end].clone().requires_grad_()
+            where = slices(507, world_size, "uneven")[rank]
             with Collectives() as forward:
-                loss = gkd.distributed.loss(
-                    mine, teacher[:, start:end], class_start=start, num_classes=507
-                )
+                loss = loss_of_slice(student.requires_grad_(), teacher, None, where)
             with Collectives() as backward:
                 loss.backward()
             found = (forward.calls, forward.bytes // 4, backward.calls)
@@ -163,7 +161,7 @@ DIFFER += ("whether there is a target", "local_target")
 
 def disagreements(rank, world_size):
     student, teacher, target = batch(507, torch.float32, True)
-    start, end = slices(507, world_size, "uneven")[rank]
+    where = start, end = slices(507, world_size, "uneven")[rank]
 
     def call(rows=6, dtype=torch.float32, **changes):
         settings = {"class_start": start, "num_classes": 507, "validate": True, **changes}
@@ -197,10 +195,7 @@ def disagreements(rank, world_size):
     # Without validation a bad row is NaN on all ranks, and only that row.
     if last:
         student[1, -1] = float("nan")
-    loss = gkd.distributed.loss(
-        student[:, start:end], teacher[:, start:end], bad, class_start=start, num_classes=507,
-        validate=False, reduction="none",
-    )  # fmt: skip
+    loss = loss_of_slice(student, teacher, bad, where, validate=False, reduction="none")
     found["rows that are NaN"] = loss.isnan().nonzero().flatten().tolist()
     return found
 
@@ -235,20 +230,13 @@ def test_ranks_that_disagree_raise_the_same_error():
 
 
 def one_is_killed(rank, world_size):
-    student, teacher, target = batch(507, torch.float32, True)
-    start, end = slices(507, world_size, "even")[rank]
-
-    def call():
-        return gkd.distributed.loss(
-            student[:, start:end], teacher[:, start:end], target, class_start=start,
-            num_classes=507,
-        )  # fmt: skip
-
-    call()
+    whole = batch(507, torch.float32, True)
+    where = slices(507, world_size, "even")[rank]
+    loss_of_slice(*whole, where)
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     begin = time.monotonic()
-    fault = fault_of(call)
+    fault = fault_of(lambda: loss_of_slice(*whole, where))
     return fault, time.monotonic() - begin
 
 

@@ -10,31 +10,22 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import gkd
 import ranks
 from cases import logits, targets
+from linear_reference import networks
 from oracle import error
-from test_collectives import batch, fault_of, slices
-
-
-def run(student, rank, world_size, call):
-    """A loss and the gradient of this rank's slice, by `call(shard, start, end)`."""
-    start, end = slices(student.shape[1], world_size, "uneven")[rank]
-    shard = student[:, start:end].clone().requires_grad_()
-    loss = call(shard, start, end)
-    (gradient,) = torch.autograd.grad(loss * 3, shard)
-    return loss.detach(), gradient
+from test_collectives import batch, fault_of, loss_of_slice, slices
 
 
 def compiled(rank, world_size):
-    student, teacher, target = batch(507, torch.float32, True)
-
-    def call(shard, start, end):
-        return gkd.distributed.loss(
-            shard, teacher[:, start:end], target, class_start=start, num_classes=507
-        )
-
-    expected = run(student, rank, world_size, call)
-    traced = torch.compile(call, fullgraph=True, backend="aot_eager")
-    got = run(student, rank, world_size, traced)
-    return all(error(a, b) <= 1e-6 for a, b in zip(got, expected, strict=True))
+    student, *rest = batch(507, torch.float32, True)
+    where = slices(507, world_size, "uneven")[rank]
+    results = []
+    for call in (
+        loss_of_slice,
+        torch.compile(loss_of_slice, fullgraph=True, backend="aot_eager"),
+    ):
+        loss = call(student.requires_grad_(), *rest, where)
+        results.append((loss, *torch.autograd.grad(loss * 3, student)))
+    return all(error(a, b) <= 1e-6 for a, b in zip(*results, strict=True))
 
 
 def test_compiles_without_a_break(pair):
@@ -80,22 +71,17 @@ def test_dtensors_sharded_by_class_and_no_others(pair):
 
 def with_local_targets(rank, world_size):
     student, teacher, target = batch(507, torch.float64, True)
-    start, end = slices(507, world_size, "even")[rank]
+    where = start, end = slices(507, world_size, "even")[rank]
     mine = (target >= start) & (target < end)
     assert mine.any()  # on the second rank too, whose classes start elsewhere
     local = torch.where(mine, target - start, -1)
 
-    def call(own):
-        return gkd.distributed.loss(
-            student[:, start:end], teacher[:, start:end], own, class_start=start, num_classes=507,
-            local_target=True, reduction="none",
-        )  # fmt: skip
-
+    how = {"local_target": True, "reduction": "none"}
     expected = gkd.loss(student, teacher, target, reduction="none")  # row 2 is ignored
-    same = error(call(local), expected) <= 1e-13
+    same = error(loss_of_slice(student, teacher, local, where, **how), expected) <= 1e-13
     if rank == 1:
         local[3] = 507  # no class of the slice
-    bad = call(local).isnan().nonzero().flatten().tolist()
+    bad = loss_of_slice(student, teacher, local, where, **how).isnan().nonzero().flatten().tolist()
     return bool(same), bad
 
 
@@ -132,12 +118,16 @@ def test_beside_ddp(pair):
     assert pair("beside_ddp") == [True, True]
 
 
+def heads():
+    """Student features and weight, teacher features and weight, the same on every rank."""
+    torch.manual_seed(0)
+    return [x.detach() for x in networks("cpu", rows=6, classes=507)]
+
+
 def linear(rank, world_size):
     """gkd.distributed.linear_loss against gkd.linear_loss, with a slice that has no class."""
     wrong = []
-    torch.manual_seed(0)
-    features, weight = (torch.randn(n, 8, dtype=torch.float64) for n in (6, 507))
-    teacher, teacher_weight = (torch.randn(n, 5, dtype=torch.float64) for n in (6, 507))
+    features, weight, teacher, teacher_weight = heads()
     target = targets((6, 507))
     target[2] = -100
     for reduction in ("mean", "sum", "none"):
@@ -165,35 +155,29 @@ def linear(rank, world_size):
     return wrong
 
 
-def networks():
-    """Student features and weight, teacher features and weight, the same on every rank."""
-    torch.manual_seed(0)
-    return [torch.randn(n, d, dtype=torch.float64) for n, d in ((6, 8), (507, 8), (6, 5), (507, 5))]
-
-
 def dtensor_heads(rank, world_size):
     """Heads as FSDP2 and tensor parallelism keep them, split by class."""
-    features, weight, teacher, teacher_weight = networks()
+    features, weight, teacher, teacher_weight = heads()
     mesh = init_device_mesh("cpu", (world_size,))
     whole = weight.clone().requires_grad_()
     expected = gkd.linear_loss(features, whole, teacher, teacher_weight)
     (3 * expected).backward()
-    heads = [distribute_tensor(w, mesh, [Shard(0)]) for w in (weight, teacher_weight)]
-    heads[0].requires_grad_()
-    loss = gkd.distributed.linear_loss(features, heads[0], teacher, heads[1])
+    own, other = (distribute_tensor(w, mesh, [Shard(0)]) for w in (weight, teacher_weight))
+    own.requires_grad_()
+    loss = gkd.distributed.linear_loss(features, own, teacher, other)
     (3 * loss).backward()
     right = error(loss, expected) <= 1e-12
-    right &= error(heads[0].grad.full_tensor(), whole.grad) <= 1e-12
+    right &= error(own.grad.full_tensor(), whole.grad) <= 1e-12
     replicated = distribute_tensor(features, mesh, [Replicate()])
     right &= error(
-        gkd.distributed.linear_loss(replicated, heads[0], teacher, heads[1]), expected
+        gkd.distributed.linear_loss(replicated, own, teacher, other), expected
     ) <= 1e-12  # fmt: skip
     by_rows = distribute_tensor(features, mesh, [Shard(0)])
-    other = distribute_tensor(teacher_weight, mesh, [Shard(1)])
+    by_feature = distribute_tensor(teacher_weight, mesh, [Shard(1)])
     faults = [
-        fault_of(lambda: gkd.linear_loss(features, heads[0], teacher, teacher_weight)),
-        fault_of(lambda: gkd.distributed.linear_loss(by_rows, heads[0], teacher, heads[1])),
-        fault_of(lambda: gkd.distributed.linear_loss(features, heads[0], teacher, other)),
+        fault_of(lambda: gkd.linear_loss(features, own, teacher, teacher_weight)),
+        fault_of(lambda: gkd.distributed.linear_loss(by_rows, own, teacher, other)),
+        fault_of(lambda: gkd.distributed.linear_loss(features, own, teacher, by_feature)),
         fault_of(lambda: gkd.distributed.linear_loss(features, weight, teacher, teacher_weight)),
     ]
     return bool(right), faults
@@ -210,7 +194,7 @@ def test_heads_that_are_dtensors(pair):
 
 def gathered_features(rank, world_size):
     """Own rows on every rank, gathered by an all-gather whose backward sums, as in partial FC."""
-    features, weight, teacher, teacher_weight = networks()
+    features, weight, teacher, teacher_weight = heads()
     leaf = features.clone().requires_grad_()
     whole = gkd.linear_loss(leaf, weight, teacher, teacher_weight)
     (expected,) = torch.autograd.grad(3 * whole, leaf)
@@ -235,15 +219,9 @@ def test_features_from_an_autograd_all_gather(pair):
 def mixed_dtypes(rank, world_size):
     """Double arithmetic over float32 ranks takes a spread more than float32 arithmetic."""
     student, teacher, target = batch(507, torch.float64, True)
-    teacher = teacher.float()
-
-    def call(shard, start, end):
-        return gkd.distributed.loss(
-            shard, teacher[:, start:end], target, class_start=start, num_classes=507
-        )
-
-    loss, _ = run(student, rank, world_size, call)
-    return error(loss, gkd.loss(student, teacher, target)) <= 1e-13
+    args = student, teacher.float(), target
+    where = slices(507, world_size, "uneven")[rank]
+    return error(loss_of_slice(*args, where), gkd.loss(*args)) <= 1e-13
 
 
 def test_student_and_teacher_of_different_dtypes(pair):

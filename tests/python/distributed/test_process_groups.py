@@ -1,5 +1,6 @@
 """gkd.distributed.loss in subgroups of the ranks, and in a group that ends and starts again."""
 
+import functools
 import os
 import tempfile
 
@@ -9,21 +10,17 @@ import torch.distributed as dist
 import gkd
 import ranks
 from oracle import error
-from test_collectives import batch, fault_of, slices
+from test_collectives import batch, fault_of, loss_of_slice, slices
 
 
 def in_a_subgroup(rank, world_size):
     """Two pairs of ranks with a head each, and ranks in another order than their classes."""
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     group = pairs[rank // 2]
-    student, teacher, target = batch(507 + rank // 2, torch.float64, True)
-    classes = student.shape[1]
-    start, end = slices(classes, 2, "uneven")[1 - rank % 2]
-    loss = gkd.distributed.loss(
-        student[:, start:end], teacher[:, start:end], target, process_group=group,
-        class_start=start, num_classes=classes,
-    )  # fmt: skip
-    return error(loss, gkd.loss(student, teacher, target)) <= 1e-13
+    classes = 507 + rank // 2
+    whole = batch(classes, torch.float64, True)
+    where = slices(classes, 2, "uneven")[1 - rank % 2]
+    return error(loss_of_slice(*whole, where, process_group=group), gkd.loss(*whole)) <= 1e-13
 
 
 def test_subgroups_and_any_order_of_slices():
@@ -32,15 +29,8 @@ def test_subgroups_and_any_order_of_slices():
 
 def restarted(rank, world_size):
     """The group ends and starts again under its old name, with another process as rank 1."""
-    student, teacher, target = batch(507, torch.float64, True)
-    start, end = slices(507, world_size, "even")[rank]
-
-    def call(**settings):
-        return gkd.distributed.loss(
-            student[:, start:end], teacher[:, start:end], target, class_start=start,
-            num_classes=507, **settings,
-        )  # fmt: skip
-
+    whole = batch(507, torch.float64, True)
+    call = functools.partial(loss_of_slice, *whole, slices(507, world_size, "even")[rank])
     first = call()
     dist.destroy_process_group()
     if rank == 1:  # a new process knows nobody

@@ -13,7 +13,6 @@ from virtual_ranks import sharded
 LAYOUTS = {"uneven": (300, 207), "empty": (0, 1, 506, 0)}
 
 
-# Regression: flashinfer#4831, sglang#22458.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", MODES)

@@ -4,8 +4,8 @@ import torch
 from hypothesis import strategies as st
 
 import gkd
-from oracle import same_bits
-from strategies import batches, close, groupings, law, mask_of, on, rows_and_gradient
+from oracle import rows_and_gradient, same_bits
+from strategies import batches, close, groupings, law, mask_of, on
 
 
 @law(batches(), groupings(), st.integers(0, 2**31))
@@ -22,7 +22,6 @@ def test_class_permutation_permutes_the_group(device, batch, how, seed):
     assert close(got[0], rows) and close(got[1], gradient[:, order])
 
 
-# Regression: flashinfer#3774.
 @law(batches(), groupings())
 def test_ties_stay_together(device, batch, how):
     student, teacher, _ = on(device, batch)
@@ -64,7 +63,6 @@ def test_sort_and_select_find_the_same_group(device, batch, how, dtype):
         assert same_bits(*(getattr(group, name) for group in found))
 
 
-# Regression: flashinfer#2202.
 @law(batches(), st.floats(0.01, 0.999))
 def test_group_is_the_smallest_that_reaches_the_threshold(device, batch, threshold):
     student, teacher, _ = on(device, batch)

@@ -1,36 +1,18 @@
 """gkd.linear_loss: memory, work left out, graphs kept and compiled."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gkd
 from cases import targets
 from linear_reference import D_S, SCALE, B, C, gradients, networks, unfused
+from made import Made
 from oracle import BOUND, error, same_bits
 
 pytestmark = pytest.mark.products
-
-
-class Shapes(TorchDispatchMode):
-    """Which operator made which shapes in memory, and the elements of the largest."""
-
-    def __init__(self):
-        super().__init__()
-        self.made = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for part in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(part, torch.Tensor) and part.device.type != "meta":
-                self.made.add((str(function.overloadpacket), part.shape))
-        return result
-
-    @property
-    def largest(self):
-        return max(shape.numel() for _, shape in self.made)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -42,7 +24,7 @@ def test_a_frozen_side_costs_nothing(device, frozen, reduction):
     expected = gradients(both, net[:2], grad_output)[1 - frozen]
     net[frozen].requires_grad_(False)
     shape = net[frozen].shape
-    with Shapes() as seen:
+    with Made() as seen:
         value = gkd.linear_loss(*net, chunk_rows=3, reduction=reduction)
         (got,) = gradients(value, (net[1 - frozen],), grad_output)
     assert same_bits(got, expected)
@@ -57,7 +39,7 @@ def test_no_gradient_work_without_a_gradient(device, way):
     net[0].requires_grad_(way != "frozen")
     net[1].requires_grad_(way != "frozen")
     guard = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
-    with guard.get(way, torch.enable_grad)(), Shapes() as seen:
+    with guard.get(way, torch.enable_grad)(), Made() as seen:
         value = gkd.linear_loss(*net, chunk_rows=3)
     assert same_bits(value, expected) and not value.requires_grad
     assert ("gkd._forward", (3, C)) not in seen.made
@@ -69,11 +51,11 @@ def test_no_gradient_work_without_a_gradient(device, way):
 def test_no_tensor_of_the_logits_size(device, dtype, reduction):
     # Many rows of few features, so that [B, C] is by far the largest shape there could be.
     net = networks(device, dtype, rows=64, classes=500)
-    with Shapes() as seen:
+    with Made() as seen:
         value = gkd.linear_loss(*net, chunk_rows=4, reduction=reduction)
         gradients(value, net[:2], torch.ones_like(value))
     assert seen.largest <= max(4 * 500, 500 * D_S)
-    with Shapes() as seen:  # the measure itself
+    with Made() as seen:  # the measure itself
         unfused(*net)
     assert seen.largest >= 64 * 500
 
@@ -193,14 +175,10 @@ def test_forward_and_backward_take_one_gradient_of_the_weight(grad_output):
     net[0].requires_grad_(False)
     buffer = net[1].numel() * net[1].element_size()
     peaks = {}
-    for hooked in (False, True):
-        value = None
-        with torch.profiler.profile(profile_memory=True) as profile:
-            if hooked:
-                with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
-                    value = gkd.linear_loss(*net, chunk_rows=1)
-            else:
-                value = gkd.linear_loss(*net, chunk_rows=1)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    for hooked, way in ((False, contextlib.nullcontext()), (True, hooks)):
+        with way:
+            value = gkd.linear_loss(*net, chunk_rows=1)
         with torch.profiler.profile(profile_memory=True) as profile:
             value.backward(torch.tensor(grad_output))
         peaks[hooked] = sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages())

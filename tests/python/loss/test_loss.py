@@ -41,7 +41,6 @@ def check(student, teacher, target, settings, ulps=1.02):
         assert off <= bound, f"{reduction} gradient is off by {off}"
 
 
-# Regression: TransformerEngine#2139.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_matches_oracle(device, sizes, mode, dtype):
@@ -71,7 +70,6 @@ def test_target_dtypes(device, target_dtype):
     check(student.requires_grad_(), teacher, target, {"group_size": 3})
 
 
-# Regression: Liger#968, Liger#1298, Liger#678.
 def test_rows_take_their_own_grad_output(device):
     student, teacher = logits((6, 40), torch.float64, device)
     student.requires_grad_()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import kl_div
 
 import gkd
-from oracle import BOUND, error, gradient_bound, same_bits
+from oracle import BOUND, error, gradient_bound, rows_and_gradient, same_bits
 from strategies import (
     WEIGHTS,
     batches,
@@ -14,7 +14,6 @@ from strategies import (
     law,
     mask_of,
     on,
-    rows_and_gradient,
     rows_of,
 )
 from virtual_ranks import sharded

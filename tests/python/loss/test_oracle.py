@@ -20,7 +20,6 @@ def changed(value, at=(1, 0)):
     return other
 
 
-# Regression: Liger#262.
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -43,7 +42,6 @@ def test_wrong_values_have_an_error(wrong):
     assert not same_bits(wrong, ROWS)
 
 
-# Regression: Liger#262.
 def test_nothing_is_close_to_nan_or_infinity():
     for value in (NAN, INF, -INF):
         assert error(changed(value), changed(value)) == math.inf
@@ -127,7 +125,6 @@ def untouched(student, teacher, target, **settings):
 BROKEN = [unsquared, turned_around, a_little_off, first_row_only, unweighted, without_target]
 
 
-# Regression: TransformerEngine#2476, TransformerEngine#2139.
 @pytest.mark.parametrize("rows_of", [*BROKEN, untouched], ids=lambda f: f.__name__)
 def test_parity_refuses_broken_losses(monkeypatch, rows_of):
     """A test that compared the library with itself would let every one of them pass."""

@@ -5,7 +5,7 @@ import torch
 
 import gkd
 from cases import logits, targets
-from oracle import DTYPES, same_bits
+from oracle import DTYPES, rows_and_gradient, same_bits
 
 
 def transposed(x):
@@ -46,27 +46,18 @@ LAYOUTS = [transposed, strided_columns, strided_rows, both_strided, negative_vie
 LAYOUTS += [offset(by) for by in range(1, 16)]
 
 
-def run(student, teacher, target, leaf):
-    """Loss rows, and the gradient with respect to `leaf`, from which the student was made."""
-    rows = gkd.loss(student, teacher, target, reduction="none", secondary_weight=0.5)
-    weight = torch.linspace(0.5, 2.0, len(rows)).to(rows)
-    return rows, torch.autograd.grad(rows, leaf, weight)[0]
-
-
-# Regression: TransformerEngine#2734, pytorch#56325.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
 def test_layouts(device, sizes, layout, dtype):
     student, teacher = logits(sizes.strides, dtype, device)
     target = targets(sizes.strides, device)
-    plain = student.clone().requires_grad_()
-    expected = run(plain, teacher, target, plain)
+    expected = rows_and_gradient(student, teacher, target, secondary_weight=0.5)
     for odd_student, odd_teacher in ((True, True), (True, False), (False, True)):
-        s = (layout(student) if odd_student else student.clone()).detach().requires_grad_()
+        s = layout(student) if odd_student else student
         t = layout(teacher) if odd_teacher else teacher
         assert torch.equal(s, student) and torch.equal(t, teacher)
-        for got, wanted in zip(run(s, t, target, s), expected, strict=True):
-            assert same_bits(got, wanted)
+        got = rows_and_gradient(s, t, target, secondary_weight=0.5)
+        assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
     for rank_by in ("teacher", "student"):
         odd = gkd.group(layout(student), layout(teacher), rank_by=rank_by, return_mask=True)
         even = gkd.group(student, teacher, rank_by=rank_by, return_mask=True)
@@ -79,17 +70,17 @@ def test_expanded(device, sizes, which, dtype):
     rows, classes = sizes.strides
     student, teacher = logits(sizes.strides, dtype, device)
     target = targets(sizes.strides, device)
-    narrow = student[:1] if which == "rows" else student[:, :1]
-    expanded = narrow.expand(rows, classes)
-    leaf, plain = expanded.detach().requires_grad_(), expanded.contiguous().requires_grad_()
-    got, wanted = run(leaf, teacher, target, leaf), run(plain, teacher, target, plain)
-    assert same_bits(got[0], wanted[0]) and same_bits(got[1], wanted[1])
-    narrow = teacher[:1] if which == "rows" else teacher[:, :1]
-    got = gkd.loss(student, narrow.expand(rows, classes), target)
-    assert same_bits(got, gkd.loss(student, narrow.expand(rows, classes).contiguous(), target))
+    s, t = (
+        (x[:1] if which == "rows" else x[:, :1]).expand(rows, classes) for x in (student, teacher)
+    )
+    for odd, plain in (
+        ((s, teacher), (s.contiguous(), teacher)),
+        ((student, t), (student, t.contiguous())),
+    ):
+        results = rows_and_gradient(*odd, target), rows_and_gradient(*plain, target)
+        assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
 
-# Regression: pytorch#71550.
 def test_targets_of_any_stride(device, sizes):
     student, teacher = logits(sizes.strides, device=device)
     target = targets(sizes.strides, device)

@@ -24,7 +24,6 @@ def needs(gib, device):
         pytest.skip(f"needs {gib} GiB of free memory, has {free / 2**30:.1f}")
 
 
-# Regression: pytorch#84144, flash-linear-attention#1080.
 @pytest.mark.large
 @pytest.mark.parametrize("total", [2**31, 2**32], ids=["2^31", "2^32"])
 def test_gradient_to_the_last_row(device, total):
@@ -43,7 +42,6 @@ def test_gradient_to_the_last_row(device, total):
     assert not gradient[-3:-1].any() and not gradient[:2].any()
 
 
-# Regression: pytorch#84144.
 @pytest.mark.large
 def test_mask_to_the_last_row(device):
     needs(3, device)
@@ -58,7 +56,6 @@ def test_mask_to_the_last_row(device):
     assert group.size[-1:].equal(expected.size)
 
 
-# Regression: pytorch#192007.
 @pytest.mark.large
 @pytest.mark.parametrize("classes", [2**31 - 1, 2**31 + 7])
 def test_one_row_past_31_bits(classes):

@@ -3,11 +3,7 @@
 The tensors here are large in addresses and small in memory: pages that nobody touches take none.
 """
 
-import os
-import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +11,8 @@ import torch
 import gkd
 from cases import MODES, logits, settings_of, targets
 from conftest import EMULATED
-from oracle import gradient_of, same_bits
+from oracle import rows_and_gradient, same_bits
+from processes import PACKAGE, python
 
 GIB = 2**30
 
@@ -36,13 +33,6 @@ def spread_out(x, strides):
     return reserved(span, x.dtype, x.device).as_strided(x.shape, strides).copy_(x)
 
 
-def both(student, teacher, target=None):
-    leaf = student.detach().requires_grad_()
-    rows = gkd.loss(leaf, teacher, target, reduction="none", secondary_weight=0.5)
-    weight = torch.linspace(0.5, 2.0, len(rows)).to(rows)
-    return rows, gradient_of(rows, leaf, weight)
-
-
 #: Past 2^31 the last row's offset is negative in an int; at 2^32 every row's is 0 in 32 bits.
 FAR = {
     "rows past 2^31": (2**30 + 1, 1),
@@ -52,22 +42,18 @@ FAR = {
 }
 
 
-# Regression: flashinfer#2937, pytorch#84144, pytorch#111484, pytorch#85786.
 @pytest.mark.parametrize("strides", FAR.values(), ids=FAR)
 def test_offsets_past_32_bits(device, strides):
     student, teacher = logits((3, 77), torch.float16, device)
     target = targets((3, 77), device)
     far = [spread_out(x, strides) for x in (student, teacher)]
-    for got, wanted in zip(both(*far, target), both(student, teacher, target), strict=True):
-        assert same_bits(got, wanted)
-    group = gkd.group(*far, target, return_mask=True)
-    for got, wanted in zip(
-        group, gkd.group(student, teacher, target, return_mask=True), strict=True
-    ):
-        assert same_bits(got, wanted)
+    got, wanted = (
+        [*rows_and_gradient(*pair, target), *gkd.group(*pair, target, return_mask=True)]
+        for pair in (far, (student, teacher))
+    )
+    assert all(same_bits(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-# Regression: flash-linear-attention#1080, pytorch#111484.
 @pytest.mark.parametrize("total", [2**31, 2**32], ids=["2^31", "2^32"])
 def test_many_rows_to_the_last(device, total):
     """Ignored but for the last three, which lie past 2^31 or 2^32 elements."""
@@ -84,7 +70,6 @@ def test_many_rows_to_the_last(device, total):
     assert same_bits(gkd.loss(student, teacher, target), gkd.loss(*last, target[-3:]))
 
 
-# Regression: pytorch#192007.
 @pytest.mark.cuda
 def test_rows_that_a_device_cannot_count():
     row = torch.zeros(1, 1, device="cuda").expand(1, 2**31)
@@ -107,7 +92,7 @@ def test_out_of_memory(device, what):
     if EMULATED and device == "cuda" and what == "memory":
         pytest.skip("the emulated device has no limit of its memory to run into")
     student, teacher = logits((3, 50), device=device)
-    expected = both(student, teacher)
+    expected = rows_and_gradient(student, teacher)
     wide = torch.zeros(1, 1, device=device).expand(TOO_LARGE[device][what])
     kind, text = RuntimeError, "Storage size calculation overflowed|Stride calculation overflowed"
     if what == "memory":
@@ -117,7 +102,7 @@ def test_out_of_memory(device, what):
         }[device]
     with pytest.raises(kind, match=text):
         gkd.loss(wide.detach().requires_grad_(), wide)
-    for got, wanted in zip(both(student, teacher), expected, strict=True):
+    for got, wanted in zip(rows_and_gradient(student, teacher), expected, strict=True):
         assert same_bits(got, wanted)
 
 
@@ -146,23 +131,9 @@ assert gkd.loss(*logits.to(device)).cpu().equal(on_device.cpu())
 
 
 def test_forked_process(device):
-    # Its own group, so that a child that hangs goes with its parent.
-    process = subprocess.Popen(
-        [sys.executable, "-c", FORK, device],
-        env={**os.environ, "PYTHONPATH": str(Path(gkd.__file__).parents[1])},
-        start_new_session=True,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _, errors = process.communicate(timeout=100)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail("a forked process hangs")
-    assert process.returncode == 0, errors
+    python("-c", FORK, device)
 
 
-# Regression: Liger#1338, Liger#177.
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ignored", [(), (1,), (0, 1, 2)], ids=["none", "one", "all"])
 def test_every_output_is_written(device, filled_with_nan, mode, ignored):
@@ -180,9 +151,7 @@ def test_every_output_is_written(device, filled_with_nan, mode, ignored):
             (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=keep)
             assert value.isfinite().all() and gradient.isfinite().all()
             assert not gradient[list(ignored)].any()
-    grouping = ("threshold", "group_size", "temperature", "rank_by")
-    how = {name: settings[name] for name in grouping if name in settings}
-    group = gkd.group(student, teacher, target, return_mask=True, **how)
+    group = gkd.group(student, teacher, target, return_mask=True, **settings)
     assert not any(column[counted].isnan().any() for column in group)
     assert not group.size[list(ignored)].any() and not group.mask[list(ignored)].any()
     assert group.mask.sum(1).equal(group.size)
@@ -194,12 +163,8 @@ def test_the_library_comes_from_beside_the_package(tmp_path):
     fake = tmp_path / "libgkd.so"
     fake.write_bytes(b"not a library")
     code = "import gkd; print([l.split()[-1] for l in open('/proc/self/maps') if 'libgkd' in l][0])"
-    environment = {**os.environ, "PYTHONPATH": str(Path(gkd.__file__).parents[1])}
-    for name in ("LD_LIBRARY_PATH", "GKD_LIBRARY", "GKD_LIBRARY_PATH", "TORCH_LIBRARY_PATH"):
-        environment[name] = str(tmp_path)
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert run.stdout.strip() == str(Path(gkd.__file__).parent / "libgkd.so"), run.stderr
-    loader = (Path(gkd.__file__).parent / "_load.py").read_text()
+    names = ("LD_LIBRARY_PATH", "GKD_LIBRARY", "GKD_LIBRARY_PATH", "TORCH_LIBRARY_PATH")
+    out, _ = python("-c", code, cwd=tmp_path, **dict.fromkeys(names, str(tmp_path)))
+    assert out.strip() == str(PACKAGE / "libgkd.so")
+    loader = (PACKAGE / "_load.py").read_text()
     assert "environ" not in loader and "getenv" not in loader

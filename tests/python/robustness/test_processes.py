@@ -10,8 +10,6 @@ whose child says torch.set_num_threads(1), as torch's data loaders do.
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,28 +20,9 @@ from torch.utils.data import DataLoader
 import gkd
 from cases import logits, targets
 from oracle import same_bits
+from processes import PACKAGE, python
 
-PACKAGE = Path(gkd.__file__).parent
 LONG_RUN = Path(__file__).parents[1] / "support" / "long_run.py"
-
-
-def python(*arguments, folders=(PACKAGE.parent,), timeout=120, **variables):
-    """A Python of its own and, where it hangs, an end to it and its children."""
-    path = os.pathsep.join(str(folder) for folder in folders)
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": path, **variables},
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        out, errors = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail("a process hangs")
-    return process.returncode, out, errors
 
 
 # What the child computes goes through a pipe. Its parent computes last: that starts the threads.
@@ -71,8 +50,7 @@ assert os.wait()[1] == 0
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_fork_after_import():
-    code, _, errors = python("-c", FORK_AFTER_IMPORT)
-    assert code == 0, errors
+    python("-c", FORK_AFTER_IMPORT)
 
 
 # The child's torch first: where its threads are lost, gkd's are too, and nothing is compared.
@@ -104,9 +82,7 @@ else:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_fork_after_threads_were_started_is_no_worse_than_torch():
-    code, out, errors = python("-c", FORK_AFTER_CALLS)
-    assert code == 0, errors
-    if out:
+    if python("-c", FORK_AFTER_CALLS)[0]:
         pytest.skip("torch's own operators hang in such a child here: GNU OpenMP")
 
 
@@ -152,8 +128,7 @@ assert again is not gkd and again.loss(*x).equal(value) and gkd.loss(*x).equal(v
 
 
 def test_loading_twice_is_loading_once():
-    code, _, errors = python("-c", LOAD_TWICE)
-    assert code == 0 and "registered" not in errors, errors
+    assert "registered" not in python("-c", LOAD_TWICE)[1]
 
 
 SECOND_COPY = """
@@ -181,8 +156,8 @@ def test_a_second_copy_is_refused_in_one_sentence(tmp_path):
     link.mkdir()
     (link / "gkd").symlink_to(PACKAGE)
     shutil.copytree(PACKAGE, copy / "gkd", ignore=shutil.ignore_patterns("__pycache__"))
-    code, out, errors = python("-c", SECOND_COPY, str(link), str(copy))
-    assert code == 0 and "registered" not in errors, errors
+    out, errors = python("-c", SECOND_COPY, str(link), str(copy))
+    assert "registered" not in errors
     assert out.splitlines() == [
         "loaded",
         f"gkd is loaded already, from {PACKAGE / 'libgkd.so'}, and a process holds one copy; the "
@@ -201,7 +176,6 @@ def test_memory_stays_flat(calls, warm_up, leak):
     5 MiB; the leak, 16 KiB a call, keeps 12 MiB."""
     arguments = {"calls": calls, "warm-up": warm_up, "every": calls, "leak": leak}
     options = [f"--{name}={value}" for name, value in arguments.items()]
-    code, out, errors = python(str(LONG_RUN), *options, OMP_NUM_THREADS="1")
-    assert code == (1 if leak else 0), out + errors
+    out, _ = python(str(LONG_RUN), *options, exits=1 if leak else 0, OMP_NUM_THREADS="1")
     growth = float(re.search(r"growth ([+-][\d.]+)%, bound \+1%", out)[1])
     assert growth > 1 if leak else growth <= 1

@@ -5,11 +5,7 @@ would show. 3 x 40,000 classes: rows that torch's own threads share among them; 
 they take apart, long enough to be interrupted in the middle.
 """
 
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +14,7 @@ import gkd
 from cases import MODES, logits, settings_of, targets
 from linear_reference import networks
 from oracle import DTYPES, same_bits
+from processes import python
 
 THREADS = 8
 REPEATS = 6
@@ -58,8 +55,6 @@ def job(index):
     student, teacher = logits(shape, DTYPES[index % 4], teacher_dtype=DTYPES[index // 2])
     target = targets(shape) if with_target else None
     grad_output = torch.randn(shape[0], dtype=torch.float64)
-    grouping = ("threshold", "group_size", "temperature", "rank_by")
-    how = {name: settings[name] for name in grouping if name in settings}
     net = networks("cpu", rows=5, classes=40 + index)
     inner = [x.detach() for x in net]
     method = "sort" if index % 2 else "select"
@@ -68,7 +63,7 @@ def job(index):
         leaf = student.detach().requires_grad_()
         value = gkd.loss(leaf, teacher, target, reduction="none", method=method, **settings)
         made = [value.detach(), *torch.autograd.grad(value, leaf, grad_output.to(value))]
-        made += gkd.group(student, teacher, target, return_mask=True, **how)
+        made += gkd.group(student, teacher, target, return_mask=True, **settings)
         leaves = [x.detach().requires_grad_() for x in inner[:2]]
         value = gkd.linear_loss(*leaves, *inner[2:], chunk_rows=2, **settings)
         return [*made, value.detach(), *torch.autograd.grad(value, leaves)]
@@ -84,9 +79,10 @@ def test_unlike_calls_at_once_give_the_serial_bits():
         assert all(equal(got, expected[index]) for got in repeats), index
 
 
-def test_one_module_serves_every_thread():
+def test_one_module_serves_every_thread(device):
     module = gkd.GKDLoss(temperature=2.0, secondary_weight=0.5, reduction="sum")
-    batches = [(*logits((6, 300 + n)), targets((6, 300 + n))) for n in range(THREADS)]
+    shapes = [(6, 300 + n) for n in range(THREADS)]
+    batches = [(*logits(shape, device=device), targets(shape, device)) for shape in shapes]
 
     def step(index):
         student, *rest = batches[index]
@@ -161,11 +157,4 @@ assert len(seen) == 9 and all(a.equal(b) for s in seen for a, b in zip(s, seen[-
 
 def test_first_calls_of_a_process_at_once():
     """What a first call sets up (handles of the dispatcher, the instruction set) is set up once."""
-    run = subprocess.run(
-        [sys.executable, "-c", FIRST_CALLS],
-        env={**os.environ, "PYTHONPATH": str(Path(gkd.__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
+    python("-c", FIRST_CALLS)

@@ -7,7 +7,6 @@ from pathlib import Path
 SETTINGS = Path(__file__).resolve().parents[3] / "pyproject.toml"
 
 
-# Regression: cub#459.
 def test_a_test_that_hangs_ends_the_run(tmp_path):
     hanging = tmp_path / "test_hanging.py"
     hanging.write_text("import time\n\n\ndef test_it():\n    time.sleep(100)\n")

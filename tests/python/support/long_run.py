@@ -73,8 +73,6 @@ def call(kind, shape, draw):
         value = gkd.loss(student, teacher, target, **settings)
         value.backward(torch.randn_like(value))
     elif kind == "group":
-        how = ("threshold", "group_size", "temperature", "rank_by", "method")
-        settings = {name: settings[name] for name in how if name in settings}
         gkd.group(student, teacher, target, return_mask=draw.random() < 0.5, **settings)
     else:
         beyond = torch.full((rows,), classes)

@@ -153,6 +153,14 @@ def same_bits(a, b):
     return a.equal(b)
 
 
+def rows_and_gradient(student, teacher, target=None, **settings):
+    """gkd.loss of each row, and the student's gradient for a grad_output of its own in each."""
+    leaf = student.detach().requires_grad_()
+    rows = gkd.loss(leaf, teacher, target, reduction="none", **settings)
+    weight = torch.linspace(0.5, 1.5, len(rows), dtype=torch.float64)
+    return rows.detach(), gradient_of(rows, leaf, weight)
+
+
 def gradient_of(loss, student, weight):
     """The student's gradient for a given grad_output."""
     (gradient,) = torch.autograd.grad(loss, student, weight.to(loss))

@@ -76,14 +76,6 @@ def rows_of(student, teacher, target=None, **settings):
     return gkd.loss(student, teacher, target, reduction="none", **settings)
 
 
-def rows_and_gradient(student, teacher, target=None, **settings):
-    leaf = student.detach().requires_grad_()
-    rows = rows_of(leaf, teacher, target, **settings)
-    weight = torch.linspace(0.5, 1.5, len(rows), dtype=torch.float64).to(rows)
-    (gradient,) = torch.autograd.grad(rows, leaf, weight)
-    return rows.detach(), gradient
-
-
 def mask_of(student, teacher, target=None, **how):
     return gkd.group(student, teacher, target, return_mask=True, **how).mask
 
