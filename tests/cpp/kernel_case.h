@@ -118,7 +118,7 @@ struct Outcome {
 /// One way through the kernels.
 struct Way {
   const char* name;
-  Method method;
+  bool sort;
   Device device;
 };
 
