@@ -1,4 +1,3 @@
-#include "cuda/fused/plan.h"
 #include "kernel_case.h"
 #include "math/cut.h"
 

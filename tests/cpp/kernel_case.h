@@ -14,6 +14,7 @@
 #include <random>
 #include <vector>
 
+#include "cuda/fused/plan.h"
 #include "cuda/launch.h"
 
 namespace gkd::cuda::test {
