@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/fused/plan.h"
 #include "cuda/launch.h"
 
 namespace {
@@ -92,9 +93,9 @@ Times measure(const std::function<void()>& run, const Memory& flush, int repeats
   return {at(0.5), at(0.2), at(0.8)};
 }
 
-const char* name_of(Method method, LaunchStrategy regime) {
-  if (method == Method::kSort) return "sort";
-  switch (regime) {
+const char* name_of(const Problem& p, const Device& device) {
+  if (p.selection.sort) return "sort";
+  switch (plan_fused(p, device).strategy) {
     case LaunchStrategy::kBlock:
       return "block";
     case LaunchStrategy::kCluster:
@@ -141,18 +142,18 @@ void bench(const char* dtype_name, Dtype dtype, std::int64_t rows, std::int64_t 
   report("copy", copy);
   const Device split{device.multiprocessors};  // no on-chip limits: the kernels of every device
   struct Way {
-    Method method;
+    bool sort;
     Device device;
   };
-  for (const Way& way :
-       {Way{Method::kSelect, device}, Way{Method::kSelect, split}, Way{Method::kSort, device}}) {
-    const Memory workspace(workspace_bytes(p, way.device, way.method));
+  for (const Way& way : {Way{false, device}, Way{false, split}, Way{true, device}}) {
+    p.selection.sort = way.sort;
+    const Memory workspace(workspace_bytes(p, way.device));
     const Times t = measure(
         [&] {
-          require(forward(p, results, way.device, way.method, workspace.get(), nullptr), "forward");
+          require(forward({p, way.device}, results, workspace.get()), "forward");
         },
-        flush, way.method == Method::kSort ? std::min(repeats, 5) : repeats);
-    report(name_of(way.method, strategy_of(p, way.device, way.method)), t);
+        flush, way.sort ? std::min(repeats, 5) : repeats);
+    report(name_of(p, way.device), t);
   }
 }
 

@@ -36,6 +36,11 @@ struct SegmentMoments {
 /// One segment's sums of p^ phi(d), by group.
 struct SegmentKl {
   double group[2];
+
+  GKD_HD void merge(const SegmentKl& other) {
+    group[0] += other.group[0];
+    group[1] += other.group[1];
+  }
 };
 
 }  // namespace gkd::cuda

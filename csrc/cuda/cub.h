@@ -13,4 +13,14 @@ namespace thrust {}
 namespace gkd::cuda {
 namespace cub = gkd_cub::cub;
 namespace thrust = gkd_cub::thrust;
+
+/// How reductions and scans combine values: by their own merge().
+struct Merge {
+  template <class V>
+  __device__ __forceinline__ V operator()(V x, const V& y) const {
+    x.merge(y);
+    return x;
+  }
+};
+
 }  // namespace gkd::cuda

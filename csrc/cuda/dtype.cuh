@@ -32,6 +32,10 @@ GKD_HD auto with_dtype(Dtype dtype, const Run& run) {
 template <class Elem>
 using Arithmetic = std::conditional_t<sizeof(Elem) == 8, double, float>;
 
+template <class T, class Elem>
+__device__ __forceinline__ T load_as(Elem x) {
+  return static_cast<T>(x);
+}
 template <class T>
 __device__ __forceinline__ T load_as(__half x) {
   return static_cast<T>(__half2float(x));
@@ -39,14 +43,6 @@ __device__ __forceinline__ T load_as(__half x) {
 template <class T>
 __device__ __forceinline__ T load_as(__nv_bfloat16 x) {
   return static_cast<T>(__bfloat162float(x));
-}
-template <class T>
-__device__ __forceinline__ T load_as(float x) {
-  return static_cast<T>(x);
-}
-template <class T>
-__device__ __forceinline__ T load_as(double x) {
-  return static_cast<T>(x);
 }
 
 __device__ __forceinline__ void store_as(float x, __half* out) { *out = __float2half_rn(x); }

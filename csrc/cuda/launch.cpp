@@ -8,17 +8,13 @@
 namespace gkd::cuda {
 namespace {
 
-FusedPlan plan_of(const Problem& p, const Device& device, Method method) {
-  return method == Method::kSelect ? plan_fused(p, device) : FusedPlan{};
-}
-
 template <class T>
-Workspace<T> workspace_of(const Problem& p, const Device& device, Method method,
-                          const FusedPlan& plan, void* base) {
+Workspace<T> workspace_of(const Problem& p, const Device& device, const FusedPlan& plan,
+                          void* base) {
   if (plan.strategy != LaunchStrategy::kMultiKernel) {
     return lay_out<T>(p, device, /*chunk_rows=*/0, fused_scratch_bytes(plan), base);
   }
-  const bool sort = method == Method::kSort;
+  const bool sort = p.selection.sort;
   const std::int64_t chunk_rows = sort ? sort_chunk_rows(p) : select_chunk_rows(p);
   const std::size_t selection_bytes =
       sort ? sort_scratch_bytes(p, chunk_rows) : select_scratch_bytes<T>(p, chunk_rows);
@@ -27,49 +23,42 @@ Workspace<T> workspace_of(const Problem& p, const Device& device, Method method,
 
 /// Cuts, moments and gradients of all rows, chunk by chunk where they take several kernels.
 template <class T>
-cudaError_t run_rows(const Problem& p, const Device& device, Method method, const FusedPlan& plan,
-                     const Workspace<T>& w, bool all_kl, void* gradient, cudaStream_t stream) {
-  const CutSearch<T> search = cut_search<T>(p.selection(), p.row_classes());
+cudaError_t run_rows(const RowsCall<T>& c, const FusedPlan& plan, const Device& device,
+                     cudaStream_t stream) {
+  const Problem& p = c.p;
+  const CutSearch<T> search = cut_search<T>(p.selection, p.row_classes());
   const bool has_constant = search.constant.has_value();
-  if (has_constant) GKD_TRY(fill_cuts(p, w.state, *search.constant, stream));
+  if (has_constant) GKD_TRY(fill_cuts(p, c.w, *search.constant, stream));
   if (plan.strategy != LaunchStrategy::kMultiKernel) {
-    return run_fused(p, plan, w, has_constant, all_kl, gradient, stream);
+    return run_fused(FusedCall<T>{c, plan, has_constant}, stream);
   }
-  for (std::int64_t row = 0; row < p.rows; row += w.chunk_rows) {
-    const std::int64_t rows = std::min(w.chunk_rows, p.rows - row);
-    const Chunk chunk{row, rows, partition_rows(rows, p.classes, device)};
+  for (std::int64_t row = 0; row < p.rows; row += c.w.chunk_rows) {
+    const Chunk chunk = chunk_of(row, std::min(c.w.chunk_rows, p.rows - row), p, device);
     for (int k = 0; k < search.num_selections; ++k) {
       Problem one = p;
-      one.threshold = search.selection[k].threshold;
-      one.group_size = search.selection[k].group_size;
-      one.by_both = false;
+      one.selection = search.selection[k];
       const bool keep_larger = has_constant || k > 0;
-      const auto find = method == Method::kSort ? &find_cuts_sort<T> : &find_cuts_select<T>;
-      GKD_TRY(find(one, chunk, keep_larger, w.state, w.selection, stream));
+      const auto find = p.selection.sort ? &find_cuts_sort<T> : &find_cuts_select<T>;
+      GKD_TRY(find(one, chunk, keep_larger, c.w, stream));
     }
-    GKD_TRY(run_loss(p, chunk, w, all_kl, gradient, stream));
+    GKD_TRY(run_loss(c, chunk, stream));
   }
   return cudaSuccess;
 }
 
-template <class T>
-cudaError_t forward(const Problem& p, const Results& results, const Device& device, Method method,
-                    void* workspace, cudaStream_t stream) {
-  const FusedPlan plan = plan_of(p, device, method);
-  const Workspace<T> w = workspace_of<T>(p, device, method, plan, workspace);
-  GKD_TRY(read_targets(p, w.state, w.weight, static_cast<T*>(results.grad_scale), stream));
-  GKD_TRY(run_rows<T>(p, device, method, plan, w, /*all_kl=*/false, results.gradient, stream));
-  return reduce_loss(p, w.report, w.weight, static_cast<T*>(results.loss), stream);
-}
-
-template <class T>
-cudaError_t group(const Problem& p, const GroupColumns& columns, const Device& device,
-                  Method method, void* workspace, cudaStream_t stream) {
-  const FusedPlan plan = plan_of(p, device, method);
-  const Workspace<T> w = workspace_of<T>(p, device, method, plan, workspace);
-  GKD_TRY(read_targets<T>(p, w.state, w.weight, nullptr, stream));
-  GKD_TRY(run_rows<T>(p, device, method, plan, w, /*all_kl=*/true, nullptr, stream));
-  return write_group(p, w.state, w.report, device, columns, stream);
+/// Every row's gradient and report, then finish(workspace), which makes the results of them.
+template <class Finish>
+cudaError_t run(const Call& call, const Results& results, bool all_kl, void* workspace,
+                Finish finish) {
+  return with_arithmetic(call.p, [&](auto arithmetic) -> cudaError_t {
+    using T = decltype(arithmetic);
+    const FusedPlan plan = plan_fused(call.p, call.device);
+    const Workspace<T> w = workspace_of<T>(call.p, call.device, plan, workspace);
+    GKD_TRY(read_targets(call.p, w, results.grad_scale, call.stream));
+    const RowsCall<T> rows{call.p, results.gradient, all_kl, w};
+    GKD_TRY(run_rows(rows, plan, call.device, call.stream));
+    return finish(w);
+  });
 }
 
 }  // namespace
@@ -86,29 +75,20 @@ cudaError_t query_device(int index, Device* device) {
   return cudaSuccess;
 }
 
-LaunchStrategy strategy_of(const Problem& p, const Device& device, Method method) {
-  return plan_of(p, device, method).strategy;
-}
-
-std::size_t workspace_bytes(const Problem& p, const Device& device, Method method) {
-  const FusedPlan plan = plan_of(p, device, method);
+std::size_t workspace_bytes(const Problem& p, const Device& device) {
   return with_arithmetic(p, [&](auto arithmetic) {
-    return workspace_of<decltype(arithmetic)>(p, device, method, plan, nullptr).bytes;
+    return workspace_of<decltype(arithmetic)>(p, device, plan_fused(p, device), nullptr).bytes;
   });
 }
 
-cudaError_t forward(const Problem& p, const Results& results, const Device& device, Method method,
-                    void* workspace, cudaStream_t stream) {
-  return with_arithmetic(p, [&](auto arithmetic) {
-    return forward<decltype(arithmetic)>(p, results, device, method, workspace, stream);
-  });
+cudaError_t forward(const Call& call, const Results& results, void* workspace) {
+  return run(call, results, /*all_kl=*/false, workspace,
+             [&](const auto& w) { return reduce_loss(call.p, w, results.loss, call.stream); });
 }
 
-cudaError_t group(const Problem& p, const GroupColumns& columns, const Device& device,
-                  Method method, void* workspace, cudaStream_t stream) {
-  return with_arithmetic(p, [&](auto arithmetic) {
-    return group<decltype(arithmetic)>(p, columns, device, method, workspace, stream);
-  });
+cudaError_t group(const Call& call, const GroupColumns& columns, void* workspace) {
+  return run(call, Results{}, /*all_kl=*/true, workspace,
+             [&](const auto& w) { return write_group(call, w, columns); });
 }
 
 }  // namespace gkd::cuda

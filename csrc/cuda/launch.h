@@ -10,34 +10,24 @@
 
 namespace gkd::cuda {
 
-/// How the cut of each row is found.
-enum class Method {
-  /// CUB sorts every row's ranking logits, keys only; a scan of the sorted masses meets the
-  /// threshold. At least 72 bytes of traffic per class, and at most 256 MiB of scratch unless one
-  /// row
-  /// needs more.
-  kSort,
-  /// Counts by bin leave a few classes that can be the cut, which are weighed exactly. No [B, C]
-  /// scratch. One kernel where a row fits on chip, several elsewhere: see LaunchStrategy.
-  kSelect,
+/// Inputs and settings, and where their kernels run.
+struct Call {
+  Problem p;
+  Device device;
+  cudaStream_t stream = nullptr;
 };
 
 /// The limits of a device; `cudaDeviceGetAttribute` alone, no synchronisation.
 cudaError_t query_device(int index, Device* device);
 
-/// The kernels that `forward` would run.
-LaunchStrategy strategy_of(const Problem& problem, const Device& device, Method method);
-
 /// Bytes of device scratch that `forward` and `group` need.
-std::size_t workspace_bytes(const Problem& problem, const Device& device, Method method);
+std::size_t workspace_bytes(const Problem& problem, const Device& device);
 
 /// Loss, and the gradient unless `results.gradient` is null.
-cudaError_t forward(const Problem& problem, const Results& results, const Device& device,
-                    Method method, void* workspace, cudaStream_t stream);
+cudaError_t forward(const Call& call, const Results& results, void* workspace);
 
 /// Diagnostics of the grouping.
-cudaError_t group(const Problem& problem, const GroupColumns& columns, const Device& device,
-                  Method method, void* workspace, cudaStream_t stream);
+cudaError_t group(const Call& call, const GroupColumns& columns, void* workspace);
 
 /// The backward: the gradient times grad_output.
 cudaError_t scale(const ScaleCall& call, const Device& device, cudaStream_t stream);

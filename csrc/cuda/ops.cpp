@@ -1,4 +1,4 @@
-// The CUDA backend: converts tensors to a cuda::Problem and launches on the current stream of their
+// The CUDA backend: converts tensors to a cuda::Call and launches on the current stream of their
 // device. Scratch comes from torch's allocator; nothing synchronises.
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -17,20 +17,8 @@ void check_row_length(const char* name, std::int64_t classes) {
                     " classes, got ", classes);
 }
 
-cuda::Method method_of(const LossOptions& s) {
-  return s.method == "sort" ? cuda::Method::kSort : cuda::Method::kSelect;
-}
-
-at::Tensor workspace_for(const cuda::Problem& p, const cuda::Device& device, cuda::Method method,
-                         const at::Tensor& like) {
-  const auto bytes = static_cast<std::int64_t>(cuda::workspace_bytes(p, device, method));
-  return at::empty({bytes}, like.options().dtype(at::kByte));
-}
-
 ForwardTensors forward_cuda(const LossOptions& s, Ref student, Ref teacher,
                             const OptionalTensor& target, bool need_grad) {
-  const c10::cuda::CUDAGuard guard(student.device());
-  const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const std::int64_t rows = student.size(0), classes = student.size(1);
   check_row_length("gkd::loss", classes);
   const auto options = student.options().dtype(compute_dtype(student, teacher));
@@ -39,21 +27,16 @@ ForwardTensors forward_cuda(const LossOptions& s, Ref student, Ref teacher,
   at::Tensor gradient =
       need_grad ? at::empty({rows, classes}, student.options()) : at::empty({0}, student.options());
   if (rows == 0) return {loss.zero_(), gradient, grad_scale.fill_(1)};
-  const cuda::Problem p = cuda::problem_of(su, te, target, s);
-  const cuda::Device device = cuda::this_device();
-  const cuda::Method method = method_of(s);
-  const at::Tensor workspace = workspace_for(p, device, method, student);
+  const cuda::TensorCall c(student, teacher, target, s);
+  const at::Tensor workspace = c.workspace(cuda::workspace_bytes(c.p, c.device));
   const cuda::Results results{loss.mutable_data_ptr(), grad_scale.mutable_data_ptr(),
                               need_grad ? gradient.mutable_data_ptr() : nullptr};
-  C10_CUDA_CHECK(cuda::forward(p, results, device, method, workspace.mutable_data_ptr(),
-                               at::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(cuda::forward(c, results, workspace.mutable_data_ptr()));
   return {loss, gradient, grad_scale};
 }
 
 GroupTensors group_cuda(const LossOptions& s, Ref student, Ref teacher,
                         const OptionalTensor& target, bool return_mask) {
-  const c10::cuda::CUDAGuard guard(student.device());
-  const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
   const std::int64_t rows = student.size(0), classes = student.size(1);
   check_row_length("gkd::group", classes);
   const auto options = student.options().dtype(compute_dtype(student, teacher));
@@ -63,10 +46,8 @@ GroupTensors group_cuda(const LossOptions& s, Ref student, Ref teacher,
   at::Tensor mask = return_mask ? at::empty({rows, classes}, options.dtype(at::kBool))
                                 : at::empty({0}, options.dtype(at::kBool));
   if (rows > 0) {
-    const cuda::Problem p = cuda::problem_of(su, te, target, s);
-    const cuda::Device device = cuda::this_device();
-    const cuda::Method method = method_of(s);
-    const at::Tensor workspace = workspace_for(p, device, method, student);
+    const cuda::TensorCall c(student, teacher, target, s);
+    const at::Tensor workspace = c.workspace(cuda::workspace_bytes(c.p, c.device));
     const cuda::GroupColumns out{size.mutable_data_ptr<std::int64_t>(),
                                  columns[0].mutable_data_ptr(),
                                  columns[1].mutable_data_ptr(),
@@ -75,8 +56,7 @@ GroupTensors group_cuda(const LossOptions& s, Ref student, Ref teacher,
                                  columns[4].mutable_data_ptr(),
                                  columns[5].mutable_data_ptr(),
                                  return_mask ? mask.mutable_data_ptr<bool>() : nullptr};
-    C10_CUDA_CHECK(cuda::group(p, out, device, method, workspace.mutable_data_ptr(),
-                               at::cuda::getCurrentCUDAStream()));
+    C10_CUDA_CHECK(cuda::group(c, out, workspace.mutable_data_ptr()));
   }
   return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }

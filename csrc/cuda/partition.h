@@ -16,11 +16,6 @@ GKD_HD constexpr std::size_t align_up(std::size_t bytes, std::size_t alignment) 
   return (bytes + alignment - 1) / alignment * alignment;
 }
 
-/// Blocks for `count` items, each block serving `per_block` of them.
-inline unsigned num_blocks(std::int64_t count, std::int64_t per_block) {
-  return static_cast<unsigned>(ceil_div(count, per_block));
-}
-
 /// Classes [begin, end) of a row.
 struct Segment {
   std::int64_t begin, end;
@@ -68,8 +63,15 @@ struct Chunk {
   std::int64_t first_row, rows;
   RowPartition partition;
 
-  /// Blocks of a launch with one block per segment.
+  /// Of a launch with one block per segment: their number, and what block b serves.
   unsigned blocks() const { return static_cast<unsigned>(rows * partition.segments); }
+  GKD_HD std::int64_t row(std::int64_t b) const { return first_row + partition.row(b); }
+  GKD_HD Segment segment(std::int64_t b) const { return partition.segment(b); }
 };
+
+inline Chunk chunk_of(std::int64_t first_row, std::int64_t rows, const Problem& p,
+                      const Device& device) {
+  return {first_row, rows, partition_rows(rows, p.classes, device)};
+}
 
 }  // namespace gkd::cuda

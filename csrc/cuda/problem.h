@@ -35,24 +35,20 @@ struct Problem {
   std::int64_t rows = 0, classes = 0;  ///< rows >= 1, classes >= 1
   std::int64_t all_classes = 0;        ///< where `classes` is one shard's: of the whole row
   std::int64_t class_start = 0;        ///< the shard's first class; targets count from class 0
-  double threshold = 0.93;             ///< in (0, 1], used when group_size < 0
-  std::int64_t group_size = -1;
-  bool by_student = false;
-  double selection_temperature = 0;  ///< as in Selection, and so is by_both
-  bool by_both = false;
+  /// sort: CUB sorts every row's ranking logits, keys only, and a scan of the sorted masses meets
+  /// the threshold: at least 72 bytes of traffic per class, and at most 256 MiB of scratch unless
+  /// one row needs more. Otherwise counts by bin leave a few classes that can be the cut, which are
+  /// weighed exactly: no [B, C] scratch. See LaunchStrategy.
+  Selection selection;
   Weights weights;
   Reduction reduction = Reduction::kMean;
 
-  GKD_HD Selection selection() const {
-    return {threshold, group_size, by_student, /*sort=*/false, selection_temperature, by_both};
-  }
   /// 1/T_g
   template <class T>
   GKD_HD T inv_group_temperature() const {
-    return static_cast<T>(1 / selection().temperature_or(weights.temperature));
+    return static_cast<T>(1 / selection.temperature_or(weights.temperature));
   }
-
-  GKD_HD const Matrix& ranking() const { return by_student ? student : teacher; }
+  GKD_HD const Matrix& ranking() const { return selection.by_student ? student : teacher; }
   GKD_HD std::int64_t row_classes() const { return all_classes > 0 ? all_classes : classes; }
   /// Arithmetic is in double when either input is, else in float.
   GKD_HD bool compute_in_double() const {

@@ -4,7 +4,7 @@
 
 #include "cuda/block/load_store.cuh"
 #include "cuda/cub.h"
-#include "cuda/launch.h"
+#include "cuda/launch_kernel.cuh"
 #include "cuda/row_ops.h"
 #include "math/cut.h"
 
@@ -13,7 +13,7 @@ namespace {
 
 /// One block for all rows, so that the count needs no second kernel and no atomics.
 template <class T>
-__global__ void targets_kernel(Problem p, RowState<T>* state, T* weight, T* grad_scale) {
+__global__ void targets_kernel(Problem p, Workspace<T> w, T* grad_scale) {
   using Reduce = cub::BlockReduce<long long, kRowsThreads>;
   __shared__ typename Reduce::TempStorage storage;
   long long counted = 0;
@@ -33,26 +33,26 @@ __global__ void targets_kernel(Problem p, RowState<T>* state, T* weight, T* grad
         target = value - p.class_start;
       }
     }
-    state[row].kind = kind;
-    state[row].target = target;
+    w.state[row].kind = kind;
+    w.state[row].target = target;
     counted += kind != RowKind::kIgnored;
   }
   counted = Reduce(storage).Sum(counted);
   if (threadIdx.x != 0) return;
   const bool mean = p.reduction == Reduction::kMean;
-  *weight = mean ? T(1) / static_cast<T>(counted > 0 ? counted : 1) : T(1);
-  if (grad_scale != nullptr) *grad_scale = static_cast<T>(p.grad_scale(*weight).backward);
+  *w.weight = mean ? T(1) / static_cast<T>(counted > 0 ? counted : 1) : T(1);
+  if (grad_scale != nullptr) *grad_scale = static_cast<T>(p.grad_scale(*w.weight).backward);
 }
 
 template <class T>
 __global__ void constant_cut_kernel(std::int64_t rows, RowState<T>* state, T cut) {
-  const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t row = thread_row();
   if (row < rows) state[row].cut = cut;
 }
 
 template <class T>
 __global__ void row_losses_kernel(std::int64_t rows, const RowReport* report, T* loss) {
-  const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t row = thread_row();
   if (row < rows) loss[row] = static_cast<T>(report[row].loss);
 }
 
@@ -71,7 +71,7 @@ __global__ void total_loss_kernel(std::int64_t rows, const RowReport* report, co
 template <class T>
 __global__ void columns_kernel(std::int64_t rows, const RowState<T>* state, const RowReport* report,
                                GroupColumns c) {
-  const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t row = thread_row();
   if (row >= rows) return;
   const RowReport r = report[row];
   const bool counted = state[row].kind == RowKind::kCounted;
@@ -90,12 +90,12 @@ __global__ void columns_kernel(std::int64_t rows, const RowState<T>* state, cons
 
 template <class T>
 __global__ void mask_kernel(Problem p, Chunk chunk, const RowState<T>* state, bool* mask) {
-  const std::int64_t row = chunk.first_row + chunk.partition.row(blockIdx.x);
-  const Segment segment = chunk.partition.segment(blockIdx.x);
+  const std::int64_t row = chunk.row(blockIdx.x);
+  const Segment segment = chunk.segment(blockIdx.x);
   const RowState<T>& r = state[row];
   const Matrix ranking = p.ranking();
   for (std::int64_t j = segment.begin + threadIdx.x; j < segment.end; j += kPassThreads) {
-    const T rank = load_any<T>(ranking, row * ranking.row_stride + j * ranking.col_stride);
+    const T rank = load_any<T>(ranking, row, j);
     mask[row * p.classes + j] = r.kind == RowKind::kCounted && in_primary(rank, r.cut, j, r.target);
   }
 }
@@ -103,8 +103,8 @@ __global__ void mask_kernel(Problem p, Chunk chunk, const RowState<T>* state, bo
 /// T: the type of grad_output, grad_scale and the product.
 template <class T, class Elem>
 __global__ void scale_kernel(ScaleCall c, Chunk chunk) {
-  const std::int64_t row = chunk.first_row + chunk.partition.row(blockIdx.x);
-  const Segment segment = chunk.partition.segment(blockIdx.x);
+  const std::int64_t row = chunk.row(blockIdx.x);
+  const Segment segment = chunk.segment(blockIdx.x);
   const T* grad_output = static_cast<const T*>(c.grad_output);
   const T factor = static_cast<T>(static_cast<double>(grad_output[row * c.grad_output_stride]) *
                                   static_cast<double>(*static_cast<const T*>(c.grad_scale)));
@@ -134,8 +134,7 @@ cudaError_t for_each_chunk(std::int64_t rows, std::int64_t classes, const Device
   const RowPartition partition = partition_rows(rows, classes, device);
   const std::int64_t chunk_rows = kMaxGridBlocks / partition.segments;
   for (std::int64_t row = 0; row < rows; row += chunk_rows) {
-    launch(Chunk{row, std::min(chunk_rows, rows - row), partition});
-    GKD_TRY(cudaGetLastError());
+    GKD_TRY(launch(Chunk{row, std::min(chunk_rows, rows - row), partition}));
   }
   return cudaSuccess;
 }
@@ -143,45 +142,41 @@ cudaError_t for_each_chunk(std::int64_t rows, std::int64_t classes, const Device
 }  // namespace
 
 template <class T>
-cudaError_t read_targets(const Problem& p, RowState<T>* state, T* weight, T* grad_scale,
+cudaError_t read_targets(const Problem& p, const Workspace<T>& w, void* grad_scale,
                          cudaStream_t stream) {
-  targets_kernel<T><<<1, kRowsThreads, 0, stream>>>(p, state, weight, grad_scale);
-  return cudaGetLastError();
+  return launch(targets_kernel<T>, 1, kRowsThreads, stream, p, w, static_cast<T*>(grad_scale));
 }
+GKD_INSTANTIATE(read_targets)
 
 template <class T>
-cudaError_t fill_cuts(const Problem& p, RowState<T>* state, T cut, cudaStream_t stream) {
-  constant_cut_kernel<T>
-      <<<num_blocks(p.rows, kPassThreads), kPassThreads, 0, stream>>>(p.rows, state, cut);
-  return cudaGetLastError();
+cudaError_t fill_cuts(const Problem& p, const Workspace<T>& w, T cut, cudaStream_t stream) {
+  return launch_threads(constant_cut_kernel<T>, p.rows, stream, p.rows, w.state, cut);
 }
+GKD_INSTANTIATE(fill_cuts)
 
 template <class T>
-cudaError_t reduce_loss(const Problem& p, const RowReport* report, const T* weight, T* loss,
-                        cudaStream_t stream) {
+cudaError_t reduce_loss(const Problem& p, const Workspace<T>& w, void* loss, cudaStream_t stream) {
+  T* out = static_cast<T*>(loss);
   if (p.reduction == Reduction::kNone) {
-    row_losses_kernel<T>
-        <<<num_blocks(p.rows, kPassThreads), kPassThreads, 0, stream>>>(p.rows, report, loss);
-  } else {
-    total_loss_kernel<T><<<1, kRowsThreads, 0, stream>>>(p.rows, report, weight, loss);
+    return launch_threads(row_losses_kernel<T>, p.rows, stream, p.rows, w.report, out);
   }
-  return cudaGetLastError();
+  return launch(total_loss_kernel<T>, 1, kRowsThreads, stream, p.rows, w.report, w.weight, out);
 }
+GKD_INSTANTIATE(reduce_loss)
 
 template <class T>
-cudaError_t write_group(const Problem& p, const RowState<T>* state, const RowReport* report,
-                        const Device& device, const GroupColumns& columns, cudaStream_t stream) {
-  columns_kernel<T><<<num_blocks(p.rows, kPassThreads), kPassThreads, 0, stream>>>(p.rows, state,
-                                                                                   report, columns);
-  GKD_TRY(cudaGetLastError());
+cudaError_t write_group(const Call& c, const Workspace<T>& w, const GroupColumns& columns) {
+  GKD_TRY(
+      launch_threads(columns_kernel<T>, c.p.rows, c.stream, c.p.rows, w.state, w.report, columns));
   if (columns.mask == nullptr) return cudaSuccess;
-  return for_each_chunk(p.rows, p.classes, device, [&](const Chunk& chunk) {
-    mask_kernel<T><<<chunk.blocks(), kPassThreads, 0, stream>>>(p, chunk, state, columns.mask);
+  return for_each_chunk(c.p.rows, c.p.classes, c.device, [&](const Chunk& chunk) {
+    return launch_segments(mask_kernel<T>, chunk, c.stream, c.p, chunk, w.state, columns.mask);
   });
 }
+GKD_INSTANTIATE(write_group)
 
 cudaError_t scale(const ScaleCall& c, const Device& device, cudaStream_t stream) {
-  auto launch = [&](auto arithmetic) {
+  auto run = [&](auto arithmetic) {
     using T = decltype(arithmetic);
     return with_dtype(c.dtype, [&](auto elem) -> cudaError_t {
       using Elem = decltype(elem);
@@ -189,24 +184,13 @@ cudaError_t scale(const ScaleCall& c, const Device& device, cudaStream_t stream)
         return cudaErrorInvalidValue;  // a double gradient has double factors
       } else {
         return for_each_chunk(c.rows, c.classes, device, [&](const Chunk& chunk) {
-          scale_kernel<T, Elem><<<chunk.blocks(), kPassThreads, 0, stream>>>(c, chunk);
+          return launch_segments(scale_kernel<T, Elem>, chunk, stream, c, chunk);
         });
       }
     });
   };
   // A float gradient has double factors where the teacher is double.
-  return c.factors_are_double ? launch(double()) : launch(float());
+  return c.factors_are_double ? run(double()) : run(float());
 }
-
-#define GKD_INSTANTIATE(T)                                                                  \
-  template cudaError_t read_targets<T>(const Problem&, RowState<T>*, T*, T*, cudaStream_t); \
-  template cudaError_t fill_cuts<T>(const Problem&, RowState<T>*, T, cudaStream_t);         \
-  template cudaError_t reduce_loss<T>(const Problem&, const RowReport*, const T*, T*,       \
-                                      cudaStream_t);                                        \
-  template cudaError_t write_group<T>(const Problem&, const RowState<T>*, const RowReport*, \
-                                      const Device&, const GroupColumns&, cudaStream_t);
-GKD_INSTANTIATE(float)
-GKD_INSTANTIATE(double)
-#undef GKD_INSTANTIATE
 
 }  // namespace gkd::cuda

@@ -1,4 +1,4 @@
-// The CUDA backend of the sharded stages: converts tensors to a cuda::Problem and launches on the
+// The CUDA backend of the sharded stages: converts tensors to a cuda::Call and launches on the
 // current stream of their device.
 #include <torch/library.h>
 
@@ -9,28 +9,12 @@
 namespace gkd {
 namespace {
 
-/// What every stage launches with.
-struct Stage {
-  c10::cuda::CUDAGuard guard;
-  at::Tensor student, teacher;  // the problem points into these
-  cuda::Problem p;
-  cuda::Device device;
-  cudaStream_t stream;
-
-  explicit Stage(const ShardCall& c)
-      : guard(c.student.device()),
-        student(c.student.resolve_neg()),
-        teacher(c.teacher.resolve_neg()),
-        p(cuda::problem_of(student, teacher, c.target, c.options)),
-        device(cuda::this_device()),
-        stream(at::cuda::getCurrentCUDAStream()) {
+struct Stage : cuda::TensorCall {
+  explicit Stage(const ShardCall& c) : TensorCall(c.student, c.teacher, c.target, c.options) {
     p.all_classes = c.num_classes;
     p.class_start = c.class_start;
   }
-  at::Tensor workspace() const {
-    const auto bytes = static_cast<std::int64_t>(cuda::shard_workspace_bytes(p, device));
-    return at::empty({bytes}, student.options().dtype(at::kByte));
-  }
+  at::Tensor workspace() const { return TensorCall::workspace(cuda::shard_workspace_bytes(*this)); }
 };
 
 /// One message per row.
@@ -51,7 +35,7 @@ at::Tensor extremes(const ShardCall& c) {
   at::Tensor out = empty_messages(c, kMsgExtremes, at::kLong);
   if (c.rows() == 0) return out;
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_extremes(s.p, s.device, int64_data(out), s.stream));
+  C10_CUDA_CHECK(cuda::shard_extremes(s, int64_data(out)));
   return out;
 }
 
@@ -59,8 +43,7 @@ at::Tensor counts(const ShardCall& c, Ref extremes) {
   at::Tensor out = empty_messages(c, kBins, at::kInt);
   if (c.rows() == 0) return out;
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_counts(s.p, s.device, int64_data(extremes),
-                                    out.mutable_data_ptr<std::int32_t>(), s.stream));
+  C10_CUDA_CHECK(cuda::shard_counts(s, int64_data(extremes), out.mutable_data_ptr<std::int32_t>()));
   return out;
 }
 
@@ -68,9 +51,9 @@ at::Tensor histogram(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
   at::Tensor out = empty_messages(c, kMsgHistogram, at::kLong);
   if (c.rows() == 0) return out;
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_histogram(s.p, s.device, int64_data(extremes),
+  C10_CUDA_CHECK(cuda::shard_histogram(s, int64_data(extremes),
                                        counts.const_data_ptr<std::int32_t>(),
-                                       search_or_null(search), int64_data(out), s.stream));
+                                       search_or_null(search), int64_data(out)));
   return out;
 }
 
@@ -79,9 +62,9 @@ TensorPair refine(const ShardCall& c, Ref extremes, Ref histogram, Ref search) {
   at::Tensor cut = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
   if (c.rows() == 0) return {next, cut};
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_refine(s.p, int64_data(extremes), int64_data(histogram),
+  C10_CUDA_CHECK(cuda::shard_refine(s, int64_data(extremes), int64_data(histogram),
                                     search_or_null(search), int64_data(next),
-                                    cut.mutable_data_ptr<double>(), s.stream));
+                                    cut.mutable_data_ptr<double>()));
   return {next, cut};
 }
 
@@ -89,9 +72,9 @@ at::Tensor moments(const ShardCall& c, Ref cut) {
   at::Tensor out = empty_messages(c, kMsgMoments, at::kDouble);
   if (c.rows() == 0) return out;
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_moments(s.p, s.device, cut.const_data_ptr<double>(),
+  C10_CUDA_CHECK(cuda::shard_moments(s, cut.const_data_ptr<double>(),
                                      out.mutable_data_ptr<double>(),
-                                     s.workspace().mutable_data_ptr(), s.stream));
+                                     s.workspace().mutable_data_ptr()));
   return out;
 }
 
@@ -102,10 +85,10 @@ TensorPair write_gradient(const ShardCall& c, Ref cut, Ref moments, bool need_gr
   at::Tensor kl = empty_messages(c, 2, at::kDouble);
   if (c.rows() == 0) return {gradient, kl};
   const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_gradient(
-      s.p, s.device, cut.const_data_ptr<double>(), moments.const_data_ptr<double>(),
-      moments.size(0), need_grad ? gradient.mutable_data_ptr() : nullptr,
-      kl.mutable_data_ptr<double>(), s.workspace().mutable_data_ptr(), s.stream));
+  C10_CUDA_CHECK(
+      cuda::shard_gradient(s, cut.const_data_ptr<double>(), moments.const_data_ptr<double>(),
+                           moments.size(0), need_grad ? gradient.mutable_data_ptr() : nullptr,
+                           kl.mutable_data_ptr<double>(), s.workspace().mutable_data_ptr()));
   return {gradient, kl};
 }
 
@@ -117,9 +100,8 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
   if (c.rows() == 0) return {value.zero_(), grad_scale.fill_(1)};
   const Stage s(c);
   const cuda::Results results{value.mutable_data_ptr(), grad_scale.mutable_data_ptr(), nullptr};
-  C10_CUDA_CHECK(cuda::shard_loss(s.p, s.device, moments.const_data_ptr<double>(),
-                                  kl.const_data_ptr<double>(), moments.size(0), results,
-                                  s.workspace().mutable_data_ptr(), s.stream));
+  C10_CUDA_CHECK(cuda::shard_loss(s, moments.const_data_ptr<double>(), kl.const_data_ptr<double>(),
+                                  moments.size(0), results, s.workspace().mutable_data_ptr()));
   return {value, grad_scale};
 }
 

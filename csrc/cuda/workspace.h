@@ -61,6 +61,16 @@ Workspace<T> lay_out(const Problem& p, const Device& device, std::int64_t chunk_
   return w;
 }
 
+/// A call's rows on their way to reports and gradients.
+template <class T>
+struct RowsCall {
+  Problem p;
+  void* gradient;  ///< as in Results
+  bool all_kl;     ///< also the KL of a group without weight
+  Workspace<T> w;
+  T inv_temperature = static_cast<T>(1 / p.weights.temperature);
+};
+
 }  // namespace gkd::cuda
 
 /// Returns from the function with the first error.
@@ -68,3 +78,8 @@ Workspace<T> lay_out(const Problem& p, const Device& device, std::int64_t chunk_
   do {                                                         \
     if (const cudaError_t error = (call); error) return error; \
   } while (0)
+
+/// Defines a function template for both types of arithmetic.
+#define GKD_INSTANTIATE(function)                     \
+  template decltype(function<float>) function<float>; \
+  template decltype(function<double>) function<double>;

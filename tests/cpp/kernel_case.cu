@@ -32,7 +32,7 @@ const void* at(const Buffer& b, std::int64_t elements, Dtype d) {
 }  // namespace
 
 std::vector<Way> ways_of(const Problem& p) {
-  std::vector<Way> ways = {{"sort", Method::kSort, {4}}, {"split", Method::kSelect, {4}}};
+  std::vector<Way> ways = {{"sort", true, {4}}, {"split", false, {4}}};
   struct Limits {
     const char* name;
     LaunchStrategy strategy;
@@ -46,8 +46,8 @@ std::vector<Way> ways_of(const Problem& p) {
     std::vector<Way> found;
     for (std::size_t kib = 16; kib <= 220; ++kib) {
       const Device device{l.multiprocessors, kib << 10, l.cluster, l.cooperative};
-      if (strategy_of(p, device, Method::kSelect) == l.strategy) {
-        found.push_back({l.name, Method::kSelect, device});
+      if (plan_fused(p, device).strategy == l.strategy) {
+        found.push_back({l.name, false, device});
       }
     }
     if (!found.empty()) ways.push_back(found.front());
@@ -59,9 +59,8 @@ std::vector<Way> ways_of(const Problem& p) {
 namespace {
 
 Outcome run_either(Case& c, const Way& way, bool with_loss) {
-  const Method method = way.method;
-  const Device& device = way.device;
   Problem& p = c.p;
+  p.selection.sort = way.sort;
   const auto rows = static_cast<std::size_t>(p.rows), classes = static_cast<std::size_t>(p.classes);
   const auto s = lay_out(p.student, c.offset, p.rows, p.classes, &c.student);
   const auto t = lay_out(p.teacher, c.offset, p.rows, p.classes, &c.teacher);
@@ -79,10 +78,10 @@ Outcome run_either(Case& c, const Way& way, bool with_loss) {
   Buffer size(rows * 8), mask(rows * classes);
   Buffer column[6] = {Buffer(rows * wide), Buffer(rows * wide), Buffer(rows * wide),
                       Buffer(rows * wide), Buffer(rows * wide), Buffer(rows * wide)};
-  Buffer workspace(workspace_bytes(p, device, method));
+  Buffer workspace(workspace_bytes(p, way.device));
   const Results results{loss.get(), grad_scale.get(), gradient.get()};
-  if (with_loss)
-    EXPECT_EQ(forward(p, results, device, method, workspace.get(), nullptr), cudaSuccess);
+  const Call call{p, way.device};
+  if (with_loss) EXPECT_EQ(forward(call, results, workspace.get()), cudaSuccess);
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   const GroupColumns columns{static_cast<std::int64_t*>(size.get()),
                              column[0].get(),
@@ -92,7 +91,7 @@ Outcome run_either(Case& c, const Way& way, bool with_loss) {
                              column[4].get(),
                              column[5].get(),
                              static_cast<bool*>(mask.get())};
-  EXPECT_EQ(group(p, columns, device, method, workspace.get(), nullptr), cudaSuccess);
+  EXPECT_EQ(group(call, columns, workspace.get()), cudaSuccess);
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 
   Outcome o;
@@ -122,15 +121,16 @@ Outcome run_group(Case& c, const Way& way) { return run_either(c, way, false); }
 
 double cut_of(const Case& c, std::int64_t row) {
   const Problem& p = c.p;
-  const auto& from = p.by_student ? c.student : c.teacher;
+  const auto& from = p.selection.by_student ? c.student : c.teacher;
   std::vector<double> sorted(from.begin() + row * p.classes, from.begin() + (row + 1) * p.classes);
   std::sort(sorted.rbegin(), sorted.rend());
-  if (p.group_size == 0) return kInfinity;
-  if (p.group_size > 0) {
-    return p.group_size >= p.classes ? -kInfinity
-                                     : sorted[static_cast<std::size_t>(p.group_size) - 1];
+  if (p.selection.group_size == 0) return kInfinity;
+  if (p.selection.group_size > 0) {
+    return p.selection.group_size >= p.classes
+               ? -kInfinity
+               : sorted[static_cast<std::size_t>(p.selection.group_size) - 1];
   }
-  if (p.threshold == 1) {
+  if (p.selection.threshold == 1) {
     return p.compute_in_double() ? std::numeric_limits<double>::lowest()
                                  : std::numeric_limits<float>::lowest();
   }
@@ -139,7 +139,7 @@ double cut_of(const Case& c, std::int64_t row) {
     total += std::exp(static_cast<long double>(r - sorted[0]) / p.weights.temperature);
   for (double r : sorted) {
     mass += std::exp(static_cast<long double>(r - sorted[0]) / p.weights.temperature);
-    if (mass >= static_cast<long double>(p.threshold) * total) return r;
+    if (mass >= static_cast<long double>(p.selection.threshold) * total) return r;
   }
   return sorted.back();
 }

@@ -14,6 +14,7 @@
 #include <random>
 #include <vector>
 
+#include "cuda/fused/plan.h"
 #include "cuda/launch.h"
 
 namespace gkd::cuda::test {
@@ -118,7 +119,7 @@ struct Outcome {
 /// One way through the kernels.
 struct Way {
   const char* name;
-  Method method;
+  bool sort;
   Device device;
 };
 

@@ -129,8 +129,8 @@ TEST(Index, ListOfALongRowKeepsItsPlacesInAnInt) {
 
 TEST(Index, WorkspaceGrowsWithRowsAlone) {
   const Device d = device_of(132);
-  const std::size_t one = workspace_bytes(problem_of(1, kInt), d, Method::kSelect);
-  const std::size_t many = workspace_bytes(problem_of(1 << 20, kInt), d, Method::kSelect);
+  const std::size_t one = workspace_bytes(problem_of(1, kInt), d);
+  const std::size_t many = workspace_bytes(problem_of(1 << 20, kInt), d);
   const std::size_t states = (1 << 20) * (sizeof(RowState<float>) + sizeof(RowReport));
   EXPECT_GE(many, states);
   EXPECT_LE(many - one, states + (std::size_t(1) << 20));  // no [B, C] scratch

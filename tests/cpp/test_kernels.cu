@@ -61,7 +61,7 @@ void check_with(const Way& way, Case c, const char* what) {
     }
     for (std::int64_t j = 0; j < c.p.classes; ++j) {
       const std::size_t k = i * static_cast<std::size_t>(c.p.classes) + static_cast<std::size_t>(j);
-      const double rank = (c.p.by_student ? c.student : c.teacher)[k];
+      const double rank = (c.p.selection.by_student ? c.student : c.teacher)[k];
       const bool inside = rank >= right.columns[2][i] || (!c.target.empty() && c.target[i] == j);
       ASSERT_EQ(actual.mask[k] != 0, inside) << "class " << j << " of row " << i;
     }
@@ -99,7 +99,7 @@ TEST_F(Kernels, EveryPairOfDtypes) {
       Case c(2, 301, s, t);
       c.p.weights.secondary = 0.5;
       check(c, "dtypes");
-      c.p.by_student = true;
+      c.p.selection.by_student = true;
       check(c, "dtypes, ranked by the student");
     }
   }
@@ -110,19 +110,19 @@ TEST_F(Kernels, SettingsOfTheFamily) {
   c.target = {5, 0, 516};
   c.p.weights = {4, 1, 1, 1, true};
   check(c, "KD");
-  c.p.group_size = 0;
+  c.p.selection.group_size = 0;
   c.p.weights = {4, 0, 1, 8, false};
   check(c, "DKD");
-  c.p.group_size = 10;
+  c.p.selection.group_size = 10;
   c.p.weights = {1, 2, 1, 0.5, false};
   check(c, "GDKD");
   for (std::int64_t size : {516, 517, 600}) {
-    c.p.group_size = size;
+    c.p.selection.group_size = size;
     check(c, "nearly all and all");
   }
-  c.p.group_size = -1;
+  c.p.selection.group_size = -1;
   for (double threshold : {1e-30, 0.5, 0.999999, 1.0}) {
-    c.p.threshold = threshold;
+    c.p.selection.threshold = threshold;
     check(c, "threshold");
   }
   c.p.weights = {4, 0, 0, 0, false};
@@ -134,11 +134,11 @@ TEST_F(Kernels, TiesStayTogether) {
     Case c(2, 700, d, d);
     for (double& x : c.teacher) x = std::round(x / 4) * 4;
     for (std::int64_t size : {-1, 1, 350}) {
-      c.p.group_size = size;
+      c.p.selection.group_size = size;
       check(c, "ties");
     }
     std::fill(c.teacher.begin(), c.teacher.end(), -3.5);
-    c.p.group_size = -1;
+    c.p.selection.group_size = -1;
     check(c, "all equal");
   }
   Case zeros(1, 64);
@@ -161,8 +161,8 @@ TEST_F(Kernels, UnalignedAndStridedRowsGiveTheSameBits) {
         c.p.student.col_stride = stride;
         c.p.teacher.row_stride = 2051 * stride + 5;
         c.p.teacher.col_stride = stride;
-        if (strategy_of(c.p, way.device, way.method) !=
-            strategy_of(plain.p, way.device, way.method)) {
+        c.p.selection.sort = way.sort;
+        if (plan_fused(c.p, way.device).strategy != plan_fused(plain.p, way.device).strategy) {
           continue;  // strided rows take the split kernels, which add up in another order
         }
         const Outcome o = run(c, way);
@@ -176,7 +176,7 @@ TEST_F(Kernels, UnalignedAndStridedRowsGiveTheSameBits) {
 TEST_F(Kernels, MinusInfinityHasProbabilityZero) {
   for (std::int64_t size : {-1, 3}) {
     Case c(3, 300);
-    c.p.group_size = size;
+    c.p.selection.group_size = size;
     for (std::size_t j = 0; j < 300; ++j) {
       if (j % 3 == 0) c.teacher[j] = c.student[j] = -kInfinity;  // padding
       if (j % 3 == 1) c.teacher[300 + j] = -kInfinity;           // the teacher rules it out
@@ -247,7 +247,7 @@ TEST_F(Kernels, MoreRowsThanOneSortChunk) {
 
 TEST_F(Kernels, ALongRowIsSortedByTheWholeDevice) {
   Case c(1, (std::int64_t(1) << 18) + 3, Dtype::kHalf, Dtype::kHalf);
-  c.p.group_size = 1000;
+  c.p.selection.group_size = 1000;
   check(c, "device-wide sort");
 }
 

@@ -51,9 +51,9 @@ TEST_P(Selection, EqualsSorting) {
     };
     for (const Setting& s :
          {Setting{0.93, -1, false}, Setting{0.5, -1, true}, Setting{0.93, 1200, false}}) {
-      c.p.threshold = s.threshold;
-      c.p.group_size = s.size;
-      c.p.by_student = s.by_student;
+      c.p.selection.threshold = s.threshold;
+      c.p.selection.group_size = s.size;
+      c.p.selection.by_student = s.by_student;
       std::vector<Way> ways;  // each kernel once
       for (const Way& way : ways_of(c.p)) {
         if (ways.empty() || std::string(ways.back().name) != way.name) ways.push_back(way);

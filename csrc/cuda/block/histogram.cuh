@@ -26,14 +26,10 @@ namespace gkd::cuda {
 template <class T>
 struct Extremes {
   T high = -std::numeric_limits<T>::infinity(), low = std::numeric_limits<T>::infinity();
-};
 
-struct MergeExtremes {
-  template <class T>
-  __device__ __forceinline__ Extremes<T> operator()(Extremes<T> x, const Extremes<T>& y) const {
-    x.high = y.high > x.high ? y.high : x.high;
-    x.low = y.low < x.low ? y.low : x.low;
-    return x;
+  __device__ __forceinline__ void merge(const Extremes& y) {
+    high = y.high > high ? y.high : high;
+    low = y.low < low ? y.low : low;
   }
 };
 
@@ -49,31 +45,25 @@ template <class T>
 struct WeightSums {
   unsigned long long total = 0, above = 0;
   KeyOf<T> high = 0, low = ~KeyOf<T>(0);  ///< of the window's keys
-};
 
-struct MergeWeightSums {
-  template <class T>
-  __device__ __forceinline__ WeightSums<T> operator()(WeightSums<T> x,
-                                                      const WeightSums<T>& y) const {
-    x.total += y.total;
-    x.above += y.above;
-    x.high = y.high > x.high ? y.high : x.high;
-    x.low = y.low < x.low ? y.low : x.low;
-    return x;
+  __device__ __forceinline__ void merge(const WeightSums& y) {
+    total += y.total;
+    above += y.above;
+    high = y.high > high ? y.high : high;
+    low = y.low < low ? y.low : low;
   }
 };
 
 /// Calls visit(r) for every ranking logit of a segment, kItems loads at a time.
 template <class T, int kThreads, class Loader, class Visit>
-__device__ __forceinline__ void for_each_rank(const Loader& loader, Segment segment,
-                                              bool by_student, Visit visit) {
+__device__ __forceinline__ void for_each_rank(const Loader& loader, Segment segment, Visit visit) {
   for (std::int64_t first = segment.begin + threadIdx.x; first < segment.end;
        first += kItems * kThreads) {
     T r[kItems];
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
       const std::int64_t j = first + k * kThreads;
-      if (j < segment.end) r[k] = loader.rank(j, by_student);
+      if (j < segment.end) r[k] = loader.rank(j);
     }
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
@@ -84,10 +74,9 @@ __device__ __forceinline__ void for_each_rank(const Loader& loader, Segment segm
 
 /// A thread's extremes; NaN is skipped.
 template <class T, int kThreads, class Loader>
-__device__ __forceinline__ Extremes<T> thread_extremes(const Loader& loader, Segment segment,
-                                                       bool by_student) {
+__device__ __forceinline__ Extremes<T> thread_extremes(const Loader& loader, Segment segment) {
   Extremes<T> e;
-  for_each_rank<T, kThreads>(loader, segment, by_student, [&](T r) {
+  for_each_rank<T, kThreads>(loader, segment, [&](T r) {
     e.high = r > e.high ? r : e.high;
     // -inf cannot bound the bins; in a selection by size it falls into the last one.
     e.low = r < e.low && r > -std::numeric_limits<T>::infinity() ? r : e.low;
@@ -98,21 +87,21 @@ __device__ __forceinline__ Extremes<T> thread_extremes(const Loader& loader, Seg
 template <class T>
 __device__ __forceinline__ Bins<T> bins_of(const Problem& p, Extremes<T> e, T inv_temperature) {
   return {e.high, inv_temperature,
-          bin_reach(stop_rule(p.selection()), p.row_classes(), e.high, e.low, inv_temperature)};
+          bin_reach(stop_rule(p.selection), p.row_classes(), e.high, e.low, inv_temperature)};
 }
 
 template <class T>
-__device__ __forceinline__ ClassWeight<T> class_weight(const Problem& p, T high,
-                                                       T inv_temperature) {
-  return {p.group_size < 0, high, inv_temperature, static_cast<T>(mass_scale(p.row_classes()))};
+__device__ __forceinline__ ClassWeight<T> class_weight(const Problem& p, const Bins<T>& bins) {
+  return {p.selection.group_size < 0, bins.high, bins.inv_temperature,
+          static_cast<T>(mass_scale(p.row_classes()))};
 }
 
 /// Adds a segment's counts by bin. The last bin, which holds most of a peaked row, is not counted:
 /// its count is the row's classes minus all others.
 template <class T, int kThreads, class Loader>
 __device__ __forceinline__ void count_segment(const Loader& loader, Segment segment,
-                                              bool by_student, const Bins<T>& bins, int* counts) {
-  for_each_rank<T, kThreads>(loader, segment, by_student, [&](T r) {
+                                              const Bins<T>& bins, int* counts) {
+  for_each_rank<T, kThreads>(loader, segment, [&](T r) {
     const int bin = bins.of(r);
     if (bin < kBins - 1) atomicAdd(&counts[bin], 1);
   });
@@ -122,11 +111,11 @@ __device__ __forceinline__ void count_segment(const Loader& loader, Segment segm
 struct PrefixSums {
   double upper, lower;
   long long count;
-};
 
-struct AddPrefixSums {
-  __device__ __forceinline__ PrefixSums operator()(PrefixSums x, const PrefixSums& y) const {
-    return {x.upper + y.upper, x.lower + y.lower, x.count + y.count};
+  __device__ __forceinline__ void merge(const PrefixSums& y) {
+    upper += y.upper;
+    lower += y.lower;
+    count += y.count;
   }
 };
 
@@ -158,8 +147,7 @@ __device__ BinRange find_window(const int* counts, const StopRule& rule, const B
     prefix[k] = {rule.by_mass ? c * bins.weight(bin) * (1 + kBinTolerance) : 0.0,
                  rule.by_mass ? c * bins.weight(bin + 1) * (1 - kBinTolerance) : 0.0, count};
   }
-  cub::BlockScan<PrefixSums, kThreads>(storage.scan)
-      .InclusiveScan(prefix, prefix, AddPrefixSums{}, total);
+  cub::BlockScan<PrefixSums, kThreads>(storage.scan).InclusiveScan(prefix, prefix, Merge{}, total);
   __syncthreads();  // the window's first values are written before any thread lowers them
   const double tail = static_cast<double>(classes - total.count) * bins.weight(kBins - 1);
   const double least = rule.threshold * total.lower;
@@ -181,14 +169,11 @@ __device__ BinRange find_window(const int* counts, const StopRule& rule, const B
 /// A thread's weight sums. The window's keys are appended to list[0, capacity) while there is room;
 /// *num_listed counts all of them.
 template <class T, int kThreads, class Loader>
-__device__ __forceinline__ WeightSums<T> weigh_segment(const Loader& loader, Segment segment,
-                                                       bool by_student, const Bins<T>& bins,
-                                                       const ClassWeight<T>& weight,
-                                                       const Keys<T>& keys, BinRange window,
-                                                       KeyOf<T>* list, int capacity,
-                                                       int* num_listed) {
+__device__ __forceinline__ WeightSums<T> weigh_segment(
+    const Loader& loader, Segment segment, const Bins<T>& bins, const ClassWeight<T>& weight,
+    const Keys<T>& keys, BinRange window, KeyOf<T>* list, int capacity, int* num_listed) {
   WeightSums<T> sums;
-  for_each_rank<T, kThreads>(loader, segment, by_student, [&](T r) {
+  for_each_rank<T, kThreads>(loader, segment, [&](T r) {
     const int bin = bins.of(r);
     const unsigned long long w = weight.of(r);
     sums.total += w;

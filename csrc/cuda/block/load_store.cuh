@@ -14,16 +14,19 @@ namespace gkd::cuda {
 template <class T, class Elem>
 struct ContiguousLoader {
   const Elem *student, *teacher;
+  bool by_student;  ///< the student's logits rank the classes
 
+  ContiguousLoader() = default;
   __device__ __forceinline__ ContiguousLoader(const Problem& p, std::int64_t row)
       : student(static_cast<const Elem*>(p.student.data) + row * p.student.row_stride),
-        teacher(static_cast<const Elem*>(p.teacher.data) + row * p.teacher.row_stride) {}
+        teacher(static_cast<const Elem*>(p.teacher.data) + row * p.teacher.row_stride),
+        by_student(p.selection.by_student) {}
 
   __device__ __forceinline__ void load(std::int64_t j, T* s, T* u) const {
     *s = load_as<T>(student[j]);
     *u = load_as<T>(teacher[j]);
   }
-  __device__ __forceinline__ T rank(std::int64_t j, bool by_student) const {
+  __device__ __forceinline__ T rank(std::int64_t j) const {
     return load_as<T>((by_student ? student : teacher)[j]);
   }
   __device__ __forceinline__ void store(void* gradient, std::int64_t index, T value) const {
@@ -33,9 +36,10 @@ struct ContiguousLoader {
 
 /// One logit of any dtype.
 template <class T>
-__device__ __forceinline__ T load_any(const Matrix& m, std::int64_t index) {
+__device__ __forceinline__ T load_any(const Matrix& m, std::int64_t row, std::int64_t j) {
   return with_dtype(m.dtype, [&](auto elem) {
-    return load_as<T>(static_cast<const decltype(elem)*>(m.data)[index]);
+    const auto* data = static_cast<const decltype(elem)*>(m.data);
+    return load_as<T>(data[row * m.row_stride + j * m.col_stride]);
   });
 }
 
@@ -43,21 +47,19 @@ __device__ __forceinline__ T load_any(const Matrix& m, std::int64_t index) {
 template <class T>
 struct StridedLoader {
   Matrix student, teacher;
-  std::int64_t student_row, teacher_row;
+  std::int64_t row;
+  bool by_student;
 
+  StridedLoader() = default;
   __device__ __forceinline__ StridedLoader(const Problem& p, std::int64_t row)
-      : student(p.student),
-        teacher(p.teacher),
-        student_row(row * p.student.row_stride),
-        teacher_row(row * p.teacher.row_stride) {}
+      : student(p.student), teacher(p.teacher), row(row), by_student(p.selection.by_student) {}
 
   __device__ __forceinline__ void load(std::int64_t j, T* s, T* u) const {
-    *s = load_any<T>(student, student_row + j * student.col_stride);
-    *u = load_any<T>(teacher, teacher_row + j * teacher.col_stride);
+    *s = load_any<T>(student, row, j);
+    *u = load_any<T>(teacher, row, j);
   }
-  __device__ __forceinline__ T rank(std::int64_t j, bool by_student) const {
-    return by_student ? load_any<T>(student, student_row + j * student.col_stride)
-                      : load_any<T>(teacher, teacher_row + j * teacher.col_stride);
+  __device__ __forceinline__ T rank(std::int64_t j) const {
+    return by_student ? load_any<T>(student, row, j) : load_any<T>(teacher, row, j);
   }
   __device__ __forceinline__ void store(void* gradient, std::int64_t index, T value) const {
     with_dtype(student.dtype, [&](auto elem) {
@@ -69,18 +71,25 @@ struct StridedLoader {
   }
 };
 
-/// Calls run(tag) with a null pointer of the loader for a problem whose arithmetic is in T.
+/// Calls run(Elem()) with the type of `dtype`'s elements; both inputs have it, and their arithmetic
+/// is in T.
 template <class T, class Run>
-cudaError_t with_loader(const Problem& p, Run run) {
-  if (!p.is_contiguous()) return run(static_cast<StridedLoader<T>*>(nullptr));
-  return with_dtype(p.student.dtype, [&](auto elem) -> cudaError_t {
-    using Elem = decltype(elem);
-    if constexpr (std::is_same_v<Arithmetic<Elem>, T>) {
-      return run(static_cast<ContiguousLoader<T, Elem>*>(nullptr));
+cudaError_t with_element(Dtype dtype, Run run) {
+  return with_dtype(dtype, [&](auto elem) -> cudaError_t {
+    if constexpr (std::is_same_v<Arithmetic<decltype(elem)>, T>) {
+      return run(elem);
     } else {
       return cudaErrorInvalidValue;  // equal dtypes decide the arithmetic
     }
   });
+}
+
+/// Calls run(loader) with an empty loader of the type for a problem whose arithmetic is in T.
+template <class T, class Run>
+cudaError_t with_loader(const Problem& p, Run run) {
+  if (!p.is_contiguous()) return run(StridedLoader<T>{});
+  return with_element<T>(p.student.dtype,
+                         [&](auto elem) { return run(ContiguousLoader<T, decltype(elem)>{}); });
 }
 
 }  // namespace gkd::cuda

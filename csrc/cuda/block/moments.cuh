@@ -77,14 +77,10 @@ template <class T>
 struct ShiftCandidate {
   Shift<T> shift;
   T max_student;
-};
 
-struct HigherTeacher {
-  template <class T>
-  __device__ __forceinline__ ShiftCandidate<T> operator()(const ShiftCandidate<T>& x,
-                                                          const ShiftCandidate<T>& y) const {
-    return {y.shift.teacher > x.shift.teacher ? y.shift : x.shift,
-            y.max_student > x.max_student ? y.max_student : x.max_student};
+  __device__ __forceinline__ void merge(const ShiftCandidate& y) {
+    shift = y.shift.teacher > shift.teacher ? y.shift : shift;
+    max_student = y.max_student > max_student ? y.max_student : max_student;
   }
 };
 
@@ -93,18 +89,15 @@ struct MomentSums {
   double sum_teacher[2], sum_student[2], sum_diff[2];
   long long count[2];
   int invalid;
-};
 
-struct AddSums {
-  __device__ __forceinline__ MomentSums operator()(MomentSums x, const MomentSums& y) const {
+  __device__ __forceinline__ void merge(const MomentSums& y) {
     for (int g = 0; g < 2; ++g) {
-      x.sum_teacher[g] += y.sum_teacher[g];
-      x.sum_student[g] += y.sum_student[g];
-      x.sum_diff[g] += y.sum_diff[g];
-      x.count[g] += y.count[g];
+      sum_teacher[g] += y.sum_teacher[g];
+      sum_student[g] += y.sum_student[g];
+      sum_diff[g] += y.sum_diff[g];
+      count[g] += y.count[g];
     }
-    x.invalid |= y.invalid;
-    return x;
+    invalid |= y.invalid;
   }
 };
 
@@ -120,8 +113,7 @@ struct MomentsStorage {
 /// Both groups' moments of a segment; valid in thread 0. `storage` is free for reuse afterwards.
 template <class T, int kThreads, class Loader>
 __device__ SegmentMoments accumulate_moments(const Loader& loader, Segment segment, T cut,
-                                             std::int64_t target, bool by_student,
-                                             T inv_temperature,
+                                             std::int64_t target, T inv_temperature,
                                              MomentsStorage<T, kThreads>& storage) {
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   ThreadMoments<T> m[2];
@@ -134,17 +126,16 @@ __device__ SegmentMoments accumulate_moments(const Loader& loader, Segment segme
       if (j >= segment.end) continue;
       valid_mask |= 1u << k;
       invalid |= !(tile.s[k] < kInfinity) || !(tile.u[k] < kInfinity);
-      const T rank = by_student ? tile.s[k] : tile.u[k];
+      const T rank = loader.by_student ? tile.s[k] : tile.u[k];
       if (in_primary(rank, cut, j, target)) primary_mask |= 1u << k;
     }
     add_tile(tile, primary_mask, valid_mask, inv_temperature, m);
   });
 
   for (int g = 0; g < 2; ++g) {
-    const ShiftCandidate<T> candidate{m[g].shift, m[g].shift.student};
     const ShiftCandidate<T> highest =
         cub::BlockReduce<ShiftCandidate<T>, kThreads>(storage.shift[g])
-            .Reduce(candidate, HigherTeacher{});
+            .Reduce({m[g].shift, m[g].shift.student}, Merge{});
     if (threadIdx.x == 0) {
       const bool overflows =
           (highest.max_student - highest.shift.student) * inv_temperature > T(kMaxStudentExponent);
@@ -163,7 +154,7 @@ __device__ SegmentMoments accumulate_moments(const Loader& loader, Segment segme
     thread_sums.count[g] = m[g].count;
   }
   const MomentSums sums =
-      cub::BlockReduce<MomentSums, kThreads>(storage.sums).Reduce(thread_sums, AddSums{});
+      cub::BlockReduce<MomentSums, kThreads>(storage.sums).Reduce(thread_sums, Merge{});
   SegmentMoments result;
   if (threadIdx.x == 0) {
     for (int g = 0; g < 2; ++g) {

@@ -36,14 +36,6 @@ __device__ __forceinline__ void for_each_tile(const Loader& loader, Segment segm
   }
 }
 
-struct AddKl {
-  __device__ __forceinline__ SegmentKl operator()(SegmentKl x, const SegmentKl& y) const {
-    x.group[0] += y.group[0];
-    x.group[1] += y.group[1];
-    return x;
-  }
-};
-
 template <int kThreads>
 using KlStorage = typename cub::BlockReduce<SegmentKl, kThreads>::TempStorage;
 
@@ -52,7 +44,7 @@ using KlStorage = typename cub::BlockReduce<SegmentKl, kThreads>::TempStorage;
 /// `all_kl`; its gradient needs the student's exponential alone.
 template <class T, int kThreads, class Loader>
 __device__ SegmentKl write_gradient(const Loader& loader, Segment segment, const RowState<T>& row,
-                                    bool by_student, T inv_temperature, bool all_kl, void* gradient,
+                                    T inv_temperature, bool all_kl, void* gradient,
                                     std::int64_t offset, KlStorage<kThreads>& storage) {
   SegmentKl sum{};
   const GroupCoef<T> primary = row.coef[0], rest = row.coef[1];
@@ -64,7 +56,7 @@ __device__ SegmentKl write_gradient(const Loader& loader, Segment segment, const
     for (int k = 0; k < kItems; ++k) {
       const std::int64_t j = first + k * kThreads;
       if (j >= segment.end) continue;
-      const T rank = by_student ? tile.s[k] : tile.u[k];
+      const T rank = loader.by_student ? tile.s[k] : tile.u[k];
       const bool in = in_primary(rank, row.cut, j, row.target);
       const GroupCoef<T> c = in ? primary : rest;
       T value;
@@ -80,7 +72,7 @@ __device__ SegmentKl write_gradient(const Loader& loader, Segment segment, const
     sum.group[0] += static_cast<double>(kl[0]);
     sum.group[1] += static_cast<double>(kl[1]);
   });
-  return cub::BlockReduce<SegmentKl, kThreads>(storage).Reduce(sum, AddKl{});
+  return cub::BlockReduce<SegmentKl, kThreads>(storage).Reduce(sum, Merge{});
 }
 
 /// Fills a segment of the gradient of a row that is not counted: with 0 if it is ignored, with NaN

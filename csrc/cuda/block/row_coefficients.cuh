@@ -10,15 +10,6 @@
 
 namespace gkd::cuda {
 
-struct MergeMoments {
-  double inv_temperature;
-  __device__ GroupMoments<double> operator()(GroupMoments<double> x,
-                                             const GroupMoments<double>& y) const {
-    x.merge(y, inv_temperature);
-    return x;
-  }
-};
-
 using MergeStorage = cub::WarpReduce<GroupMoments<double>>::TempStorage;
 
 /// One warp merges the moments segment_at(0) to segment_at(count - 1) of a row, in an order that
@@ -27,7 +18,11 @@ template <class SegmentAt>
 __device__ SegmentMoments merge_moments(const Problem& p, SegmentAt segment_at, std::int64_t count,
                                         MergeStorage& storage) {
   const int lane = threadIdx.x % kWarp;
-  const MergeMoments merge{1 / p.weights.temperature};
+  const double inv_temperature = 1 / p.weights.temperature;
+  const auto merge = [=](GroupMoments<double> x, const GroupMoments<double>& y) {
+    x.merge(y, inv_temperature);
+    return x;
+  };
   SegmentMoments row{};
   int invalid = 0;
   for (std::int64_t segment = lane; segment < count; segment += kWarp) {
@@ -43,12 +38,14 @@ __device__ SegmentMoments merge_moments(const Problem& p, SegmentAt segment_at, 
   return row;
 }
 
-/// Sets a row's coefficients, and its kind if it is invalid, from the moments of the whole row; one
-/// thread. `weight` is the reduction's factor.
-template <class T>
-__device__ RowReport set_coefficients(const Problem& p, const SegmentMoments& moments,
-                                      double weight, RowState<T>* row) {
+/// merge_moments() over the whole row, then one thread sets the row's coefficients, or its kind if
+/// it is invalid. `weight` is the reduction's factor. The report is valid in lane 0.
+template <class T, class SegmentAt>
+__device__ RowReport merge_into_row(const Problem& p, SegmentAt segment_at, std::int64_t count,
+                                    double weight, RowState<T>* row, MergeStorage& storage) {
+  const SegmentMoments moments = merge_moments(p, segment_at, count, storage);
   RowReport report;
+  if (threadIdx.x % kWarp != 0) return report;
   const auto& group = moments.group;
   const bool no_teacher = group[0].sum_teacher == 0 && group[1].sum_teacher == 0;
   const bool no_student = group[0].sum_student == 0 && group[1].sum_student == 0;
@@ -63,16 +60,6 @@ __device__ RowReport set_coefficients(const Problem& p, const SegmentMoments& mo
     row->coef[g].coef_q *= scale;
     row->coef[g].coef_diff *= scale;
   }
-  return report;
-}
-
-/// merge_moments(), then set_coefficients(), by one warp; the report is valid in lane 0.
-template <class T, class SegmentAt>
-__device__ RowReport merge_into_row(const Problem& p, SegmentAt segment_at, std::int64_t count,
-                                    double weight, RowState<T>* row, MergeStorage& storage) {
-  const SegmentMoments moments = merge_moments(p, segment_at, count, storage);
-  RowReport report;
-  if (threadIdx.x % kWarp == 0) report = set_coefficients(p, moments, weight, row);
   return report;
 }
 

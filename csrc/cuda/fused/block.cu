@@ -1,8 +1,9 @@
 // The fused kernels with one block per row.
-#include "cuda/fused/launch.cuh"
+#include "cuda/fused/kernel.cuh"
 
 namespace gkd::cuda {
 
-GKD_LAUNCH_FUSED_ALL(SingleBlock)
+template cudaError_t launch_fused<SingleBlock>(const FusedCall<float>&, cudaStream_t);
+template cudaError_t launch_fused<SingleBlock>(const FusedCall<double>&, cudaStream_t);
 
 }  // namespace gkd::cuda

@@ -71,30 +71,17 @@ struct SingleBlock {
   __device__ void exit_barrier() {}
 };
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 struct ClusterGroup {
   static constexpr int kMaxBlocks = kMaxCluster;
   GroupStorage<kMaxBlocks>& storage;
   int phase = 0;
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   __device__ static cooperative_groups::cluster_group cluster() {
     return cooperative_groups::this_cluster();
   }
   __device__ int size() const { return static_cast<int>(cluster().num_blocks()); }
   __device__ int rank() const { return static_cast<int>(cluster().block_rank()); }
-#else
-  // Older devices have no clusters: the planner never launches these, and a launch would trap.
-  struct None {
-    __device__ void sync() const { __trap(); }
-    template <class V>
-    __device__ V* map_shared_rank(V* address, int) const {
-      return address;
-    }
-  };
-  __device__ static None cluster() { return {}; }
-  __device__ int size() const { return 1; }
-  __device__ int rank() const { return 0; }
-#endif
   __device__ std::int64_t group() const { return blockIdx.x / size(); }
   __device__ std::int64_t num_groups() const { return gridDim.x / size(); }
   __device__ void sync() { cluster().sync(); }
@@ -136,6 +123,15 @@ struct ClusterGroup {
     cluster().sync();  // every peer has read this block's shared memory, which ends with the block
   }
 };
+#else
+/// Older devices have no clusters: the planner never launches these, and a launch would trap.
+struct ClusterGroup : SingleBlock {
+  __device__ int rank() const {
+    __trap();
+    return 0;
+  }
+};
+#endif
 
 /// Global scratch of one group; all zero before the launch.
 struct GridScratch {
@@ -147,8 +143,8 @@ struct GridScratch {
 struct GridGroup {
   static constexpr int kMaxBlocks = kMaxGridGroup;
   GroupStorage<kMaxBlocks>& storage;
-  GridScratch* scratch;  ///< this group's
-  int blocks;
+  GridScratch* scratch = nullptr;  ///< this group's
+  int blocks = 1;
   unsigned int barriers = 0;
   int phase = 0, sums = 0;
 

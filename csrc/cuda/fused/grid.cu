@@ -1,8 +1,9 @@
 // The fused kernels with a group of blocks of a cooperative grid per row.
-#include "cuda/fused/launch.cuh"
+#include "cuda/fused/kernel.cuh"
 
 namespace gkd::cuda {
 
-GKD_LAUNCH_FUSED_ALL(GridGroup)
+template cudaError_t launch_fused<GridGroup>(const FusedCall<float>&, cudaStream_t);
+template cudaError_t launch_fused<GridGroup>(const FusedCall<double>&, cudaStream_t);
 
 }  // namespace gkd::cuda

@@ -1,7 +1,6 @@
 // Chooses a fused kernel by shapes, dtypes and the device's limits, and runs it.
 #include <algorithm>
 
-#include "cuda/fused/launch.h"
 #include "cuda/fused/plan.h"
 #include "cuda/fused/shared_memory.cuh"
 
@@ -27,7 +26,7 @@ FusedPlan plan_for(const Problem& p, const Device& d) {
                         p.classes < 2 * blocks * kMinFusedSegment || 2 * blocks > d.cluster;
     const FusedPlan before = plan;
     if (!fit(FusedLayout<Elem, ClusterGroup>{}, LaunchStrategy::kCluster, blocks)) continue;
-    if (blocks > kPortableCluster && !grants_cluster<Elem>(blocks, plan.shared_bytes)) {
+    if (blocks > kPortableCluster && !grants_cluster(p.student.dtype, plan)) {
       plan = before;
       break;
     }
@@ -50,7 +49,7 @@ FusedPlan plan_for(const Problem& p, const Device& d) {
 
 FusedPlan plan_fused(const Problem& p, const Device& d) {
   // A threshold and a size take two searches, which the fused kernels do not have.
-  if (!p.is_contiguous() || p.by_both) return {};
+  if (!p.is_contiguous() || p.selection.sort || p.selection.by_both) return {};
   return with_dtype(p.student.dtype, [&](auto elem) { return plan_for<decltype(elem)>(p, d); });
 }
 
@@ -61,44 +60,19 @@ std::size_t fused_scratch_bytes(const FusedPlan& plan) {
 }
 
 template <class T>
-cudaError_t run_fused(const Problem& p, const FusedPlan& plan, const Workspace<T>& w,
-                      bool constant_cut, bool all_kl, void* gradient, cudaStream_t stream) {
-  FusedCall<T> call;
-  call.p = p;
-  call.state = w.state;
-  call.report = w.report;
-  call.weight = w.weight;
-  call.gradient = gradient;
-  call.scratch = static_cast<GridScratch*>(w.selection);
-  call.blocks_per_row = plan.blocks_per_row;
-  call.segment_classes = plan.segment_classes;
-  call.constant_cut = constant_cut;
-  call.all_kl = all_kl;
-  if (plan.strategy == LaunchStrategy::kGrid) {
-    GKD_TRY(cudaMemsetAsync(call.scratch, 0, fused_scratch_bytes(plan), stream));
+cudaError_t run_fused(const FusedCall<T>& call, cudaStream_t stream) {
+  switch (call.plan.strategy) {
+    case LaunchStrategy::kBlock:
+      return launch_fused<SingleBlock>(call, stream);
+    case LaunchStrategy::kCluster:
+      return launch_fused<ClusterGroup>(call, stream);
+    case LaunchStrategy::kGrid:
+      GKD_TRY(cudaMemsetAsync(call.w.selection, 0, fused_scratch_bytes(call.plan), stream));
+      return launch_fused<GridGroup>(call, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
-  return with_dtype(p.student.dtype, [&](auto elem) -> cudaError_t {
-    using Elem = decltype(elem);
-    if constexpr (!std::is_same_v<Arithmetic<Elem>, T>) {
-      return cudaErrorInvalidValue;  // equal dtypes decide the arithmetic
-    } else {
-      switch (plan.strategy) {
-        case LaunchStrategy::kBlock:
-          return launch_fused<T, Elem, SingleBlock>(call, plan, stream);
-        case LaunchStrategy::kCluster:
-          return launch_fused<T, Elem, ClusterGroup>(call, plan, stream);
-        case LaunchStrategy::kGrid:
-          return launch_fused<T, Elem, GridGroup>(call, plan, stream);
-        default:
-          return cudaErrorInvalidValue;
-      }
-    }
-  });
 }
-
-template cudaError_t run_fused<float>(const Problem&, const FusedPlan&, const Workspace<float>&,
-                                      bool, bool, void*, cudaStream_t);
-template cudaError_t run_fused<double>(const Problem&, const FusedPlan&, const Workspace<double>&,
-                                       bool, bool, void*, cudaStream_t);
+GKD_INSTANTIATE(run_fused)
 
 }  // namespace gkd::cuda

@@ -10,7 +10,7 @@
 namespace gkd::cuda {
 
 /// All shared memory but the segments.
-template <class T, class BlockGroup, int kThreads>
+template <class T, class BlockGroup>
 struct FusedStorage {
   union {
     int counts[kBins];
@@ -18,13 +18,13 @@ struct FusedStorage {
   };
   KeyOf<T> list[kFusedListedKeys];
   union {
-    typename cub::BlockReduce<Extremes<T>, kThreads>::TempStorage extremes;
-    typename cub::BlockReduce<WeightSums<T>, kThreads>::TempStorage weights;
-    WindowStorage<kThreads> window;
-    RefineStorage<kThreads> refine;
-    MomentsStorage<T, kThreads> moments;
+    typename cub::BlockReduce<Extremes<T>, kFusedThreads>::TempStorage extremes;
+    typename cub::BlockReduce<WeightSums<T>, kFusedThreads>::TempStorage weights;
+    WindowStorage<kFusedThreads> window;
+    RefineStorage<kFusedThreads> refine;
+    MomentsStorage<T, kFusedThreads> moments;
     MergeStorage merge;
-    KlStorage<kThreads> kl;
+    KlStorage<kFusedThreads> kl;
   } temp;
   GroupStorage<BlockGroup::kMaxBlocks> group;
   RowState<T> row;
@@ -35,7 +35,7 @@ struct FusedStorage {
 /// Sizes of a fused block's shared memory.
 template <class Elem, class BlockGroup>
 struct FusedLayout {
-  using Storage = FusedStorage<Arithmetic<Elem>, BlockGroup, kFusedThreads>;
+  using Storage = FusedStorage<Arithmetic<Elem>, BlockGroup>;
   /// Where the segments begin.
   static constexpr std::size_t kSegmentOffset = align_up(sizeof(Storage), kVectorBytes);
 

@@ -12,10 +12,12 @@ namespace {
 template <class T>
 struct RowSearch {
   KeyOf<T> high_key, inverted_low_key;  ///< extremes as whole keys
+  int counts[kBins];
   BinRange window;
   unsigned long long total, above;
   KeyOf<T> window_high, inverted_window_low;
   int num_listed;
+  unsigned long long histogram[kBins];
   RadixSearch<T> search;
 
   __device__ RadixSearch<T> before_pass(int pass) const {
@@ -27,10 +29,9 @@ struct RowSearch {
 template <class T>
 struct SelectScratch {
   RowSearch<T>* row;
-  int* counts;                    ///< [kBins]
-  unsigned long long* histogram;  ///< [kBins]
-  KeyOf<T>* list;                 ///< [capacity]
+  KeyOf<T>* list;  ///< [capacity]
   int capacity;
+  std::size_t bytes;
 };
 
 template <class T>
@@ -52,13 +53,7 @@ struct ChunkCall : SelectCall<T> {
     return {whole.logit(scratch.row[row].high_key),
             whole.logit(~scratch.row[row].inverted_low_key)};
   }
-  __device__ Bins<T> bins(std::int64_t row) const {
-    return bins_of(this->p, extremes(row), this->inv_temperature);
-  }
-  __device__ int* counts(std::int64_t row) const { return scratch.counts + row * kBins; }
-  __device__ unsigned long long* histogram(std::int64_t row) const {
-    return scratch.histogram + row * kBins;
-  }
+  __device__ int* counts(std::int64_t row) const { return scratch.row[row].counts; }
   __device__ KeyOf<T>* list(std::int64_t row) const {
     return scratch.list + row * scratch.capacity;
   }
@@ -69,8 +64,8 @@ template <class T>
 __global__ void __launch_bounds__(kPassThreads) window_kernel(ChunkCall<T> c) {
   __shared__ WindowStorage<kPassThreads> storage;
   const std::int64_t row = blockIdx.x;
-  const BinRange window = find_window<T, kPassThreads>(c.counts(row), stop_rule(c.p.selection()),
-                                                       c.bins(row), c.p.row_classes(), storage);
+  const BinRange window = find_window(c.counts(row), stop_rule(c.p.selection), bins_of(c, row),
+                                      c.p.row_classes(), storage);
   if (threadIdx.x == 0) c.scratch.row[row].window = window;
 }
 
@@ -81,12 +76,11 @@ __global__ void __launch_bounds__(kPassThreads) weights_kernel(ChunkCall<T> c) {
   const std::int64_t row = c.row();
   if (!c.is_counted(row)) return;  // the whole block: no barrier is left waiting
   RowSearch<T>& r = c.scratch.row[row];
-  const Bins<T> bins = c.bins(row);
+  const Bins<T> bins = bins_of(c, row);
   const WeightSums<T> thread = weigh_segment<T, kPassThreads>(
-      c.template loader<Loader>(), c.segment(), c.p.by_student, bins,
-      class_weight(c.p, bins.high, c.inv_temperature), Keys<T>(c.p.ranking().dtype), r.window,
-      c.list(row), c.scratch.capacity, &r.num_listed);
-  const WeightSums<T> block = Reduce(storage).Reduce(thread, MergeWeightSums{});
+      c.template loader<Loader>(), c.segment(), bins, class_weight(c.p, bins),
+      Keys<T>(c.p.ranking().dtype), r.window, c.list(row), c.scratch.capacity, &r.num_listed);
+  const WeightSums<T> block = Reduce(storage).Reduce(thread, Merge{});
   if (threadIdx.x != 0) return;
   atomicAdd(&r.total, block.total);
   atomicAdd(&r.above, block.above);
@@ -99,13 +93,13 @@ __global__ void __launch_bounds__(kPassThreads) histogram_kernel(ChunkCall<T> c,
   __shared__ unsigned long long histogram[kBins];
   const std::int64_t row = c.row();
   if (!c.is_counted(row)) return;  // the whole block: no barrier is left waiting
-  const RowSearch<T>& r = c.scratch.row[row];
+  RowSearch<T>& r = c.scratch.row[row];
   const RadixSearch<T> search = r.before_pass(pass);
   if (search.found()) return;  // the whole block
   for (int b = threadIdx.x; b < kBins; b += kPassThreads) histogram[b] = 0;
   __syncthreads();  // all bins are zero before the first weight is added
   const Keys<T> keys(c.p.ranking().dtype);
-  const ClassWeight<T> weight = class_weight(c.p, c.extremes(row).high, c.inv_temperature);
+  const ClassWeight<T> weight = class_weight(c.p, bins_of(c, row));
   const int shift = search.bin_bits();
   if (r.num_listed <= c.scratch.capacity) {
     const KeyOf<T>* list = c.list(row);
@@ -115,14 +109,13 @@ __global__ void __launch_bounds__(kPassThreads) histogram_kernel(ChunkCall<T> c,
       add_to_histogram(search, shift, keys, weight, list[k], histogram);
     }
   } else {
-    for_each_rank<T, kPassThreads>(
-        c.template loader<Loader>(), c.segment(), c.p.by_student,
-        [&](T r) { add_to_histogram(search, shift, keys, weight, keys.of(r), histogram); });
+    for_each_rank<T, kPassThreads>(c.template loader<Loader>(), c.segment(), [&](T r) {
+      add_to_histogram(search, shift, keys, weight, keys.of(r), histogram);
+    });
   }
   __syncthreads();  // every thread has added its classes
-  unsigned long long* row_histogram = c.histogram(row);
   for (int b = threadIdx.x; b < kBins; b += kPassThreads) {
-    if (histogram[b] != 0) atomicAdd(&row_histogram[b], histogram[b]);
+    if (histogram[b] != 0) atomicAdd(&r.histogram[b], histogram[b]);
   }
 }
 
@@ -135,8 +128,8 @@ __global__ void __launch_bounds__(kPassThreads) refine_kernel(ChunkCall<T> c, in
   RadixSearch<T> search = c.scratch.row[row].before_pass(pass);
   if (search.found() && pass > 0) return;
   if (!search.found()) {
-    unsigned long long* histogram = c.histogram(row);
-    search = refine_search<T, kPassThreads>(histogram, stop_rule(c.p.selection()), search, storage);
+    unsigned long long* histogram = c.scratch.row[row].histogram;
+    search = refine_search(histogram, stop_rule(c.p.selection), search, storage);
     for (int b = threadIdx.x; b < kBins; b += kPassThreads) histogram[b] = 0;  // for the next pass
   }
   if (threadIdx.x != 0) return;
@@ -148,21 +141,16 @@ __global__ void __launch_bounds__(kPassThreads) refine_kernel(ChunkCall<T> c, in
   }
 }
 
-/// *zero_bytes: what must be zero before the first kernel.
 template <class T>
-SelectScratch<T> lay_out_scratch(const Problem& p, std::int64_t rows, void* base,
-                                 std::size_t* zero_bytes, std::size_t* bytes) {
+SelectScratch<T> lay_out_scratch(const Problem& p, std::int64_t rows, void* base) {
   Arena arena(base);
   SelectScratch<T> s;
   const auto n = static_cast<std::size_t>(rows);
   s.capacity = static_cast<int>(std::min<std::int64_t>(
       kMaxListedKeys, std::max<std::int64_t>(kMinListedKeys, p.classes / kClassesPerListedKey)));
   s.row = arena.take<RowSearch<T>>(n);
-  s.counts = arena.take<int>(n * kBins);
-  s.histogram = arena.take<unsigned long long>(n * kBins);
-  *zero_bytes = arena.used();
   s.list = arena.take<KeyOf<T>>(n * static_cast<std::size_t>(s.capacity));
-  *bytes = arena.used();
+  s.bytes = arena.used();
   return s;
 }
 
@@ -176,46 +164,31 @@ std::int64_t select_chunk_rows(const Problem& p) {
 
 template <class T>
 std::size_t select_scratch_bytes(const Problem& p, std::int64_t rows) {
-  std::size_t zero_bytes, bytes;
-  lay_out_scratch<T>(p, rows, nullptr, &zero_bytes, &bytes);
-  return bytes;
+  return lay_out_scratch<T>(p, rows, nullptr).bytes;
 }
+GKD_INSTANTIATE(select_scratch_bytes)
 
 template <class T>
 cudaError_t find_cuts_select(const Problem& p, const Chunk& chunk, bool keep_larger,
-                             RowState<T>* state, void* scratch, cudaStream_t stream) {
-  std::size_t zero_bytes, bytes;
-  const SelectScratch<T> s = lay_out_scratch<T>(p, chunk.rows, scratch, &zero_bytes, &bytes);
-  const ChunkCall<T> c{{p, chunk, p.inv_group_temperature<T>()}, state, s, keep_larger};
-  GKD_TRY(cudaMemsetAsync(scratch, 0, zero_bytes, stream));
-  const auto rows = static_cast<unsigned>(chunk.rows), blocks = chunk.blocks();
-  return with_loader<T>(p, [&](auto* tag) -> cudaError_t {
-    using Loader = std::remove_pointer_t<decltype(tag)>;
-    extremes_kernel<Loader><<<blocks, kPassThreads, 0, stream>>>(c);
-    GKD_TRY(cudaGetLastError());
-    count_kernel<Loader><<<blocks, kPassThreads, 0, stream>>>(c);
-    GKD_TRY(cudaGetLastError());
-    window_kernel<T><<<rows, kPassThreads, 0, stream>>>(c);
-    GKD_TRY(cudaGetLastError());
-    weights_kernel<Loader, T><<<blocks, kPassThreads, 0, stream>>>(c);
-    GKD_TRY(cudaGetLastError());
+                             const Workspace<T>& w, cudaStream_t stream) {
+  using Call = ChunkCall<T>;
+  const auto scratch = lay_out_scratch<T>(p, chunk.rows, w.selection);
+  const Call c{{p, chunk, p.inv_group_temperature<T>()}, w.state, scratch, keep_larger};
+  GKD_TRY(cudaMemsetAsync(scratch.row, 0, chunk.rows * sizeof(*scratch.row), stream));
+  return with_loader<T>(p, [&](auto loader) -> cudaError_t {
+    using Loader = decltype(loader);
+    GKD_TRY(launch_segments(extremes_kernel<Loader, Call>, chunk, stream, c));
+    GKD_TRY(launch_segments(count_kernel<Loader, Call>, chunk, stream, c));
+    GKD_TRY(launch(window_kernel<T>, chunk.rows, kPassThreads, stream, c));
+    GKD_TRY(launch_segments(weights_kernel<Loader, T>, chunk, stream, c));
     const int num_passes = Keys<T>(p.ranking().dtype).num_passes();
     for (int pass = 0; pass < num_passes; ++pass) {
-      histogram_kernel<Loader, T><<<blocks, kPassThreads, 0, stream>>>(c, pass);
-      GKD_TRY(cudaGetLastError());
-      refine_kernel<T><<<rows, kPassThreads, 0, stream>>>(c, pass);
-      GKD_TRY(cudaGetLastError());
+      GKD_TRY(launch_segments(histogram_kernel<Loader, T>, chunk, stream, c, pass));
+      GKD_TRY(launch(refine_kernel<T>, chunk.rows, kPassThreads, stream, c, pass));
     }
     return cudaSuccess;
   });
 }
-
-#define GKD_INSTANTIATE(T)                                                                   \
-  template std::size_t select_scratch_bytes<T>(const Problem&, std::int64_t);                \
-  template cudaError_t find_cuts_select<T>(const Problem&, const Chunk&, bool, RowState<T>*, \
-                                           void*, cudaStream_t);
-GKD_INSTANTIATE(float)
-GKD_INSTANTIATE(double)
-#undef GKD_INSTANTIATE
+GKD_INSTANTIATE(find_cuts_select)
 
 }  // namespace gkd::cuda

@@ -5,7 +5,7 @@
 #include <cub/block/block_reduce.cuh>
 
 #include "cuda/block/histogram.cuh"
-#include "cuda/cub.h"
+#include "cuda/launch_kernel.cuh"
 
 namespace gkd::cuda {
 
@@ -17,13 +17,18 @@ struct SelectCall {
   Chunk chunk;
   T inv_temperature;
 
+  /// What this block serves.
   __device__ std::int64_t row() const { return chunk.partition.row(blockIdx.x); }
-  __device__ Segment segment() const { return chunk.partition.segment(blockIdx.x); }
+  __device__ Segment segment() const { return chunk.segment(blockIdx.x); }
   template <class Loader>
   __device__ Loader loader() const {
-    return Loader(p, chunk.first_row + row());
+    return Loader(p, chunk.row(blockIdx.x));
   }
 };
+template <class Call>
+__device__ auto bins_of(const Call& c, std::int64_t row) {
+  return bins_of(c.p, c.extremes(row), c.inv_temperature);
+}
 
 /// Call: merge_extremes(row, extremes).
 template <class Loader, class Call>
@@ -32,12 +37,12 @@ __global__ void __launch_bounds__(kPassThreads) extremes_kernel(Call c) {
   using Reduce = cub::BlockReduce<Extremes<T>, kPassThreads>;
   __shared__ typename Reduce::TempStorage storage;
   const Extremes<T> thread =
-      thread_extremes<T, kPassThreads>(c.template loader<Loader>(), c.segment(), c.p.by_student);
-  const Extremes<T> block = Reduce(storage).Reduce(thread, MergeExtremes{});
+      thread_extremes<T, kPassThreads>(c.template loader<Loader>(), c.segment());
+  const Extremes<T> block = Reduce(storage).Reduce(thread, Merge{});
   if (threadIdx.x == 0) c.merge_extremes(c.row(), block);
 }
 
-/// Call: is_counted(row), bins(row), counts(row).
+/// Call: is_counted(row), extremes(row), counts(row).
 template <class Loader, class Call>
 __global__ void __launch_bounds__(kPassThreads) count_kernel(Call c) {
   using T = typename Call::Value;
@@ -46,8 +51,7 @@ __global__ void __launch_bounds__(kPassThreads) count_kernel(Call c) {
   if (!c.is_counted(row)) return;  // the whole block: no barrier is left waiting
   for (int b = threadIdx.x; b < kBins; b += kPassThreads) counts[b] = 0;
   __syncthreads();  // all bins are zero before the first count
-  count_segment<T, kPassThreads>(c.template loader<Loader>(), c.segment(), c.p.by_student,
-                                 c.bins(row), counts);
+  count_segment<T, kPassThreads>(c.template loader<Loader>(), c.segment(), bins_of(c, row), counts);
   __syncthreads();  // every thread has counted its classes
   int* row_counts = c.counts(row);
   for (int b = threadIdx.x; b < kBins; b += kPassThreads) {

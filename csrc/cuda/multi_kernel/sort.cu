@@ -10,6 +10,7 @@
 
 #include "cuda/block/load_store.cuh"
 #include "cuda/cub.h"
+#include "cuda/launch_kernel.cuh"
 #include "cuda/multi_kernel/stages.h"
 #include "math/cut.h"
 
@@ -36,9 +37,9 @@ __global__ void __launch_bounds__(kPassThreads)
     keys_kernel(Matrix ranking, std::int64_t classes, Chunk chunk, SortKey<Elem>* keys) {
   using Key = SortKey<Elem>;
   const std::int64_t chunk_row = chunk.partition.row(blockIdx.x);
-  const Segment segment = chunk.partition.segment(blockIdx.x);
+  const Segment segment = chunk.segment(blockIdx.x);
   const Key* row =
-      static_cast<const Key*>(ranking.data) + (chunk.first_row + chunk_row) * ranking.row_stride;
+      static_cast<const Key*>(ranking.data) + chunk.row(blockIdx.x) * ranking.row_stride;
   const auto infinity = static_cast<Key>(infinity_bits(ranking.dtype));
   for (std::int64_t j = segment.begin + threadIdx.x; j < segment.end; j += kPassThreads) {
     keys[chunk_row * classes + j] = ordered_key(row[j * ranking.col_stride], infinity);
@@ -64,8 +65,8 @@ __global__ void __launch_bounds__(kScanThreads)
     T* cut = &state[first_row + blockIdx.x].cut;
     if (threadIdx.x == 0 && !(keep_larger && *cut > found)) *cut = found;
   };
-  if (p.group_size > 0) {
-    set_cut(logit_of<T, Elem>(keys[p.group_size - 1]));
+  if (p.selection.group_size > 0) {
+    set_cut(logit_of<T, Elem>(keys[p.selection.group_size - 1]));
     return;
   }
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kScanThreads)
 #pragma unroll
     for (int k = kScanItems - 1; k >= 0; --k) {
       const std::int64_t j = first + std::int64_t(threadIdx.x) * kScanItems + k;
-      if (j < p.classes && mass_reached(before + prefix[k], total, p.threshold)) {
+      if (j < p.classes && mass_reached(before + prefix[k], total, p.selection.threshold)) {
         atomicMin(&crossing, static_cast<unsigned long long>(j));
       }
     }
@@ -182,29 +183,21 @@ std::size_t sort_scratch_bytes(const Problem& p, std::int64_t rows) {
 
 template <class T>
 cudaError_t find_cuts_sort(const Problem& p, const Chunk& chunk, bool keep_larger,
-                           RowState<T>* state, void* scratch, cudaStream_t stream) {
+                           const Workspace<T>& w, cudaStream_t stream) {
   return with_dtype(p.ranking().dtype, [&](auto elem) -> cudaError_t {
     using Elem = decltype(elem);
     if constexpr (sizeof(Elem) > sizeof(T)) {
       return cudaErrorInvalidValue;  // a double ranking makes the arithmetic double
     } else {
-      auto s = lay_out_scratch<SortKey<Elem>>(p, chunk.rows, scratch);
-      keys_kernel<Elem>
-          <<<chunk.blocks(), kPassThreads, 0, stream>>>(p.ranking(), p.classes, chunk, s.keys);
-      GKD_TRY(cudaGetLastError());
+      auto s = lay_out_scratch<SortKey<Elem>>(p, chunk.rows, w.selection);
+      GKD_TRY(
+          launch_segments(keys_kernel<Elem>, chunk, stream, p.ranking(), p.classes, chunk, s.keys));
       GKD_TRY(sort_keys(s.cub, s.cub_bytes, s.keys, s.sorted, chunk.rows, p.classes, stream));
-      scan_kernel<T, Elem><<<static_cast<unsigned>(chunk.rows), kScanThreads, 0, stream>>>(
-          p, chunk.first_row, s.sorted, keep_larger, state);
-      return cudaGetLastError();
+      return launch(scan_kernel<T, Elem>, chunk.rows, kScanThreads, stream, p, chunk.first_row,
+                    s.sorted, keep_larger, w.state);
     }
   });
 }
-
-#define GKD_INSTANTIATE(T)                                                                        \
-  template cudaError_t find_cuts_sort<T>(const Problem&, const Chunk&, bool, RowState<T>*, void*, \
-                                         cudaStream_t);
-GKD_INSTANTIATE(float)
-GKD_INSTANTIATE(double)
-#undef GKD_INSTANTIATE
+GKD_INSTANTIATE(find_cuts_sort)
 
 }  // namespace gkd::cuda

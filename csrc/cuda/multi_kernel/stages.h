@@ -16,24 +16,20 @@ std::size_t select_scratch_bytes(const Problem& problem, std::int64_t rows);
 /// The cuts of a chunk's rows, for a problem without a constant cut.
 template <class T>
 cudaError_t find_cuts_sort(const Problem& problem, const Chunk& chunk, bool keep_larger,
-                           RowState<T>* state, void* scratch, cudaStream_t stream);
+                           const Workspace<T>& w, cudaStream_t stream);
 template <class T>
 cudaError_t find_cuts_select(const Problem& problem, const Chunk& chunk, bool keep_larger,
-                             RowState<T>* state, void* scratch, cudaStream_t stream);
+                             const Workspace<T>& w, cudaStream_t stream);
 
 /// The loss of a chunk with known cuts: moments, coefficients, then the gradient unless it is null,
-/// and each row's report. `all_kl`: also the KL of a group without weight.
+/// and each row's report.
 template <class T>
-cudaError_t run_loss(const Problem& problem, const Chunk& chunk, const Workspace<T>& workspace,
-                     bool all_kl, void* gradient, cudaStream_t stream);
+cudaError_t run_loss(const RowsCall<T>& call, const Chunk& chunk, cudaStream_t stream);
 
 /// Its first and its last pass alone, for callers that set the coefficients otherwise.
 template <class T>
-cudaError_t segment_moments(const Problem& problem, const Chunk& chunk,
-                            const Workspace<T>& workspace, cudaStream_t stream);
+cudaError_t segment_moments(const RowsCall<T>& call, const Chunk& chunk, cudaStream_t stream);
 template <class T>
-cudaError_t write_gradients(const Problem& problem, const Chunk& chunk,
-                            const Workspace<T>& workspace, bool all_kl, void* gradient,
-                            cudaStream_t stream);
+cudaError_t write_gradients(const RowsCall<T>& call, const Chunk& chunk, cudaStream_t stream);
 
 }  // namespace gkd::cuda

@@ -2,7 +2,6 @@
 // a kernel of its own, since ranks reduce their integers in between.
 #include "cuda/multi_kernel/select_kernels.cuh"
 #include "cuda/sharded/launch.h"
-#include "cuda/workspace.h"
 
 namespace gkd::cuda {
 namespace {
@@ -25,9 +24,6 @@ struct ShardCall : SelectCall<T> {
     const long long* message = row_extremes + row * kMsgExtremes;
     return {high_from_message<T>(message), low_from_message<T>(message)};
   }
-  __device__ Bins<T> bins(std::int64_t row) const {
-    return bins_of(this->p, extremes(row), this->inv_temperature);
-  }
   __device__ int* counts(std::int64_t row) const { return out_counts + row * kBins; }
   __device__ RadixSearch<T> search(const long long* searches, std::int64_t row) const {
     if (searches != nullptr) return search_from_message<T>(searches + row * kSearchFields);
@@ -37,7 +33,7 @@ struct ShardCall : SelectCall<T> {
 
 template <class T>
 __global__ void neutral_extremes_kernel(std::int64_t rows, long long* extremes) {
-  const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t row = thread_row();
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   if (row < rows) extremes_to_message(-kInfinity, kInfinity, extremes + row * kMsgExtremes);
 }
@@ -56,35 +52,34 @@ __global__ void __launch_bounds__(kPassThreads)
   __shared__ unsigned long long histogram[kBins];
   const std::int64_t row = c.row();
   for (int b = threadIdx.x; b < kBins; b += kPassThreads) histogram[b] = 0;
-  const Bins<T> bins = c.bins(row);
+  const Bins<T> bins = bins_of(c, row);
   // Its barriers also order the zeros before the first weight.
-  const BinRange window = find_window<T, kPassThreads>(
-      counts + row * kBins, stop_rule(c.p.selection()), bins, c.p.row_classes(), storage.window);
+  const BinRange window = find_window(counts + row * kBins, stop_rule(c.p.selection), bins,
+                                      c.p.row_classes(), storage.window);
   const Keys<T> keys(c.p.ranking().dtype);
-  const ClassWeight<T> weight = class_weight(c.p, bins.high, c.inv_temperature);
+  const ClassWeight<T> weight = class_weight(c.p, bins);
   const RadixSearch<T> search = c.search(searches, row);
   const int shift = search.bin_bits();
   const bool first_pass = searches == nullptr;
   WeightSums<T> thread;
-  for_each_rank<T, kPassThreads>(
-      c.template loader<Loader>(), c.segment(), c.p.by_student, [&](T r) {
-        const int bin = bins.of(r);
-        if (first_pass) {
-          const unsigned long long w = weight.of(r);
-          thread.total += w;
-          thread.above += bin < window.first ? w : 0;
-        }
-        if (window.holds(bin)) {
-          add_to_histogram(search, shift, keys, weight, keys.of(r), histogram);
-        }
-      });
+  for_each_rank<T, kPassThreads>(c.template loader<Loader>(), c.segment(), [&](T r) {
+    const int bin = bins.of(r);
+    if (first_pass) {
+      const unsigned long long w = weight.of(r);
+      thread.total += w;
+      thread.above += bin < window.first ? w : 0;
+    }
+    if (window.holds(bin)) {
+      add_to_histogram(search, shift, keys, weight, keys.of(r), histogram);
+    }
+  });
   __syncthreads();  // every thread has added its classes and read the window, whose storage is free
   unsigned long long* row_out = out + row * kMsgHistogram;
   for (int b = threadIdx.x; b < kBins; b += kPassThreads) {
     if (histogram[b] != 0) atomicAdd(&row_out[b], histogram[b]);
   }
   if (!first_pass) return;  // the whole block
-  const WeightSums<T> block = Reduce(storage.weights).Reduce(thread, MergeWeightSums{});
+  const WeightSums<T> block = Reduce(storage.weights).Reduce(thread, Merge{});
   if (threadIdx.x != 0) return;
   atomicAdd(&row_out[kMsgTotal], block.total);
   atomicAdd(&row_out[kMsgAbove], block.above);
@@ -103,68 +98,60 @@ __global__ void __launch_bounds__(kPassThreads)
     search.above = histogram[kMsgAbove];
     search.total = histogram[kMsgTotal];
   }
-  search = refine_search<T, kPassThreads>(histogram, stop_rule(c.p.selection()), search, storage);
+  search = refine_search(histogram, stop_rule(c.p.selection), search, storage);
   if (threadIdx.x != 0) return;
   search_to_message(search, next + row * kSearchFields);
   cut[row] = static_cast<double>(Keys<T>(c.p.ranking().dtype).logit(search.high));
 }
 
-/// Calls run(call, tag) in the problem's arithmetic, with a null pointer of its loader.
+/// Calls run(call, loader) in the problem's arithmetic, with an empty loader of its type.
 template <class Run>
-cudaError_t with_call(const Problem& p, const Device& device, const long long* extremes, Run run) {
+cudaError_t with_call(const Call& call, const long long* extremes, Run run) {
+  const Problem& p = call.p;
   return with_arithmetic(p, [&](auto arithmetic) {
     using T = decltype(arithmetic);
-    const Chunk rows{0, p.rows, partition_rows(p.rows, p.classes, device)};
-    const ShardCall<T> call{{p, rows, p.inv_group_temperature<T>()}, extremes, nullptr, nullptr};
-    return with_loader<T>(p, [&](auto* tag) -> cudaError_t {
-      run(call, tag);
-      return cudaGetLastError();
-    });
+    const Chunk all = chunk_of(0, p.rows, p, call.device);
+    const ShardCall<T> c{{p, all, p.inv_group_temperature<T>()}, extremes, nullptr, nullptr};
+    return with_loader<T>(p, [&](auto loader) { return run(c, loader); });
   });
 }
 
 }  // namespace
 
-cudaError_t shard_extremes(const Problem& p, const Device& device, long long* extremes,
-                           cudaStream_t stream) {
-  return with_call(p, device, nullptr, [&](auto c, auto* tag) {
-    using Loader = std::remove_pointer_t<decltype(tag)>;
+cudaError_t shard_extremes(const Call& call, long long* extremes) {
+  return with_call(call, nullptr, [&](auto c, auto loader) -> cudaError_t {
     c.out_extremes = extremes;
-    neutral_extremes_kernel<decltype(c.inv_temperature)>
-        <<<num_blocks(p.rows, kPassThreads), kPassThreads, 0, stream>>>(p.rows, extremes);
-    extremes_kernel<Loader><<<c.chunk.blocks(), kPassThreads, 0, stream>>>(c);
+    GKD_TRY(launch_threads(neutral_extremes_kernel<decltype(c.inv_temperature)>, c.p.rows,
+                           call.stream, c.p.rows, extremes));
+    return launch_segments(extremes_kernel<decltype(loader), decltype(c)>, c.chunk, call.stream, c);
   });
 }
 
-cudaError_t shard_counts(const Problem& p, const Device& device, const long long* extremes,
-                         std::int32_t* counts, cudaStream_t stream) {
-  const auto bytes = static_cast<std::size_t>(p.rows) * kBins * sizeof(*counts);
-  GKD_TRY(cudaMemsetAsync(counts, 0, bytes, stream));
-  return with_call(p, device, extremes, [&](auto c, auto* tag) {
-    using Loader = std::remove_pointer_t<decltype(tag)>;
+cudaError_t shard_counts(const Call& call, const long long* extremes, std::int32_t* counts) {
+  const auto bytes = static_cast<std::size_t>(call.p.rows) * kBins * sizeof(*counts);
+  GKD_TRY(cudaMemsetAsync(counts, 0, bytes, call.stream));
+  return with_call(call, extremes, [&](auto c, auto loader) {
     c.out_counts = counts;
-    count_kernel<Loader><<<c.chunk.blocks(), kPassThreads, 0, stream>>>(c);
+    return launch_segments(count_kernel<decltype(loader), decltype(c)>, c.chunk, call.stream, c);
   });
 }
 
-cudaError_t shard_histogram(const Problem& p, const Device& device, const long long* extremes,
-                            const std::int32_t* counts, const long long* search,
-                            long long* histogram, cudaStream_t stream) {
-  const auto bytes = static_cast<std::size_t>(p.rows) * kMsgHistogram * sizeof(*histogram);
-  GKD_TRY(cudaMemsetAsync(histogram, 0, bytes, stream));
-  return with_call(p, device, extremes, [&](auto c, auto* tag) {
-    using Loader = std::remove_pointer_t<decltype(tag)>;
-    histogram_kernel<Loader><<<c.chunk.blocks(), kPassThreads, 0, stream>>>(
-        c, counts, search, reinterpret_cast<unsigned long long*>(histogram));
+cudaError_t shard_histogram(const Call& call, const long long* extremes, const std::int32_t* counts,
+                            const long long* search, long long* histogram) {
+  const auto bytes = static_cast<std::size_t>(call.p.rows) * kMsgHistogram * sizeof(*histogram);
+  GKD_TRY(cudaMemsetAsync(histogram, 0, bytes, call.stream));
+  return with_call(call, extremes, [&](auto c, auto loader) {
+    using T = decltype(c.inv_temperature);
+    return launch_segments(histogram_kernel<decltype(loader), T>, c.chunk, call.stream, c, counts,
+                           search, reinterpret_cast<unsigned long long*>(histogram));
   });
 }
 
-cudaError_t shard_refine(const Problem& p, const long long* extremes, const long long* histogram,
-                         const long long* search, long long* next, double* cut,
-                         cudaStream_t stream) {
-  return with_call(p, Device{}, extremes, [&](auto c, auto*) {
-    refine_kernel<<<static_cast<unsigned>(p.rows), kPassThreads, 0, stream>>>(
-        c, reinterpret_cast<const unsigned long long*>(histogram), search, next, cut);
+cudaError_t shard_refine(const Call& call, const long long* extremes, const long long* histogram,
+                         const long long* search, long long* next, double* cut) {
+  return with_call(call, extremes, [&](auto c, auto) {
+    return launch(refine_kernel<decltype(c.inv_temperature)>, c.p.rows, kPassThreads, call.stream,
+                  c, reinterpret_cast<const unsigned long long*>(histogram), search, next, cut);
   });
 }
 
