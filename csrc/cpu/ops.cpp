@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -33,7 +34,8 @@ std::int64_t counted_rows(const char* name, const at::Tensor& student, const Opt
 /// Runs every row; `store(row, result, target)` keeps what the caller needs of it.
 template <class Store>
 void for_rows(const at::Tensor& student, const at::Tensor& teacher, const OptionalTensor& target,
-              const LossOptions& s, double gradient_scale, at::Tensor* gradient, Store store) {
+              const LossOptions& s, double gradient_scale, const at::Tensor& gradient,
+              Store store) {
   const std::int64_t rows = student.size(0), classes = student.size(1);
   const bool in_double = compute_dtype(student, teacher) == at::kDouble;
   const cpu::RowFunction run_row = cpu::kernels().of(in_double).row;
@@ -45,63 +47,53 @@ void for_rows(const at::Tensor& student, const at::Tensor& teacher, const Option
   cpu::for_each_row(rows, classes,
                     [&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
                       const cpu::RowTarget row_target = cpu::target_of(target, row, s.ignore_index);
+                      cpu::RowTask task = common;
+                      task.gradient = cpu::gradient_row(gradient, row);
                       if (row_target.ignored) {
-                        if (gradient) gradient->select(0, row).zero_();
+                        if (void* data = task.gradient.data)
+                          std::memset(data, 0, classes * gradient.itemsize());
                         store(row, cpu::RowResult{}, row_target);
                         return;
                       }
-                      cpu::RowTask task = common;
                       task.target = row_target.value;
                       task.student = cpu::logits_row(student, row);
                       task.teacher = cpu::logits_row(teacher, row);
-                      if (gradient) task.gradient = cpu::gradient_row(*gradient, row);
                       store(row, run_row(task, executor, scratch), row_target);
                     });
 }
 
-ForwardTensors forward_cpu(const LossOptions& s, Ref student, Ref teacher,
-                           const OptionalTensor& target, bool need_grad) {
-  const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
-  const std::int64_t counted = counted_rows("gkd::loss", student, target, s);
-  const double weight = cpu::reduction_weight(s.reduction, counted);
+void forward_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
+                 const ForwardTensors& made) {
+  const auto& [loss, gradient, backward_scale] = made;
+  const double weight = cpu::reduction_weight(s.reduction, counted_rows(kLoss, student, target, s));
   const GradScale scale = grad_scale(weight, weights_of(s), student.scalar_type() == at::kHalf);
-  const auto options = student.options().dtype(compute_dtype(student, teacher));
-  at::Tensor gradient = need_grad ? at::empty({student.size(0), student.size(1)}, student.options())
-                                  : at::empty({0}, student.options());
   std::vector<double> losses(student.size(0));
-  at::Tensor loss =
-      s.reduction == "none" ? at::empty({student.size(0)}, options) : at::empty({}, options);
+  for_rows(
+      student, teacher, target, s, scale.forward, gradient,
+      [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget) { losses[row] = r.loss; });
   AT_DISPATCH_FLOATING_TYPES(loss.scalar_type(), "gkd_forward_cpu", [&] {
-    for_rows(
-        su, te, target, s, scale.forward, need_grad ? &gradient : nullptr,
-        [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget) { losses[row] = r.loss; });
     scalar_t* out = loss.mutable_data_ptr<scalar_t>();
     if (s.reduction == "none") {
       std::copy(losses.begin(), losses.end(), out);
     } else {
       *out = static_cast<scalar_t>(weight * std::accumulate(losses.begin(), losses.end(), 0.0));
     }
+    *backward_scale.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(scale.backward);
   });
-  return {loss, gradient, at::full({}, scale.backward, options)};
 }
 
-GroupTensors group_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
-                       bool return_mask) {
-  counted_rows("gkd::group", student, target, s);
-  const std::int64_t rows = student.size(0), classes = student.size(1);
-  const at::Tensor su = student.resolve_neg(), te = teacher.resolve_neg();
-  const auto options = student.options().dtype(compute_dtype(student, teacher));
-  at::Tensor size = at::empty({rows}, options.dtype(at::kLong));
-  at::Tensor columns[6];  // six tensors, since an operator's outputs must not alias
-  for (at::Tensor& column : columns) column = at::empty({rows}, options);
-  at::Tensor mask = at::empty({0}, options.dtype(at::kBool));
-  if (return_mask) mask = at::empty({rows, classes}, options.dtype(at::kBool));
-  AT_DISPATCH_FLOATING_TYPES(columns[0].scalar_type(), "gkd_group_cpu", [&] {
+void group_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
+               const GroupTensors& made) {
+  counted_rows(kGroup, student, target, s);
+  const auto& [size, p, q, cut, primary, binary, secondary, mask] = made;
+  const at::Tensor columns[6] = {p, q, cut, primary, binary, secondary};
+  const at::Tensor mask_rows = mask.numel() > 0 ? mask.view(student.sizes()) : mask;
+  AT_DISPATCH_FLOATING_TYPES(p.scalar_type(), "gkd_group_cpu", [&] {
     scalar_t* out[6];
     for (int k = 0; k < 6; ++k) out[k] = columns[k].mutable_data_ptr<scalar_t>();
     std::int64_t* sizes = size.mutable_data_ptr<std::int64_t>();
-    const at::Tensor& rank = s.rank_by == "student" ? su : te;
-    for_rows(su, te, target, s, 1.0, nullptr,
+    const at::Tensor& rank = s.rank_by == "student" ? student : teacher;
+    for_rows(student, teacher, target, s, 1.0, /*gradient=*/{},
              [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget row_target) {
                const double nan = std::numeric_limits<double>::quiet_NaN();
                const double values[6] = {r.summary.p, r.summary.q,      r.cut,
@@ -110,29 +102,25 @@ GroupTensors group_cpu(const LossOptions& s, Ref student, Ref teacher, const Opt
                  out[k][row] = static_cast<scalar_t>(row_target.ignored ? nan : values[k]);
                }
                sizes[row] = r.size;
-               if (!return_mask) return;
-               at::Tensor mask_row = mask.select(0, row);
+               if (mask_rows.numel() == 0) return;
+               at::Tensor mask_row = mask_rows.select(0, row);
                if (row_target.ignored || std::isnan(r.cut)) {
                  mask_row.zero_();
                  return;
                }
                // In the dtype of the cut: the lowest float would become -inf in 16 bits.
                at::ge_out(mask_row, rank.select(0, row).to(columns[0].scalar_type()), r.cut);
-               if (row_target.value >= 0) {
-                 mask.mutable_data_ptr<bool>()[row * classes + row_target.value] = true;
-               }
+               if (row_target.value >= 0) mask_row[row_target.value] = true;
              });
   });
-  return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }
 
-/// out = in * grad_output * grad_scale, both contiguous; they may be the same tensor.
-void scale_rows(Ref in, Ref out, Ref grad_output, Ref grad_scale) {
-  const std::int64_t rows = in.size(0), classes = in.size(1);
+void scale_cpu(Ref in, Ref out, Ref grad_output, Ref grad_scale) {
+  if (in.numel() == 0) return;
+  const std::int64_t classes = in.size(-1), rows = in.numel() / classes;
   const at::Tensor factors = grad_output.to(at::kDouble) * grad_scale.item<double>();
   const std::int64_t stride = factors.dim() == 0 ? 0 : factors.stride(0);
   const double* factors_data = factors.const_data_ptr<double>();
-  if (rows == 0) return;
   const char* from = static_cast<const char*>(in.const_data_ptr());
   char* to = static_cast<char*>(out.mutable_data_ptr());
   const cpu::ScaleFunction scale = cpu::kernels().scale;
@@ -148,24 +136,11 @@ void scale_rows(Ref in, Ref out, Ref grad_output, Ref grad_scale) {
   });
 }
 
-at::Tensor scale_cpu(Ref gradient, Ref grad_output, Ref grad_scale) {
-  at::Tensor out = at::empty(gradient.sizes(), gradient.options(), at::MemoryFormat::Contiguous);
-  scale_rows(gradient.contiguous(), out, grad_output, grad_scale);
-  return out;
-}
-
-void scale_in_place_cpu(Ref gradient, Ref grad_output, Ref grad_scale) {
-  scale_rows(gradient, gradient, grad_output, grad_scale);
-}
-
 std::string cpu_capability() { return cpu::kernels().name; }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gkd, CPU, m) {
-  register_ops<forward_cpu, group_cpu, scale_cpu>(m);
-  m.impl("_scale_", &scale_in_place_cpu);
-}
+TORCH_LIBRARY_IMPL(gkd, CPU, m) { register_ops<forward_cpu, group_cpu, scale_cpu>(m); }
 
 // It has no tensor to dispatch on.
 TORCH_LIBRARY_IMPL(gkd, CatchAll, m) { m.impl("_cpu_capability", &cpu_capability); }

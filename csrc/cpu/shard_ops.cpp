@@ -18,119 +18,81 @@ const cpu::ShardKernels& kernels_of(const ShardCall& c) {
   return cpu::kernels().of(compute_dtype(c.student, c.teacher) == at::kDouble).shard;
 }
 
-/// Whether a row's target is a class of the whole row, or none.
-bool is_valid(const ShardCall& c, cpu::RowTarget target) {
-  if (!c.target || target.ignored) return true;
-  return target.value >= 0 && target.value < c.num_classes;
+cpu::RowTarget target_of(const ShardCall& c, std::int64_t row) {
+  return cpu::target_of(c.target, row, c.options.ignore_index);
 }
 
-/// The rows of a call as tasks of the kernels.
-struct Rows {
-  const ShardCall& c;
-  at::Tensor student, teacher;
-  double gradient_scale = 1;
-
-  explicit Rows(const ShardCall& c)
-      : c(c), student(c.student.resolve_neg()), teacher(c.teacher.resolve_neg()) {}
-
-  cpu::ShardTask task(std::int64_t row, const at::Tensor* gradient = nullptr) const {
-    cpu::ShardTask t;
-    t.all_classes = c.num_classes;
-    t.row.student = cpu::logits_row(student, row);
-    t.row.teacher = cpu::logits_row(teacher, row);
-    if (gradient) t.row.gradient = cpu::gradient_row(*gradient, row);
-    t.row.gradient_scale = gradient_scale;
-    t.row.classes = c.classes();
-    const cpu::RowTarget row_target = target(row);
-    // A target below class_start belongs to another shard.
-    const bool may_be_here = c.target && !row_target.ignored && row_target.value >= c.class_start;
-    t.row.target = may_be_here ? row_target.value - c.class_start : -1;
-    t.row.selection = selection_of(c.options);
-    t.row.weights = weights_of(c.options);
-    return t;
-  }
-  cpu::RowTarget target(std::int64_t row) const {
-    return cpu::target_of(c.target, row, c.options.ignore_index);
-  }
-  GradScale grad_scale() const {
-    return gkd::grad_scale(weight(), weights_of(c.options), student.scalar_type() == at::kHalf);
-  }
-  double weight() const {
-    std::int64_t counted = 0;
-    for (std::int64_t row = 0; row < c.rows(); ++row) counted += !target(row).ignored;
-    return cpu::reduction_weight(c.options.reduction, counted);
-  }
-  template <class Body>
-  void for_each(Body body) const {
-    cpu::for_each_row(c.rows(), c.classes(), body);
-  }
-};
-
-/// One message per row.
-at::Tensor empty_messages(const ShardCall& c, std::int64_t length, at::ScalarType dtype) {
-  return at::empty({c.rows(), length}, c.student.options().dtype(dtype));
+double weight_of(const ShardCall& c) {
+  std::int64_t counted = 0;
+  for (std::int64_t row = 0; row < c.rows(); ++row) counted += !target_of(c, row).ignored;
+  return cpu::reduction_weight(c.options.reduction, counted);
 }
 
-// torch's int64 and the kernels' long long are one type in memory.
-long long* row_of(const at::Tensor& t, std::int64_t row) {
-  return reinterpret_cast<long long*>(t.mutable_data_ptr<std::int64_t>()) + row * t.size(1);
+GradScale grad_scale_of(const ShardCall& c) {
+  return grad_scale(weight_of(c), weights_of(c.options), c.student.scalar_type() == at::kHalf);
 }
 
-at::Tensor extremes(const ShardCall& c) {
-  at::Tensor out = empty_messages(c, kMsgExtremes, at::kLong);
-  const Rows rows(c);
-  rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
-    kernels_of(c).extremes(rows.task(row), executor, scratch, row_of(out, row));
+cpu::ShardTask task_of(const ShardCall& c, std::int64_t row) {
+  cpu::ShardTask t;
+  t.all_classes = c.num_classes;
+  t.row.student = cpu::logits_row(c.student, row);
+  t.row.teacher = cpu::logits_row(c.teacher, row);
+  t.row.classes = c.classes();
+  const cpu::RowTarget row_target = target_of(c, row);
+  // A target below class_start belongs to another shard.
+  const bool may_be_here = c.target && !row_target.ignored && row_target.value >= c.class_start;
+  t.row.target = may_be_here ? row_target.value - c.class_start : -1;
+  t.row.selection = selection_of(c.options);
+  t.row.weights = weights_of(c.options);
+  return t;
+}
+
+/// run(row, task, executor, scratch) for every row.
+template <class Run>
+void for_each_row(const ShardCall& c, Run run) {
+  cpu::for_each_row(c.rows(), c.classes(),
+                    [&](std::int64_t row, auto&&... with) { run(row, task_of(c, row), with...); });
+}
+
+void extremes(const ShardCall& c, Ref out) {
+  for_each_row(c, [&](std::int64_t row, const cpu::ShardTask& task, auto&&... with) {
+    kernels_of(c).extremes(task, with..., int64_row(out, row));
   });
-  return out;
 }
 
-at::Tensor counts(const ShardCall& c, Ref extremes) {
-  at::Tensor out = empty_messages(c, kBins, at::kInt);
-  const Rows rows(c);
-  rows.for_each([&](std::int64_t row, const cpu::Executor&, cpu::Scratch*) {
-    kernels_of(c).counts(rows.task(row), row_of(extremes, row),
+void counts(const ShardCall& c, Ref extremes, Ref out) {
+  for_each_row(c, [&](std::int64_t row, const cpu::ShardTask& task, auto&&...) {
+    kernels_of(c).counts(task, int64_row(extremes, row),
                          out.mutable_data_ptr<std::int32_t>() + row * kBins);
   });
-  return out;
 }
 
-at::Tensor histogram(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
-  at::Tensor out = empty_messages(c, kMsgHistogram, at::kLong);
-  const bool first = search.dim() == 1;
-  const Rows rows(c);
-  rows.for_each([&](std::int64_t row, const cpu::Executor&, cpu::Scratch*) {
-    kernels_of(c).histogram(rows.task(row), row_of(extremes, row),
+void histogram(const ShardCall& c, Ref extremes, Ref counts, Ref search, Ref out) {
+  for_each_row(c, [&](std::int64_t row, const cpu::ShardTask& task, auto&&...) {
+    kernels_of(c).histogram(task, int64_row(extremes, row),
                             counts.const_data_ptr<std::int32_t>() + row * kBins,
-                            first ? nullptr : row_of(search, row), row_of(out, row));
+                            int64_row(search, row), int64_row(out, row));
   });
-  return out;
 }
 
-TensorPair refine(const ShardCall& c, Ref extremes, Ref histogram, Ref search) {
-  at::Tensor next = empty_messages(c, kSearchFields, at::kLong);
-  at::Tensor cut = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
-  const bool first = search.dim() == 1;
-  const Rows rows(c);
+void refine(const ShardCall& c, Ref extremes, Ref histogram, Ref search, const TensorPair& out) {
+  double* cut = std::get<1>(out).mutable_data_ptr<double>();
   for (std::int64_t row = 0; row < c.rows(); ++row) {
-    cut.mutable_data_ptr<double>()[row] =
-        kernels_of(c).refine(rows.task(row), row_of(extremes, row), row_of(histogram, row),
-                             first ? nullptr : row_of(search, row), row_of(next, row));
+    cut[row] =
+        kernels_of(c).refine(task_of(c, row), int64_row(extremes, row), int64_row(histogram, row),
+                             int64_row(search, row), int64_row(std::get<0>(out), row));
   }
-  return {next, cut};
 }
 
-at::Tensor moments(const ShardCall& c, Ref cut) {
-  at::Tensor out = empty_messages(c, kMsgMoments, at::kDouble);
-  const Rows rows(c);
-  rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
+void moments(const ShardCall& c, Ref cut, Ref out) {
+  for_each_row(c, [&](std::int64_t row, const cpu::ShardTask& task, auto&&... with) {
     double* message = out.mutable_data_ptr<double>() + row * kMsgMoments;
-    kernels_of(c).moments(rows.task(row), executor, scratch, cut.const_data_ptr<double>()[row],
-                          message);
+    kernels_of(c).moments(task, with..., cut.const_data_ptr<double>()[row], message);
     // Send the flag to all ranks: their targets might differ.
-    if (!is_valid(c, rows.target(row))) message[kMsgInvalid] = 1;
+    const cpu::RowTarget target = target_of(c, row);
+    const bool is_class = target.value >= 0 && target.value < c.num_classes;
+    if (c.target && !target.ignored && !is_class) message[kMsgInvalid] = 1;
   });
-  return out;
 }
 
 /// A row's moments over all ranks.
@@ -154,36 +116,32 @@ Merged merge(const ShardCall& c, Ref moments, std::int64_t row) {
   return merged;
 }
 
-TensorPair write_gradient(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
-  at::Tensor gradient = need_grad ? at::empty({c.rows(), c.classes()}, c.student.options())
-                                  : at::empty({0}, c.student.options());
-  at::Tensor kl = empty_messages(c, 2, at::kDouble);
-  Rows rows(c);
-  rows.gradient_scale = rows.grad_scale().forward;
-  rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
-    const cpu::ShardTask task = rows.task(row, need_grad ? &gradient : nullptr);
-    const cpu::RowTarget target = rows.target(row);
+void write_gradient(const ShardCall& c, Ref cut, Ref moments, bool /*need_grad*/,
+                    const TensorPair& out) {
+  const at::Tensor& gradient = std::get<0>(out);
+  double* kl = std::get<1>(out).mutable_data_ptr<double>();
+  const double scale = grad_scale_of(c).forward;
+  for_each_row(c, [&](std::int64_t row, cpu::ShardTask task, auto&&... with) {
+    task.row.gradient = cpu::gradient_row(gradient, row);
+    task.row.gradient_scale = scale;
     const Merged merged = merge(c, moments, row);
-    double* row_kl = kl.mutable_data_ptr<double>() + 2 * row;
+    double* row_kl = kl + 2 * row;
     row_kl[0] = row_kl[1] = 0;
-    if (target.ignored) {
+    if (target_of(c, row).ignored) {
       kernels_of(c).fill(task, 0);
     } else if (merged.invalid) {
       kernels_of(c).fill(task, kNan);
     } else {
-      kernels_of(c).write_gradient(task, executor, scratch, cut.const_data_ptr<double>()[row],
-                                   merged.group, row_kl);
+      kernels_of(c).write_gradient(task, with..., cut.const_data_ptr<double>()[row], merged.group,
+                                   row_kl);
     }
   });
-  return {gradient, kl};
 }
 
-TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
-  const Rows rows(c);
+void loss(const ShardCall& c, Ref moments, Ref kl, const TensorPair& out) {
   const Weights weights = weights_of(c.options);
   at::Tensor losses = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
   for (std::int64_t row = 0; row < c.rows(); ++row) {
-    const cpu::RowTarget target = rows.target(row);
     const Merged merged = merge(c, moments, row);
     double sum[2] = {0, 0};
     for (std::int64_t rank = 0; rank < kl.size(0); ++rank) {
@@ -191,7 +149,7 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
       for (int g = 0; g < 2; ++g) sum[g] += rank_kl[g];
     }
     double& value = losses.mutable_data_ptr<double>()[row];
-    if (target.ignored) {
+    if (target_of(c, row).ignored) {
       value = 0;
     } else if (merged.invalid) {
       value = kNan;
@@ -200,9 +158,9 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
       value = row_loss(row_coefficients(merged.group, weights, unused), weights, sum[0], sum[1]);
     }
   }
-  const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
-  const at::Tensor total = c.options.reduction == "none" ? losses : losses.sum() * rows.weight();
-  return {total.to(options.dtype()), at::full({}, rows.grad_scale().backward, options)};
+  const auto& [total, grad_scale] = out;
+  total.copy_(c.options.reduction == "none" ? losses : losses.sum() * weight_of(c));
+  grad_scale.fill_(grad_scale_of(c).backward);
 }
 
 }  // namespace

@@ -15,9 +15,11 @@ inline LogitsRow logits_row(const at::Tensor& t, std::int64_t row) {
   return {data + row * t.stride(0) * t.element_size(), t.stride(1), dtype_of(t)};
 }
 
+/// Of a contiguous gradient; no row of [0], where none is asked for.
 inline GradientRow gradient_row(const at::Tensor& t, std::int64_t row) {
+  if (t.numel() == 0) return {};
   char* data = static_cast<char*>(t.mutable_data_ptr());
-  return {data + row * t.stride(0) * t.element_size(), dtype_of(t)};
+  return {data + row * t.size(-1) * t.element_size(), dtype_of(t)};
 }
 
 /// A row's target, unchecked; -1 where there is none.

@@ -9,118 +9,78 @@
 namespace gkd {
 namespace {
 
-/// What every stage launches with.
-struct Stage {
-  c10::cuda::CUDAGuard guard;
-  at::Tensor student, teacher;  // the problem points into these
-  cuda::Problem p;
-  cuda::Device device;
-  cudaStream_t stream;
-
-  explicit Stage(const ShardCall& c)
-      : guard(c.student.device()),
-        student(c.student.resolve_neg()),
-        teacher(c.teacher.resolve_neg()),
-        p(cuda::problem_of(student, teacher, c.target, c.options)),
-        device(cuda::this_device()),
-        stream(at::cuda::getCurrentCUDAStream()) {
-    p.all_classes = c.num_classes;
-    p.class_start = c.class_start;
-  }
-  at::Tensor workspace() const {
-    const auto bytes = static_cast<std::int64_t>(cuda::shard_workspace_bytes(p, device));
-    return at::empty({bytes}, student.options().dtype(at::kByte));
-  }
-};
-
-/// One message per row.
-at::Tensor empty_messages(const ShardCall& c, std::int64_t width, at::ScalarType dtype) {
-  return at::empty({c.rows(), width}, c.student.options().dtype(dtype));
+/// run(problem, device, stream), where the call has rows.
+template <class Run>
+void launch(const ShardCall& c, Run run) {
+  if (c.rows() == 0) return;
+  const c10::cuda::CUDAGuard guard(c.student.device());
+  cuda::Problem p = cuda::problem_of(c.student, c.teacher, c.target, c.options);
+  p.all_classes = c.num_classes;
+  p.class_start = c.class_start;
+  C10_CUDA_CHECK(run(p, cuda::this_device(), at::cuda::getCurrentCUDAStream()));
 }
 
-// torch's int64 and the kernels' long long are one type in memory.
-long long* int64_data(const at::Tensor& t) {
-  return reinterpret_cast<long long*>(t.mutable_data_ptr<std::int64_t>());
-}
-/// The search so far; null before the first radix pass.
-const long long* search_or_null(const at::Tensor& search) {
-  return search.dim() == 1 ? nullptr : int64_data(search);
+at::Tensor workspace(const ShardCall& c, const cuda::Problem& p, const cuda::Device& device) {
+  const auto bytes = static_cast<std::int64_t>(cuda::shard_workspace_bytes(p, device));
+  return at::empty({bytes}, c.student.options().dtype(at::kByte));
 }
 
-at::Tensor extremes(const ShardCall& c) {
-  at::Tensor out = empty_messages(c, kMsgExtremes, at::kLong);
-  if (c.rows() == 0) return out;
-  const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_extremes(s.p, s.device, int64_data(out), s.stream));
-  return out;
+void extremes(const ShardCall& c, Ref out) {
+  launch(c, [&](const auto& p, const auto& device, auto stream) {
+    return cuda::shard_extremes(p, device, int64_row(out), stream);
+  });
 }
 
-at::Tensor counts(const ShardCall& c, Ref extremes) {
-  at::Tensor out = empty_messages(c, kBins, at::kInt);
-  if (c.rows() == 0) return out;
-  const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_counts(s.p, s.device, int64_data(extremes),
-                                    out.mutable_data_ptr<std::int32_t>(), s.stream));
-  return out;
+void counts(const ShardCall& c, Ref extremes, Ref out) {
+  launch(c, [&](const auto& p, const auto& device, auto stream) {
+    return cuda::shard_counts(p, device, int64_row(extremes), out.mutable_data_ptr<std::int32_t>(),
+                              stream);
+  });
 }
 
-at::Tensor histogram(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
-  at::Tensor out = empty_messages(c, kMsgHistogram, at::kLong);
-  if (c.rows() == 0) return out;
-  const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_histogram(s.p, s.device, int64_data(extremes),
-                                       counts.const_data_ptr<std::int32_t>(),
-                                       search_or_null(search), int64_data(out), s.stream));
-  return out;
+void histogram(const ShardCall& c, Ref extremes, Ref counts, Ref search, Ref out) {
+  launch(c, [&](const auto& p, const auto& device, auto stream) {
+    return cuda::shard_histogram(p, device, int64_row(extremes),
+                                 counts.const_data_ptr<std::int32_t>(), int64_row(search),
+                                 int64_row(out), stream);
+  });
 }
 
-TensorPair refine(const ShardCall& c, Ref extremes, Ref histogram, Ref search) {
-  at::Tensor next = empty_messages(c, kSearchFields, at::kLong);
-  at::Tensor cut = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
-  if (c.rows() == 0) return {next, cut};
-  const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_refine(s.p, int64_data(extremes), int64_data(histogram),
-                                    search_or_null(search), int64_data(next),
-                                    cut.mutable_data_ptr<double>(), s.stream));
-  return {next, cut};
+void refine(const ShardCall& c, Ref extremes, Ref histogram, Ref search, const TensorPair& out) {
+  launch(c, [&](const auto& p, const auto&, auto stream) {
+    const auto& [next, cut] = out;
+    return cuda::shard_refine(p, int64_row(extremes), int64_row(histogram), int64_row(search),
+                              int64_row(next), cut.template mutable_data_ptr<double>(), stream);
+  });
 }
 
-at::Tensor moments(const ShardCall& c, Ref cut) {
-  at::Tensor out = empty_messages(c, kMsgMoments, at::kDouble);
-  if (c.rows() == 0) return out;
-  const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_moments(s.p, s.device, cut.const_data_ptr<double>(),
-                                     out.mutable_data_ptr<double>(),
-                                     s.workspace().mutable_data_ptr(), s.stream));
-  return out;
+void moments(const ShardCall& c, Ref cut, Ref out) {
+  launch(c, [&](const auto& p, const auto& device, auto stream) {
+    return cuda::shard_moments(p, device, cut.const_data_ptr<double>(),
+                               out.mutable_data_ptr<double>(),
+                               workspace(c, p, device).mutable_data_ptr(), stream);
+  });
 }
 
-TensorPair write_gradient(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
-  const auto options = c.student.options();
-  at::Tensor gradient =
-      need_grad ? at::empty({c.rows(), c.classes()}, options) : at::empty({0}, options);
-  at::Tensor kl = empty_messages(c, 2, at::kDouble);
-  if (c.rows() == 0) return {gradient, kl};
-  const Stage s(c);
-  C10_CUDA_CHECK(cuda::shard_gradient(
-      s.p, s.device, cut.const_data_ptr<double>(), moments.const_data_ptr<double>(),
-      moments.size(0), need_grad ? gradient.mutable_data_ptr() : nullptr,
-      kl.mutable_data_ptr<double>(), s.workspace().mutable_data_ptr(), s.stream));
-  return {gradient, kl};
+void write_gradient(const ShardCall& c, Ref cut, Ref moments, bool /*need_grad*/,
+                    const TensorPair& out) {
+  launch(c, [&](const auto& p, const auto& device, auto stream) {
+    const auto& [gradient, kl] = out;
+    return cuda::shard_gradient(
+        p, device, cut.const_data_ptr<double>(), moments.const_data_ptr<double>(), moments.size(0),
+        cuda::data_or_null(gradient), kl.template mutable_data_ptr<double>(),
+        workspace(c, p, device).mutable_data_ptr(), stream);
+  });
 }
 
-TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
-  const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
-  at::Tensor value =
-      c.options.reduction == "none" ? at::empty({c.rows()}, options) : at::empty({}, options);
-  at::Tensor grad_scale = at::empty({}, options);
-  if (c.rows() == 0) return {value.zero_(), grad_scale.fill_(1)};
-  const Stage s(c);
-  const cuda::Results results{value.mutable_data_ptr(), grad_scale.mutable_data_ptr(), nullptr};
-  C10_CUDA_CHECK(cuda::shard_loss(s.p, s.device, moments.const_data_ptr<double>(),
-                                  kl.const_data_ptr<double>(), moments.size(0), results,
-                                  s.workspace().mutable_data_ptr(), s.stream));
-  return {value, grad_scale};
+void loss(const ShardCall& c, Ref moments, Ref kl, const TensorPair& out) {
+  const auto& [value, grad_scale] = out;
+  const cuda::Results results = cuda::results_of(c.rows(), value, grad_scale, {});
+  launch(c, [&](const auto& p, const auto& device, auto stream) {
+    return cuda::shard_loss(p, device, moments.const_data_ptr<double>(),
+                            kl.const_data_ptr<double>(), moments.size(0), results,
+                            workspace(c, p, device).mutable_data_ptr(), stream);
+  });
 }
 
 }  // namespace

@@ -38,6 +38,21 @@ inline Problem problem_of(const at::Tensor& student, const at::Tensor& teacher,
   return p;
 }
 
+/// Of a result that is [0] where it is not asked for.
+inline void* data_or_null(const at::Tensor& t) {
+  return t.numel() > 0 ? t.mutable_data_ptr() : nullptr;
+}
+
+/// What a call writes; without rows, what no kernel will.
+inline Results results_of(std::int64_t rows, const at::Tensor& loss, const at::Tensor& grad_scale,
+                          const at::Tensor& gradient) {
+  if (rows == 0) {
+    loss.zero_();
+    grad_scale.fill_(1);
+  }
+  return {loss.mutable_data_ptr(), grad_scale.mutable_data_ptr(), data_or_null(gradient)};
+}
+
 inline Device this_device() {
   Device device;
   C10_CUDA_CHECK(query_device(c10::cuda::current_device(), &device));
