@@ -3,7 +3,6 @@
 // Built from ATen's own operators on whichever device the logits are on: it runs once a step on one
 // vector of C sums, where a sort by the library costs less than reading the logits does.
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -18,7 +17,7 @@ constexpr std::int64_t kChunkBytes = std::int64_t(32) << 20;
 
 at::Tensor adaptive_group_size(const at::Tensor& given, double rate, std::int64_t step) {
   check_adaptive("gkd::adaptive_group_size", given, rate, step);
-  const at::Tensor logits = RowView(given).rows(given);
+  const at::Tensor logits = by_row(given);
   const std::int64_t rows = logits.size(0), classes = logits.size(1);
   const auto options = logits.options().dtype(at::kDouble);
   at::Tensor sums = at::zeros({classes}, options);
@@ -42,11 +41,9 @@ at::Tensor adaptive_meta(const at::Tensor& logits, double rate, std::int64_t ste
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gkd, CPU, m) { m.impl("adaptive_group_size", &adaptive_group_size); }
-TORCH_LIBRARY_IMPL(gkd, CUDA, m) { m.impl("adaptive_group_size", &adaptive_group_size); }
-TORCH_LIBRARY_IMPL(gkd, Meta, m) { m.impl("adaptive_group_size", &adaptive_meta); }
-TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
-  m.impl("adaptive_group_size", torch::autograd::autogradNotImplementedFallback());
+TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) {
+  m.impl("adaptive_group_size", &adaptive_group_size);
 }
+TORCH_LIBRARY_IMPL(gkd, Meta, m) { m.impl("adaptive_group_size", &adaptive_meta); }
 
 }  // namespace gkd

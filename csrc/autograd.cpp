@@ -1,13 +1,16 @@
 // The autograd node of every loss. Nothing here branches on sizes, reads data or synchronises, so
 // torch.compile and torch.export trace through.
-#include "autograd.h"
-
 #include <ATen/ATen.h>
 #include <ATen/SavedTensorHooks.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/version.h>
+
+#include <vector>
+
+#include "ops.h"
 
 namespace gkd {
 
@@ -28,6 +31,14 @@ struct NotDifferentiableTwice : public Node {
 
 namespace {
 
+/// What a forward knows: the loss, its gradient for each input (undefined: none), each
+/// divided by grad_scale, a [] tensor.
+struct LossAndGradients {
+  at::Tensor loss;
+  std::vector<at::Tensor> gradients;
+  at::Tensor grad_scale;
+};
+
 /// Whether a tensor is plain memory: no tracing, functionalization or vmap around it.
 bool is_plain(const at::Tensor& t) {
   using c10::DispatchKey;
@@ -38,26 +49,16 @@ bool is_plain(const at::Tensor& t) {
 }
 
 /// [...] to [B]; [] stays.
-at::Tensor by_row(Ref grad_output) {
+at::Tensor factors_of(Ref grad_output) {
   return grad_output.dim() > 1 ? grad_output.reshape({-1}) : grad_output;
 }
 
-at::Tensor scale(Ref gradient, Ref grad_output, Ref grad_scale) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gkd::_scale", "")
-                             .typed<at::Tensor(Ref, Ref, Ref)>();
-  const RowView view(gradient);
-  return view.matrix(op.call(view.rows(gradient), by_row(grad_output), grad_scale));
-}
-
 /// False, having done nothing, where the tensor's backend has no such kernel.
-bool scale_in_place(Ref gradient, Ref grad_output, Ref grad_scale) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gkd::_scale_", "")
-                             .typed<void(Ref, Ref, Ref)>();
+bool scale_over(Ref gradient, Ref grad_output, Ref grad_scale) {
+  static const auto op = find_op<void, at::Tensor, at::Tensor, at::Tensor>("gkd::_scale_");
   const auto key = gradient.is_cuda() ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU;
   if (!gradient.key_set().has(key) || !op.hasKernelForDispatchKey(key)) return false;
-  op.call(RowView(gradient).rows(gradient), by_row(grad_output), grad_scale);
+  op.call(gradient, factors_of(grad_output), grad_scale);
   return true;
 }
 
@@ -90,7 +91,7 @@ void forbid_second_derivative(const std::string& loss, const Variable& grad_outp
 
 // Not in an anonymous namespace: profilers and grad_fn show the node's name as it stands.
 struct Loss : public torch::autograd::Function<Loss> {
-  static Variable forward(AutogradContext* ctx, at::TensorList inputs, const std::string& name,
+  static Variable forward(AutogradContext* ctx, at::TensorList /*inputs*/, const std::string& name,
                           const std::function<LossAndGradients()>& run) {
     at::AutoDispatchBelowADInplaceOrView guard;
     LossAndGradients made = run();
@@ -98,12 +99,7 @@ struct Loss : public torch::autograd::Function<Loss> {
     variable_list saved = std::move(made.gradients);
     saved.push_back(made.grad_scale);
     ctx->save_for_backward(std::move(saved));
-    at::List<std::int64_t> dtypes;
-    for (const at::Tensor& input : inputs) {
-      dtypes.push_back(static_cast<std::int64_t>(input.scalar_type()));
-    }
     ctx->saved_data["name"] = name;
-    ctx->saved_data["dtypes"] = dtypes;
     ctx->saved_data["hooked"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
     return made.loss;
   }
@@ -115,7 +111,6 @@ struct Loss : public torch::autograd::Function<Loss> {
     variable_list saved = ctx->get_saved_variables();
     const Variable grad_scale = saved.back(), &grad_output = grad_outputs[0];
     saved.pop_back();
-    const auto dtypes = ctx->saved_data["dtypes"].toIntVector();
     // Writing over a gradient saves a second buffer of its size.
     const bool last_use = !torch::autograd::get_current_graph_task_keep_graph() &&
                           !at::GradMode::is_enabled() && !ctx->saved_data["hooked"].toBool() &&
@@ -127,10 +122,11 @@ struct Loss : public torch::autograd::Function<Loss> {
       at::AutoDispatchBelowADInplaceOrView guard;
       if (last_use && is_plain(gradient) && is_alone(gradient)) {
         ctx->saved_data["used"] = true;
-        if (scale_in_place(gradient, grad_output, grad_scale)) to = gradient;
+        if (scale_over(gradient, grad_output, grad_scale)) to = gradient;
       }
-      if (!to.defined()) to = scale(gradient, grad_output, grad_scale);
-      to = to.to(static_cast<at::ScalarType>(dtypes[gradients.size() - 1]));
+      if (!to.defined()) {
+        to = call<at::Tensor>("gkd::_scale", gradient, factors_of(grad_output), grad_scale);
+      }
     }
     if (at::GradMode::is_enabled()) {
       forbid_second_derivative(ctx->saved_data["name"].toStringRef(), grad_output, gradients);
@@ -140,6 +136,9 @@ struct Loss : public torch::autograd::Function<Loss> {
   }
 };
 
+namespace {
+
+/// Throws where autograd would need what the operators lack.
 void check_differentiable(const char* name, Ref student, Ref teacher, const char* teacher_name) {
   TORCH_CHECK_VALUE(!(at::GradMode::is_enabled() && teacher.requires_grad()), name, ": ",
                     teacher_name, " must not require grad; pass ", teacher_name, ".detach()");
@@ -154,17 +153,26 @@ void check_differentiable(const char* name, Ref student, Ref teacher, const char
       ": torch.func.grad, vjp and jacrev are not supported; gkd.reference.loss supports them");
 }
 
-at::Tensor attach_gradients(const char* name, at::TensorList inputs,
-                            const std::function<LossAndGradients()>& forward) {
-  return Loss::apply(inputs, std::string(name), forward);
+}  // namespace
+
+at::Tensor with_autograd(const char* name, Ref student, Ref teacher, const char* teacher_name,
+                         const std::function<ForwardTensors(bool need_grad)>& forward) {
+  check_differentiable(name, student, teacher, teacher_name);
+  if (at::GradMode::is_enabled() && student.requires_grad()) {
+    return Loss::apply(student, std::string(name), [&]() -> LossAndGradients {
+      auto [loss, gradient, grad_scale] = forward(true);
+      return {loss, {gradient}, grad_scale};
+    });
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return std::get<0>(forward(false));
 }
 
 namespace {
 
 ForwardTensors forward(const LossOptions& options, Ref student, Ref teacher,
                        const OptionalTensor& target, bool need_grad) {
-  return call_op<ForwardTensors, Ref, Ref, const OptionalTensor&, bool>(
-      "gkd::_forward", options, student, teacher, target, need_grad);
+  return call_op<ForwardTensors>("gkd::_forward", options, student, teacher, target, need_grad);
 }
 
 /// Without a gradient: no [B, C] buffer.
@@ -175,17 +183,10 @@ at::Tensor loss_no_grad(const LossOptions& options, Ref student, Ref teacher,
 
 at::Tensor loss_autograd(const LossOptions& options, Ref student, Ref teacher,
                          const OptionalTensor& target) {
-  constexpr const char* kName = "gkd::loss";
-  check_differentiable(kName, student, teacher, "teacher_logits");
-  if (at::GradMode::is_enabled() && student.requires_grad()) {
-    return attach_gradients(kName, student, [&]() -> LossAndGradients {
-      auto [loss, gradient, grad_scale] = forward(options, student, teacher, target, true);
-      return {loss, {gradient}, grad_scale};
-    });
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_op<at::Tensor, Ref, Ref, const OptionalTensor&>("gkd::loss", options, student,
-                                                              teacher, target);
+  return with_autograd(kLoss, student, teacher, "teacher_logits", [&](bool need_grad) {
+    if (need_grad) return forward(options, student, teacher, target, true);
+    return ForwardTensors{call_op<at::Tensor>(kLoss, options, student, teacher, target), {}, {}};
+  });
 }
 
 at::Tensor with_gradients(Ref loss, Ref /*features*/, Ref /*weight*/,
@@ -203,10 +204,12 @@ at::Tensor with_gradients_autograd(Ref loss, Ref features, Ref weight,
   // Python's object of a tensor counts as a reference to it for as long as it lives; detach() makes
   // a tensor without one.
   const auto own = [](const OptionalTensor& t) { return t ? t->detach() : at::Tensor(); };
-  return attach_gradients(kName, {features, weight}, [&]() -> LossAndGradients {
-    return {
-        loss.clone(), {own(features_gradient), own(weight_gradient)}, at::ones({}, loss.options())};
-  });
+  return Loss::apply(at::TensorList({features, weight}), std::string(kName),
+                     [&]() -> LossAndGradients {
+                       return {loss.clone(),
+                               {own(features_gradient), own(weight_gradient)},
+                               at::ones({}, loss.options())};
+                     });
 }
 
 }  // namespace
@@ -219,11 +222,10 @@ TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
   m.impl("loss", &SettingsOp<loss_autograd>::call);
   m.impl("_with_gradients", &with_gradients_autograd);
-  m.impl("group", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_forward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_check_target", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_scale", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_scale_", torch::autograd::autogradNotImplementedFallback());
+  for (const char* name :
+       {"group", "adaptive_group_size", "_forward", "_check_target", "_scale", "_scale_"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  }
 }
 
 }  // namespace gkd

@@ -2,11 +2,11 @@
 #include <torch/library.h>
 
 /// The fields of gkd::LossOptions, in their order (settings.h).
-#define GKD_SETTINGS                                                                             \
-  "*, float? threshold=None, int? group_size=None, float? group_temperature=None, float "        \
-  "temperature=4.0, "                                                                            \
-  "float primary_weight=8.0, float binary_weight=1.0, float secondary_weight=0.0, "              \
-  "bool coupled=False, str rank_by=\"teacher\", str reduction=\"mean\", int ignore_index=-100, " \
+#define GKD_SETTINGS                                                                \
+  "*, float? threshold=None, int? group_size=None, float? group_temperature=None, " \
+  "float temperature=4.0, float primary_weight=8.0, float binary_weight=1.0, "      \
+  "float secondary_weight=0.0, bool coupled=False, str rank_by=\"teacher\", "       \
+  "str reduction=\"mean\", int ignore_index=-100, "                                 \
   "str method=\"auto\""
 
 #define GKD_LOGITS "Tensor student_logits, Tensor teacher_logits, Tensor? target"
@@ -60,11 +60,10 @@ TORCH_LIBRARY(gkd, m) {
   // The instruction set that the CPU backend runs on this machine.
   m.def("_cpu_capability() -> str");
   // gradient[b, c] * (grad_output[b] * grad_scale) in at least float32, rounded once; grad_output
-  // is
-  // [] or [B].
+  // is [] or [B].
   m.def("_scale(Tensor gradient, Tensor grad_output, Tensor grad_scale) -> Tensor");
-  // The same in place, for a contiguous gradient that nobody needs afterwards. A backend may lack
-  // it.
+  // The same in place, for a contiguous gradient that nobody needs afterwards. A backend may
+  // lack it.
   m.def("_scale_(Tensor(a!) gradient, Tensor grad_output, Tensor grad_scale) -> ()");
   // A copy of a [] loss whose gradient with respect to `features` and `weight` is known already.
   m.def(

@@ -1,10 +1,11 @@
 // What the backends register: the operators' tensors, and the checks in front of every backend.
 #pragma once
 
+#include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <functional>
 #include <tuple>
-#include <vector>
 
 #include "check.h"
 #include "math/dtype.h"
@@ -37,61 +38,92 @@ inline Dtype dtype_of(const at::Tensor& t) {
   }
 }
 
-/// Logits [..., C] as rows [B, C] for a backend, and its results in the caller's shape. Logits that
-/// reshape() cannot view are copied.
-class RowView {
- public:
-  explicit RowView(Ref logits)
-      : shape_(logits.sym_sizes().vec()), leading_(shape_.begin(), shape_.end() - 1) {}
-
-  at::Tensor rows(Ref logits) const {
-    if (shape_.size() == 2) return logits;
-    return logits.reshape_symint({c10::multiply_integers(leading_), shape_.back()});
-  }
-  OptionalTensor target(const OptionalTensor& t) const {
-    return t && shape_.size() != 2 ? t->reshape_symint({c10::multiply_integers(leading_)}) : t;
-  }
-  /// [B] to [...]
-  at::Tensor column(Ref t) const { return shape_.size() == 2 ? t : t.view_symint(leading_); }
-  /// [B, C] to [..., C]; [0] stays.
-  at::Tensor matrix(Ref t) const {
-    return shape_.size() == 2 || t.dim() == 1 ? t : t.view_symint(shape_);
-  }
-  ForwardTensors restored(const LossOptions& o, const ForwardTensors& made) const {
-    const auto& [loss, gradient, grad_scale] = made;
-    return {o.reduction == "none" ? column(loss) : loss, matrix(gradient), grad_scale};
-  }
-
- private:
-  std::vector<c10::SymInt> shape_, leading_;
-};
-
-template <ForwardTensors (*F)(const LossOptions&, Ref, Ref, const OptionalTensor&, bool)>
-ForwardTensors checked_forward(const LossOptions& o, Ref student, Ref teacher,
-                               const OptionalTensor& target, bool need_grad) {
-  check_inputs("gkd::loss", student, teacher, target, o);
-  const RowView view(student);
-  return view.restored(
-      o, F(o, view.rows(student), view.rows(teacher), view.target(target), need_grad));
+/// [..., C] as rows [B, C]. Logits that reshape() cannot view are copied.
+inline at::Tensor by_row(Ref t) {
+  if (t.dim() == 2) return t;
+  const auto leading = t.sym_sizes().slice(0, t.dim() - 1);
+  return t.reshape_symint({c10::multiply_integers(leading), t.sym_size(-1)});
+}
+/// [...] as [B].
+inline OptionalTensor by_row(const OptionalTensor& t) {
+  return t && t->dim() != 1 ? t->reshape({-1}) : t;
 }
 
-template <GroupTensors (*F)(const LossOptions&, Ref, Ref, const OptionalTensor&, bool)>
-GroupTensors checked_group(const LossOptions& o, Ref student, Ref teacher,
-                           const OptionalTensor& target, bool return_mask) {
-  check_inputs("gkd::group", student, teacher, target, o);
-  const RowView view(student);
-  auto [size, p, q, cut, primary, binary, secondary, mask] =
-      F(o, view.rows(student), view.rows(teacher), view.target(target), return_mask);
-  return {view.column(size),    view.column(p),      view.column(q),         view.column(cut),
-          view.column(primary), view.column(binary), view.column(secondary), view.matrix(mask)};
+/// A value per row of [..., C], not yet written.
+inline at::Tensor empty_column(Ref logits, const at::TensorOptions& options) {
+  return at::empty_symint(logits.sym_sizes().slice(0, logits.dim() - 1), options);
+}
+/// One as the reduction has it.
+inline at::Tensor empty_loss(const LossOptions& o, Ref logits, const at::TensorOptions& options) {
+  return o.reduction == "none" ? empty_column(logits, options) : at::empty({}, options);
+}
+/// A value per class, or [0].
+inline at::Tensor empty_matrix(bool needed, Ref logits, const at::TensorOptions& options) {
+  return needed ? at::empty_symint(logits.sym_sizes(), options) : at::empty({0}, options);
 }
 
-/// Registers a backend's operators on whole rows.
-template <auto forward, auto group, auto scale>
+/// What `_forward` and `group` return, contiguous and not yet written.
+inline ForwardTensors empty_forward(const LossOptions& o, Ref student, Ref teacher,
+                                    bool need_grad) {
+  const auto options = student.options().dtype(compute_dtype(student, teacher));
+  return {empty_loss(o, student, options), empty_matrix(need_grad, student, student.options()),
+          at::empty({}, options)};
+}
+inline GroupTensors empty_group(const LossOptions&, Ref student, Ref teacher, bool return_mask) {
+  const auto options = student.options().dtype(compute_dtype(student, teacher));
+  const auto column = [&] { return empty_column(student, options); };
+  return {empty_column(student, options.dtype(at::kLong)),
+          column(),
+          column(),
+          column(),
+          column(),
+          column(),
+          column(),
+          empty_matrix(return_mask, student, options.dtype(at::kBool))};
+}
+
+/// The kernel of such an operator: checks, makes the results, and lets a backend's fill() write
+/// them from rows.
+template <const char* name, auto empty, auto fill>
+auto checked(const LossOptions& o, Ref student, Ref teacher, const OptionalTensor& target,
+             bool more) {
+  check_inputs(name, student, teacher, target, o);
+  const auto made = empty(o, student, teacher, more);
+  if constexpr (!std::is_null_pointer_v<decltype(fill)>) {
+    fill(o, by_row(student).resolve_neg(), by_row(teacher).resolve_neg(), by_row(target), made);
+  }
+  return made;
+}
+inline constexpr char kLoss[] = "gkd::loss", kGroup[] = "gkd::group";
+
+/// The loss of forward(need_grad), which runs below autograd, as a function of `student`. Throws
+/// where autograd would need what the operators lack: a gradient of the teacher's logits, or
+/// forward-mode derivatives of either. The names are for messages.
+at::Tensor with_autograd(const char* name, Ref student, Ref teacher, const char* teacher_name,
+                         const std::function<ForwardTensors(bool need_grad)>& forward);
+
+/// gradient * grad_output * grad_scale, by a backend's scale(in, out, grad_output, grad_scale) of
+/// contiguous tensors; `out` may be `in`.
+template <auto scale>
+at::Tensor scaled(Ref gradient, Ref grad_output, Ref grad_scale) {
+  at::Tensor out = at::empty_symint(gradient.sym_sizes(), gradient.options());
+  if constexpr (!std::is_null_pointer_v<decltype(scale)>) {
+    scale(gradient.contiguous(), out, grad_output, grad_scale);
+  }
+  return out;
+}
+template <auto scale>
+void scale_in_place(Ref gradient, Ref grad_output, Ref grad_scale) {
+  scale(gradient, gradient, grad_output, grad_scale);
+}
+
+/// Registers a backend's operators on whole rows; a nullptr writes nothing.
+template <auto forward = nullptr, auto group = nullptr, auto scale = nullptr>
 void register_ops(torch::Library& m) {
-  m.impl("_forward", &SettingsOp<checked_forward<forward>>::call);
-  m.impl("group", &SettingsOp<checked_group<group>>::call);
-  m.impl("_scale", scale);
+  m.impl("_forward", &SettingsOp<&checked<kLoss, empty_forward, forward>>::call);
+  m.impl("group", &SettingsOp<&checked<kGroup, empty_group, group>>::call);
+  m.impl("_scale", &scaled<scale>);
+  if constexpr (!std::is_null_pointer_v<decltype(scale)>) m.impl("_scale_", &scale_in_place<scale>);
 }
 
 }  // namespace gkd

@@ -52,18 +52,26 @@ struct SettingsOp<F, std::tuple<S...>> {
   }
 };
 
-/// Calls the operator `name` of such a schema through the dispatcher. R and In are the schema's
-/// types.
+/// As a schema's argument has it: tensors by reference, all else by value.
+template <class T>
+using Argument = std::conditional_t<
+    std::is_same_v<T, at::Tensor> || std::is_same_v<T, std::optional<at::Tensor>>, const T&, T>;
+
+/// The operator `name`, which takes In and returns R.
 template <class R, class... In>
-R call_op(const char* name, const LossOptions& options, In... in) {
-  return std::apply(
-      [&](const auto&... settings) {
-        return c10::Dispatcher::singleton()
-            .findSchemaOrThrow(name, "")
-            .typed<R(In..., std::decay_t<decltype(settings)>...)>()
-            .call(in..., settings...);
-      },
-      arguments_of(options));
+auto find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<R(Argument<In>...)>();
+}
+/// Calls it through the dispatcher.
+template <class R, class... In>
+R call(const char* name, const In&... in) {
+  return find_op<R, In...>(name).call(in...);
+}
+/// Calls one whose schema ends in the settings.
+template <class R, class... In>
+R call_op(const char* name, const LossOptions& options, const In&... in) {
+  return std::apply([&](const auto&... settings) { return call<R>(name, in..., settings...); },
+                    arguments_of(options));
 }
 
 }  // namespace gkd

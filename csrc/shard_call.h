@@ -1,6 +1,7 @@
 // Operators over a class shard: one stage each of a call, between collectives (math/messages.h).
 #pragma once
 
+#include "math/messages.h"
 #include "ops.h"
 
 namespace gkd {
@@ -33,22 +34,70 @@ constexpr auto shard_op = &SettingsOp<&ShardOp<F>::call>::call;
 
 /// Calls the stage `name` with a ShardCall.
 template <class R, class... More>
-R call_stage(const char* name, const ShardCall& c, More... more) {
-  return call_op<R, Ref, Ref, const OptionalTensor&, std::int64_t, std::int64_t, More...>(
-      name, c.options, c.student, c.teacher, c.target, c.class_start, c.num_classes, more...);
+R call_stage(const char* name, const ShardCall& c, const More&... more) {
+  return call_op<R>(name, c.options, c.student, c.teacher, c.target, c.class_start, c.num_classes,
+                    more...);
 }
 
-/// Registers a backend's stages under their schemas.
-template <auto extremes, auto counts, auto histogram, auto refine, auto moments,
-          auto write_gradient, auto loss>
+/// What the stages return, not yet written.
+namespace empty {
+inline at::Tensor message(const ShardCall& c, std::int64_t width, at::ScalarType dtype) {
+  return at::empty_symint({c.student.sym_size(0), width}, c.student.options().dtype(dtype));
+}
+inline at::Tensor extremes(const ShardCall& c) { return message(c, kMsgExtremes, at::kLong); }
+inline at::Tensor counts(const ShardCall& c, Ref) { return message(c, kBins, at::kInt); }
+inline at::Tensor histogram(const ShardCall& c, Ref, Ref, Ref) {
+  return message(c, kMsgHistogram, at::kLong);
+}
+inline TensorPair refine(const ShardCall& c, Ref, Ref, Ref) {
+  return {message(c, kSearchFields, at::kLong),
+          empty_column(c.student, c.student.options().dtype(at::kDouble))};
+}
+inline at::Tensor moments(const ShardCall& c, Ref) { return message(c, kMsgMoments, at::kDouble); }
+inline TensorPair write_gradient(const ShardCall& c, Ref, Ref, bool need_grad) {
+  return {empty_matrix(need_grad, c.student, c.student.options()), message(c, 2, at::kDouble)};
+}
+inline TensorPair loss(const ShardCall& c, Ref, Ref) {
+  const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
+  return {empty_loss(c.options, c.student, options), at::empty({}, options)};
+}
+}  // namespace empty
+
+/// The stage that returns make(call, more...), written by a backend's fill(call, more..., results).
+template <auto make, auto fill>
+struct Stage;
+template <class R, class... More, R (*make)(const ShardCall&, More...), auto fill>
+struct Stage<make, fill> {
+  static R run(const ShardCall& c, More... more) {
+    R made = make(c, more...);
+    if constexpr (!std::is_null_pointer_v<decltype(fill)>) {
+      const at::Tensor student = c.student.resolve_neg(), teacher = c.teacher.resolve_neg();
+      fill({c.options, student, teacher, c.target, c.class_start, c.num_classes}, more..., made);
+    }
+    return made;
+  }
+};
+
+/// A row of int64 messages, which in memory are the kernels' long long; null for a search that is
+/// [0].
+inline long long* int64_row(Ref messages, std::int64_t row = 0) {
+  if (messages.dim() == 1) return nullptr;
+  return reinterpret_cast<long long*>(messages.mutable_data_ptr<std::int64_t>()) +
+         row * messages.size(1);
+}
+
+/// Registers a backend's stages under their schemas; a nullptr writes nothing.
+template <auto extremes = nullptr, auto counts = nullptr, auto histogram = nullptr,
+          auto refine = nullptr, auto moments = nullptr, auto write_gradient = nullptr,
+          auto loss = nullptr>
 void register_stages(torch::Library& m) {
-  m.impl("_shard_extremes", shard_op<extremes>);
-  m.impl("_shard_counts", shard_op<counts>);
-  m.impl("_shard_histogram", shard_op<histogram>);
-  m.impl("_shard_refine", shard_op<refine>);
-  m.impl("_shard_moments", shard_op<moments>);
-  m.impl("_shard_gradient", shard_op<write_gradient>);
-  m.impl("_shard_loss", shard_op<loss>);
+  m.impl("_shard_extremes", shard_op<&Stage<empty::extremes, extremes>::run>);
+  m.impl("_shard_counts", shard_op<&Stage<empty::counts, counts>::run>);
+  m.impl("_shard_histogram", shard_op<&Stage<empty::histogram, histogram>::run>);
+  m.impl("_shard_refine", shard_op<&Stage<empty::refine, refine>::run>);
+  m.impl("_shard_moments", shard_op<&Stage<empty::moments, moments>::run>);
+  m.impl("_shard_gradient", shard_op<&Stage<empty::write_gradient, write_gradient>::run>);
+  m.impl("_shard_loss", shard_op<&Stage<empty::loss, loss>::run>);
 }
 
 }  // namespace gkd

@@ -6,7 +6,6 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "autograd.h"
 #include "gkd/gkd.h"
 #include "math/radix_select.h"
 #include "shard_call.h"
@@ -76,14 +75,13 @@ at::Tensor find_cut(const ShardCall& c, const Ranks& ranks) {
   }
   const auto extremes = ranks.reduce(call_stage<at::Tensor>("gkd::_shard_extremes", c), "max");
   const auto counts =
-      ranks.reduce(call_stage<at::Tensor, Ref>("gkd::_shard_counts", c, extremes), "sum");
+      ranks.reduce(call_stage<at::Tensor>("gkd::_shard_counts", c, extremes), "sum");
   at::Tensor search = at::empty({0}, options.dtype(at::kLong)), cut;
   for (int pass = 0; pass < num_passes(c); ++pass) {
     const auto histogram = ranks.reduce(
-        call_stage<at::Tensor, Ref, Ref, Ref>("gkd::_shard_histogram", c, extremes, counts, search),
-        "sum");
+        call_stage<at::Tensor>("gkd::_shard_histogram", c, extremes, counts, search), "sum");
     std::tie(search, cut) =
-        call_stage<TensorPair, Ref, Ref, Ref>("gkd::_shard_refine", c, extremes, histogram, search);
+        call_stage<TensorPair>("gkd::_shard_refine", c, extremes, histogram, search);
   }
   return cut;
 }
@@ -97,17 +95,19 @@ void check(const ShardCall& c) {
 
 ForwardTensors forward(const ShardCall& given, bool need_grad, const Ranks& ranks) {
   check(given);
-  const RowView view(given.student);
-  const at::Tensor student = view.rows(given.student), teacher = view.rows(given.teacher);
-  const OptionalTensor target = view.target(given.target);
+  const at::Tensor student = by_row(given.student), teacher = by_row(given.teacher);
+  const OptionalTensor target = by_row(given.target);
   const ShardCall c{given.options, student, teacher, target, given.class_start, given.num_classes};
   const at::Tensor cut = find_cut(c, ranks);
-  const auto moments = ranks.gather(call_stage<at::Tensor, Ref>("gkd::_shard_moments", c, cut));
+  const auto moments = ranks.gather(call_stage<at::Tensor>("gkd::_shard_moments", c, cut));
   const auto [gradient, kl] =
-      call_stage<TensorPair, Ref, Ref, bool>("gkd::_shard_gradient", c, cut, moments, need_grad);
+      call_stage<TensorPair>("gkd::_shard_gradient", c, cut, moments, need_grad);
   const auto [loss, grad_scale] =
-      call_stage<TensorPair, Ref, Ref>("gkd::_shard_loss", c, moments, ranks.gather(kl));
-  return view.restored(given.options, {loss, gradient, grad_scale});
+      call_stage<TensorPair>("gkd::_shard_loss", c, moments, ranks.gather(kl));
+  const auto shape = given.student.sym_sizes();
+  return {
+      given.options.reduction == "none" ? loss.view_symint(shape.slice(0, shape.size() - 1)) : loss,
+      need_grad ? gradient.view_symint(shape) : gradient, grad_scale};
 }
 
 /// Without a gradient: no [B, C_r] buffer.
@@ -116,16 +116,9 @@ at::Tensor no_grad(const ShardCall& c, std::int64_t world_size, c10::string_view
 }
 
 at::Tensor autograd(const ShardCall& c, std::int64_t world_size, c10::string_view group_name) {
-  check_differentiable(kName, c.student, c.teacher, "teacher_shard");
-  const Ranks ranks{world_size, std::string(group_name)};
-  if (at::GradMode::is_enabled() && c.student.requires_grad()) {
-    return attach_gradients(kName, c.student, [&]() -> LossAndGradients {
-      auto [loss, gradient, grad_scale] = forward(c, /*need_grad=*/true, ranks);
-      return {loss, {gradient}, grad_scale};
-    });
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return std::get<0>(forward(c, /*need_grad=*/false, ranks));
+  return with_autograd(kName, c.student, c.teacher, "teacher_shard", [&](bool need_grad) {
+    return forward(c, need_grad, {world_size, std::string(group_name)});
+  });
 }
 
 /// gkd::_forward of a shard; no autograd.
@@ -148,9 +141,9 @@ TORCH_LIBRARY_IMPL(gkd, Autograd, m) { m.impl("sharded_loss", shard_op<autograd>
 
 at::Tensor sharded_loss(const at::Tensor& student, const at::Tensor& teacher,
                         const OptionalTensor& target, const Shard& shard, const LossOptions& o) {
-  return call_stage<at::Tensor, std::int64_t, c10::string_view>(
-      "gkd::sharded_loss", {o, student, teacher, target, shard.class_start, shard.num_classes},
-      shard.world_size, shard.group_name);
+  return call_stage<at::Tensor>("gkd::sharded_loss",
+                                {o, student, teacher, target, shard.class_start, shard.num_classes},
+                                shard.world_size, c10::string_view(shard.group_name));
 }
 
 }  // namespace gkd

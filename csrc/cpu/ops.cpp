@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -26,11 +27,12 @@ template <class Store>
 void run_rows(const cpu::Rows& rows, Store store) {
   rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
     const cpu::RowTarget target = rows.target(row);
+    const cpu::RowTask task = rows.task(row, target.value);
     cpu::RowResult result;
-    if (target.ignored) {
-      if (rows.gradient) rows.gradient->select(0, row).zero_();
-    } else {
-      result = rows.kernels.row(rows.task(row, target.value), executor, scratch);
+    if (!target.ignored) {
+      result = rows.kernels.row(task, executor, scratch);
+    } else if (task.gradient.data) {
+      std::memset(task.gradient.data, 0, rows.classes() * rows.gradient.itemsize());
     }
     store(row, result, target);
   });
@@ -45,15 +47,13 @@ void set(const at::Tensor& t, std::int64_t k, double value) {
   }
 }
 
-ForwardTensors forward_cpu(const LossOptions& s, Ref student, Ref teacher,
-                           const OptionalTensor& target, bool need_grad) {
+void forward_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
+                 const ForwardTensors& made) {
+  const auto& [loss, gradient, backward_scale] = made;
   cpu::Rows rows(s, student, teacher, target);
-  check_targets("gkd::loss", rows);
+  check_targets(kLoss, rows);
   const GradScale scale = rows.grad_scale();
-  const auto options = student.options().dtype(compute_dtype(student, teacher));
-  at::Tensor gradient = need_grad ? at::empty({student.size(0), student.size(1)}, student.options())
-                                  : at::empty({0}, student.options());
-  if (need_grad) rows.gradient = &gradient;
+  rows.gradient = gradient;
   rows.gradient_scale = scale.forward;
   std::vector<double> losses(rows.count());
   run_rows(rows, [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget) {
@@ -62,52 +62,45 @@ ForwardTensors forward_cpu(const LossOptions& s, Ref student, Ref teacher,
   if (s.reduction != "none") {
     losses = {rows.weight() * std::accumulate(losses.begin(), losses.end(), 0.0)};
   }
-  at::Tensor loss =
-      s.reduction == "none" ? at::empty({rows.count()}, options) : at::empty({}, options);
   for (std::int64_t k = 0; k < loss.numel(); ++k) set(loss, k, losses[k]);
-  return {loss, gradient, at::full({}, scale.backward, options)};
+  set(backward_scale, 0, scale.backward);
 }
 
-GroupTensors group_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
-                       bool return_mask) {
-  const cpu::Rows rows(s, student, teacher, target);
-  check_targets("gkd::group", rows);
-  const std::int64_t count = rows.count(), classes = rows.classes();
-  const auto options = student.options().dtype(compute_dtype(student, teacher));
-  at::Tensor size = at::empty({count}, options.dtype(at::kLong));
-  at::Tensor columns[6];  // six tensors, since an operator's outputs must not alias
-  for (at::Tensor& column : columns) column = at::empty({count}, options);
-  at::Tensor mask = at::empty({0}, options.dtype(at::kBool));
-  if (return_mask) mask = at::empty({count, classes}, options.dtype(at::kBool));
+void group_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
+               const GroupTensors& made) {
+  LossOptions options = s;  // every term is reported, whether or not the loss uses it
+  options.primary_weight = options.binary_weight = options.secondary_weight = 1;
+  const cpu::Rows rows(options, student, teacher, target);
+  check_targets(kGroup, rows);
+  const auto& [size, p, q, cut, primary, binary, secondary, mask] = made;
+  const at::Tensor columns[6] = {p, q, cut, primary, binary, secondary};
+  const at::Tensor mask_rows = mask.numel() > 0 ? mask.view(student.sizes()) : mask;
   std::int64_t* sizes = size.mutable_data_ptr<std::int64_t>();
-  const at::Tensor& rank = s.rank_by == "student" ? rows.student : rows.teacher;
+  const at::Tensor& rank = s.rank_by == "student" ? student : teacher;
   run_rows(rows, [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget row_target) {
     const double nan = std::numeric_limits<double>::quiet_NaN();
     const double values[6] = {r.summary.p, r.summary.q,      r.cut,
                               r.primary,   r.summary.binary, r.secondary};
     for (int k = 0; k < 6; ++k) set(columns[k], row, row_target.ignored ? nan : values[k]);
     sizes[row] = r.size;
-    if (!return_mask) return;
-    at::Tensor mask_row = mask.select(0, row);
+    if (mask_rows.numel() == 0) return;
+    at::Tensor mask_row = mask_rows.select(0, row);
     if (row_target.ignored || std::isnan(r.cut)) {
       mask_row.zero_();
       return;
     }
     // In the dtype of the cut: the lowest float would become -inf in 16 bits.
     at::ge_out(mask_row, rank.select(0, row).to(columns[0].scalar_type()), r.cut);
-    if (row_target.value >= 0)
-      mask.mutable_data_ptr<bool>()[row * classes + row_target.value] = true;
+    if (row_target.value >= 0) mask_row[row_target.value] = true;
   });
-  return {size, columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], mask};
 }
 
-/// out = in * grad_output * grad_scale, both contiguous; they may be the same tensor.
-void scale_rows(Ref in, Ref out, Ref grad_output, Ref grad_scale) {
-  const std::int64_t rows = in.size(0), classes = in.size(1);
+void scale_cpu(Ref in, Ref out, Ref grad_output, Ref grad_scale) {
+  if (in.numel() == 0) return;
+  const std::int64_t classes = in.size(-1), rows = in.numel() / classes;
   const at::Tensor factors = grad_output.to(at::kDouble) * grad_scale.item<double>();
   const std::int64_t stride = factors.dim() == 0 ? 0 : factors.stride(0);
   const double* factors_data = factors.const_data_ptr<double>();
-  if (rows == 0) return;
   const char* from = static_cast<const char*>(in.const_data_ptr());
   char* to = static_cast<char*>(out.mutable_data_ptr());
   const auto scale = cpu::kernels().scale;
@@ -123,20 +116,9 @@ void scale_rows(Ref in, Ref out, Ref grad_output, Ref grad_scale) {
   });
 }
 
-at::Tensor scale_cpu(Ref gradient, Ref grad_output, Ref grad_scale) {
-  at::Tensor out = at::empty(gradient.sizes(), gradient.options(), at::MemoryFormat::Contiguous);
-  scale_rows(gradient.contiguous(), out, grad_output, grad_scale);
-  return out;
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gkd, CPU, m) {
-  register_ops<forward_cpu, group_cpu, scale_cpu>(m);
-  m.impl("_scale_", [](Ref gradient, Ref grad_output, Ref grad_scale) {
-    scale_rows(gradient, gradient, grad_output, grad_scale);
-  });
-}
+TORCH_LIBRARY_IMPL(gkd, CPU, m) { register_ops<forward_cpu, group_cpu, scale_cpu>(m); }
 
 // It has no tensor to dispatch on.
 TORCH_LIBRARY_IMPL(gkd, CatchAll, m) {

@@ -29,78 +29,50 @@ struct ShardRows : cpu::Rows {
   }
 };
 
-/// One message per row.
-at::Tensor empty_messages(const ShardCall& c, std::int64_t length, at::ScalarType dtype) {
-  return at::empty({c.rows(), length}, c.student.options().dtype(dtype));
-}
-
-template <class T>
-T* row_of(const at::Tensor& t, std::int64_t row) {
-  return t.mutable_data_ptr<T>() + row * t.size(1);
-}
-// torch's int64 and the kernels' long long are one type in memory.
-long long* longs_of(const at::Tensor& t, std::int64_t row) {
-  return reinterpret_cast<long long*>(row_of<std::int64_t>(t, row));
-}
-
-/// Null before the first pass.
-const long long* search_of(const at::Tensor& search, std::int64_t row) {
-  return search.dim() == 1 ? nullptr : longs_of(search, row);
-}
-
-at::Tensor extremes(const ShardCall& c) {
-  at::Tensor out = empty_messages(c, kMsgExtremes, at::kLong);
+void extremes(const ShardCall& c, Ref out) {
   const ShardRows rows(c);
-  rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
-    rows.stage.extremes(rows.task(row), executor, scratch, longs_of(out, row));
+  rows.for_each([&](std::int64_t row, auto&&... with) {
+    rows.stage.extremes(rows.task(row), with..., int64_row(out, row));
   });
-  return out;
 }
 
-at::Tensor counts(const ShardCall& c, Ref extremes) {
-  at::Tensor out = empty_messages(c, kBins, at::kInt);
+void counts(const ShardCall& c, Ref extremes, Ref out) {
   const ShardRows rows(c);
-  rows.for_each([&](std::int64_t row, const cpu::Executor&, cpu::Scratch*) {
-    rows.stage.counts(rows.task(row), longs_of(extremes, row), row_of<std::int32_t>(out, row));
+  rows.for_each([&](std::int64_t row, auto&&...) {
+    rows.stage.counts(rows.task(row), int64_row(extremes, row),
+                      out.mutable_data_ptr<std::int32_t>() + row * kBins);
   });
-  return out;
 }
 
-at::Tensor histogram(const ShardCall& c, Ref extremes, Ref counts, Ref search) {
-  at::Tensor out = empty_messages(c, kMsgHistogram, at::kLong);
+void histogram(const ShardCall& c, Ref extremes, Ref counts, Ref search, Ref out) {
   const ShardRows rows(c);
-  rows.for_each([&](std::int64_t row, const cpu::Executor&, cpu::Scratch*) {
-    rows.stage.histogram(rows.task(row), longs_of(extremes, row), row_of<std::int32_t>(counts, row),
-                         search_of(search, row), longs_of(out, row));
+  rows.for_each([&](std::int64_t row, auto&&...) {
+    rows.stage.histogram(rows.task(row), int64_row(extremes, row),
+                         counts.const_data_ptr<std::int32_t>() + row * kBins,
+                         int64_row(search, row), int64_row(out, row));
   });
-  return out;
 }
 
-TensorPair refine(const ShardCall& c, Ref extremes, Ref histogram, Ref search) {
-  at::Tensor next = empty_messages(c, kSearchFields, at::kLong);
-  at::Tensor cut = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
+void refine(const ShardCall& c, Ref extremes, Ref histogram, Ref search, const TensorPair& out) {
   const ShardRows rows(c);
+  double* cut = std::get<1>(out).mutable_data_ptr<double>();
   for (std::int64_t row = 0; row < c.rows(); ++row) {
-    cut.mutable_data_ptr<double>()[row] =
-        rows.stage.refine(rows.task(row), longs_of(extremes, row), longs_of(histogram, row),
-                          search_of(search, row), longs_of(next, row));
+    cut[row] =
+        rows.stage.refine(rows.task(row), int64_row(extremes, row), int64_row(histogram, row),
+                          int64_row(search, row), int64_row(std::get<0>(out), row));
   }
-  return {next, cut};
 }
 
-at::Tensor moments(const ShardCall& c, Ref cut) {
-  at::Tensor out = empty_messages(c, kMsgMoments, at::kDouble);
+void moments(const ShardCall& c, Ref cut, Ref out) {
   const ShardRows rows(c);
-  rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
-    double* message = row_of<double>(out, row);
-    rows.stage.moments(rows.task(row), executor, scratch, cut.const_data_ptr<double>()[row],
-                       message);
+  rows.for_each([&](std::int64_t row, auto&&... with) {
+    double* message = out.mutable_data_ptr<double>() + row * kMsgMoments;
+    rows.stage.moments(rows.task(row), with..., cut.const_data_ptr<double>()[row], message);
     // A target that is no class of the whole row is told to all ranks: their targets might differ.
     const cpu::RowTarget target = rows.target(row);
     const bool in_row = target.value >= 0 && target.value < c.num_classes;
     if (c.target && !target.ignored && !in_row) message[kMsgInvalid] = 1;
   });
-  return out;
 }
 
 /// A row's moments over all ranks.
@@ -124,37 +96,32 @@ Merged merge(const ShardCall& c, Ref moments, std::int64_t row) {
   return merged;
 }
 
-TensorPair write_gradient(const ShardCall& c, Ref cut, Ref moments, bool need_grad) {
-  at::Tensor gradient = need_grad ? at::empty({c.rows(), c.classes()}, c.student.options())
-                                  : at::empty({0}, c.student.options());
-  at::Tensor kl = empty_messages(c, 2, at::kDouble);
+void write_gradient(const ShardCall& c, Ref cut, Ref moments, bool /*need_grad*/,
+                    const TensorPair& out) {
   ShardRows rows(c);
-  if (need_grad) rows.gradient = &gradient;
+  rows.gradient = std::get<0>(out);
   rows.gradient_scale = rows.grad_scale().forward;
-  rows.for_each([&](std::int64_t row, const cpu::Executor& executor, cpu::Scratch* scratch) {
+  rows.for_each([&](std::int64_t row, auto&&... with) {
     const cpu::ShardTask task = rows.task(row);
-    const cpu::RowTarget target = rows.target(row);
     const Merged merged = merge(c, moments, row);
-    double* row_kl = row_of<double>(kl, row);
+    double* row_kl = std::get<1>(out).mutable_data_ptr<double>() + 2 * row;
     row_kl[0] = row_kl[1] = 0;
-    if (target.ignored) {
+    if (rows.target(row).ignored) {
       rows.stage.fill(task, 0);
     } else if (merged.invalid) {
       rows.stage.fill(task, kNan);
     } else {
-      rows.stage.write_gradient(task, executor, scratch, cut.const_data_ptr<double>()[row],
-                                merged.group, row_kl);
+      rows.stage.write_gradient(task, with..., cut.const_data_ptr<double>()[row], merged.group,
+                                row_kl);
     }
   });
-  return {gradient, kl};
 }
 
-TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
+void loss(const ShardCall& c, Ref moments, Ref kl, const TensorPair& out) {
   const ShardRows rows(c);
   const Weights weights = weights_of(c.options);
   at::Tensor losses = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
   for (std::int64_t row = 0; row < c.rows(); ++row) {
-    const cpu::RowTarget target = rows.target(row);
     const Merged merged = merge(c, moments, row);
     double sum[2] = {0, 0};
     for (std::int64_t rank = 0; rank < kl.size(0); ++rank) {
@@ -164,11 +131,11 @@ TensorPair loss(const ShardCall& c, Ref moments, Ref kl) {
     GroupCoef<double> unused[2];
     const RowSummary summary = row_coefficients(merged.group, weights, unused);
     const double value = merged.invalid ? kNan : row_loss(summary, weights, sum[0], sum[1]);
-    losses.mutable_data_ptr<double>()[row] = target.ignored ? 0 : value;
+    losses.mutable_data_ptr<double>()[row] = rows.target(row).ignored ? 0 : value;
   }
-  const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
-  const at::Tensor total = c.options.reduction == "none" ? losses : losses.sum() * rows.weight();
-  return {total.to(options.dtype()), at::full({}, rows.grad_scale().backward, options)};
+  const auto& [total, grad_scale] = out;
+  total.copy_(c.options.reduction == "none" ? losses : losses.sum() * rows.weight());
+  grad_scale.fill_(rows.grad_scale().backward);
 }
 
 }  // namespace

@@ -13,9 +13,11 @@ inline LogitsRow logits_row(const at::Tensor& t, std::int64_t row) {
   return {data + row * t.stride(0) * t.element_size(), t.stride(1), dtype_of(t)};
 }
 
+/// Of a contiguous gradient; no row where none is asked for.
 inline GradientRow gradient_row(const at::Tensor& t, std::int64_t row) {
+  if (t.numel() == 0) return {};
   char* data = static_cast<char*>(t.mutable_data_ptr());
-  return {data + row * t.stride(0) * t.element_size(), dtype_of(t)};
+  return {data + row * t.size(-1) * t.element_size(), dtype_of(t)};
 }
 
 /// A row's target, unchecked; -1 where there is none.
@@ -27,16 +29,16 @@ struct RowTarget {
 /// The rows of a call as tasks of the kernels.
 struct Rows {
   const LossOptions& options;
-  const at::Tensor student, teacher;
+  const at::Tensor &student, &teacher;
   const OptionalTensor& targets;
   const Kernels::Arithmetic& kernels;
-  at::Tensor* gradient = nullptr;
+  at::Tensor gradient{};
   double gradient_scale = 1;
 
   Rows(const LossOptions& options, Ref student, Ref teacher, const OptionalTensor& targets)
       : options(options),
-        student(student.resolve_neg()),
-        teacher(teacher.resolve_neg()),
+        student(student),
+        teacher(teacher),
         targets(targets),
         kernels(cpu::kernels().of(compute_dtype(student, teacher) == at::kDouble)) {}
 
@@ -55,7 +57,7 @@ struct Rows {
     RowTask task;
     task.student = logits_row(student, row);
     task.teacher = logits_row(teacher, row);
-    if (gradient) task.gradient = gradient_row(*gradient, row);
+    task.gradient = gradient_row(gradient, row);
     task.classes = classes();
     task.target = target;
     task.gradient_scale = gradient_scale;

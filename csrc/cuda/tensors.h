@@ -15,6 +15,21 @@ inline Matrix matrix_of(const at::Tensor& t) {
   return {t.const_data_ptr(), t.stride(0), t.stride(1), dtype_of(t)};
 }
 
+/// Of a result that is [0] where it is not asked for.
+inline void* data_or_null(const at::Tensor& t) {
+  return t.numel() > 0 ? t.mutable_data_ptr() : nullptr;
+}
+
+/// What a call writes; without rows, what no kernel will.
+inline Results results_of(std::int64_t rows, const at::Tensor& loss, const at::Tensor& grad_scale,
+                          const at::Tensor& gradient) {
+  if (rows == 0) {
+    loss.zero_();
+    grad_scale.fill_(1);
+  }
+  return {loss.mutable_data_ptr(), grad_scale.mutable_data_ptr(), data_or_null(gradient)};
+}
+
 inline Device this_device() {
   Device device;
   C10_CUDA_CHECK(query_device(c10::cuda::current_device(), &device));
@@ -25,10 +40,10 @@ inline Device this_device() {
 /// exists, and its current stream.
 struct TensorCall : Call {
   c10::cuda::CUDAGuard guard;
-  at::Tensor student, teacher;  // the problem points into these
+  const at::TensorOptions options;
 
-  TensorCall(Ref su, Ref te, const OptionalTensor& target, const LossOptions& s)
-      : guard(su.device()), student(su.resolve_neg()), teacher(te.resolve_neg()) {
+  TensorCall(Ref student, Ref teacher, const OptionalTensor& target, const LossOptions& s)
+      : guard(student.device()), options(student.options().dtype(at::kByte)) {
     device = this_device();
     stream = at::cuda::getCurrentCUDAStream();
     p.student = matrix_of(student);
@@ -46,7 +61,7 @@ struct TensorCall : Call {
                                           : Reduction::kSum;
   }
   at::Tensor workspace(std::size_t bytes) const {
-    return at::empty({static_cast<std::int64_t>(bytes)}, student.options().dtype(at::kByte));
+    return at::empty({static_cast<std::int64_t>(bytes)}, options);
   }
 };
 

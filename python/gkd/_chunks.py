@@ -8,7 +8,7 @@ features' gradient differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ._head import Head, accumulate_dtype, finish_gradient
-
-#: (student logits, teacher logits, target, need_grad) of a chunk -> its row losses, their gradient
-#: divided by grad_scale, and grad_scale, which is the same for all chunks.
-RowLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor, Tensor]]
+from ._linear_check import Call
+from ._shard_part import Shard
 
 #: Bytes that a chunk's three [rows, C] matrices may take, and the rows that it has at least, by
 #: whether the device is a CPU. Every chunk reads both weights and reads and writes the weight's
@@ -31,41 +29,55 @@ LEAST_ROWS = {True: 32, False: 256}
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Which classes this rank holds."""
-
-    group: dist.ProcessGroup
-    class_start: int
-    num_classes: int  #: of all ranks together
-    reduce_features_grad: bool  #: sum the features' gradient over the ranks
-
-
-@dataclass(frozen=True)
 class Plan:
     """All of a call but its tensors."""
 
-    scale: float
-    normalize: bool
-    chunk_rows: int
-    reduction: str
-    ignore_index: int
+    call: Call
     dtypes: tuple[torch.dtype, torch.dtype]  #: of the student's and the teacher's logits
-    row_loss: RowLoss
+    chunk_rows: int
     shard: Shard | None
 
     def head(self, network: int, features: Tensor, weight: Tensor) -> Head:
-        return Head(features, weight, self.dtypes[network], self.scale, self.normalize)
+        return Head(features, weight, self.dtypes[network], self.call.scale, self.call.normalize)
+
+    def row_losses(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, need_grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a chunk's logits: row losses, their gradient divided by grad_scale, and grad_scale,
+        which is the same for all chunks."""
+        settings = {**self.call.settings, "reduction": "none"}
+        ops, where = torch.ops.gkd, self.shard
+        made: tuple[Tensor, Tensor, Tensor]
+        if where is None:
+            made = ops._forward(student, teacher, target, need_grad, **settings)
+        else:
+            ranks = (dist.get_world_size(where.group), where.group.group_name)
+            classes = (where.class_start, where.num_classes)
+            made = ops._sharded_forward(
+                student, teacher, target, *classes, *ranks, need_grad, **settings
+            )
+        return made
 
 
 @dataclass
 class _Sums:
     """What the chunks leave behind: row losses [B] and, where asked for, the gradients [B, D] and
-    [C, D] of the normalised features and weight, divided by grad_scale []."""
+    [C, D] of the normalised features and weight, divided by grad_scale []; their norms."""
 
     rows: Tensor
     features: Tensor | None
     weight: Tensor | None
     grad_scale: Tensor
+    norms: tuple[Tensor | None, Tensor | None]
+
+    def finish(self, tensors: Sequence[Tensor], factors: tuple[Tensor, Tensor]) -> None:
+        """Turns the sums into factor times the gradients of features and weight, in place."""
+        totals = (self.features, self.weight)
+        for total, source, norm, factor in zip(
+            totals, tensors[:2], self.norms, factors, strict=True
+        ):
+            if total is not None:
+                finish_gradient(total, source, norm, factor)
 
 
 def run(
@@ -74,15 +86,15 @@ def run(
     target: Tensor | None,
     need_grad: tuple[bool, bool],
     row_weight: Tensor | None = None,
-) -> tuple[_Sums, tuple[Tensor | None, Tensor | None]]:
-    """Every chunk once: row losses and sums, and the norms of student features and weight.
+) -> _Sums:
+    """Every chunk once.
 
     tensors: student features, student weight, teacher features, teacher weight. need_grad: which of
     the sums. row_weight: [B], of each row in the sum for the weight.
     """
     student_features, student_weight, teacher_features, teacher_weight = tensors
     if target is not None:  # a NaN in an ignored row must not meet its gradient of 0
-        ignored = (target == plan.ignore_index).unsqueeze(1)
+        ignored = (target == plan.call.settings["ignore_index"]).unsqueeze(1)
         student_features = student_features.masked_fill(ignored, 0)
     student = plan.head(0, student_features, student_weight)
     teacher = plan.head(1, teacher_features, teacher_weight)
@@ -95,6 +107,7 @@ def run(
         torch.zeros(student_features.shape, dtype=total, device=device) if need_grad[0] else None,
         torch.zeros(student_weight.shape, dtype=total, device=device) if need_grad[1] else None,
         torch.ones((), dtype=total, device=device),
+        student.norms,
     )
     chunk = min(plan.chunk_rows, count)
     student_out, teacher_out = (
@@ -102,7 +115,7 @@ def run(
     )
     for start in range(0, count, max(1, chunk)):
         rows = slice(start, min(start + chunk, count))
-        sums.rows[rows], gradient, sums.grad_scale = plan.row_loss(
+        sums.rows[rows], gradient, sums.grad_scale = plan.row_losses(
             student.logits(rows, student_out),
             teacher.logits(rows, teacher_out),
             None if target is None else target[rows],
@@ -114,7 +127,7 @@ def run(
         del gradient  # before the next chunk's is made
     if sums.features is not None and plan.shard is not None and plan.shard.reduce_features_grad:
         dist.all_reduce(sums.features, group=plan.shard.group)
-    return sums, student.norms
+    return sums
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
@@ -126,9 +139,13 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
 def _divisor(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
     """[] float64: 1 / counted rows of the whole batch for "mean", else 1."""
     one = torch.ones((), dtype=torch.float64, device=rows.device)
-    if plan.reduction != "mean":
+    if plan.call.settings["reduction"] != "mean":
         return one
-    counted = one * rows.shape[0] if target is None else (target != plan.ignore_index).sum()
+    counted = (
+        one * rows.shape[0]
+        if target is None
+        else (target != plan.call.settings["ignore_index"]).sum()
+    )
     return one / counted.clamp(min=1)
 
 
@@ -145,7 +162,7 @@ class _Once(torch.autograd.Function):
 
 
 def reduce(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
-    if plan.reduction == "none":
+    if plan.call.settings["reduction"] == "none":
         return rows
     total = rows.double().sum() * _divisor(plan, target, rows)
     # A to() that does nothing to an output makes torch.compile lose the gradients, silently.
@@ -156,27 +173,14 @@ def with_gradients(plan: Plan, target: Tensor | None, tensors: Sequence[Tensor])
     """The loss reduced by "mean" or "sum", whose gradients the forward makes."""
     need_grad = (tensors[0].requires_grad, tensors[1].requires_grad)
     with torch.no_grad(), without_autocast(tensors[0]):
-        sums, norms = run(plan, tensors, target, need_grad)
+        sums = run(plan, tensors, target, need_grad)
         factor = (sums.grad_scale.double() * _divisor(plan, target, tensors[0])).to(
             sums.grad_scale.dtype
         )
-        _finish(sums, tensors, norms, (factor, factor * plan.scale))
+        sums.finish(tensors, (factor, factor * plan.call.scale))
         loss = reduce(plan, target, sums.rows)
     value: Tensor = torch.ops.gkd._with_gradients(loss, *tensors[:2], sums.features, sums.weight)
     return value
-
-
-def _finish(
-    sums: _Sums,
-    tensors: Sequence[Tensor],
-    norms: tuple[Tensor | None, Tensor | None],
-    factors: tuple[Tensor, Tensor],
-) -> None:
-    """Turns the sums into factor times the gradients of features and weight, in place."""
-    totals = (sums.features, sums.weight)
-    for total, source, norm, factor in zip(totals, tensors[:2], norms, factors, strict=True):
-        if total is not None:
-            finish_gradient(total, source, norm, factor)
 
 
 def _is_batched(tensor: Tensor) -> bool:
@@ -203,7 +207,7 @@ class RowsLoss(torch.autograd.Function):
         kept = zip(given, ctx.outside, strict=True)
         ctx.save_for_backward(*(x if out is None else None for x, out in kept))
         with without_autocast(tensors[0]):
-            return run(plan, tensors, target, (False, False))[0].rows
+            return run(plan, tensors, target, (False, False)).rows
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
@@ -221,10 +225,9 @@ class RowsLoss(torch.autograd.Function):
             # Divided by the largest: a float16 product takes row weights of at most 1.
             most = factor.new_full((), torch.finfo(factor.dtype).tiny)
             most = torch.cat([factor.abs(), most.unsqueeze(0)]).max()
-            sums, norms = run(plan, tensors, target, need_grad, factor / most)
+            sums = run(plan, tensors, target, need_grad, factor / most)
             scale = sums.grad_scale.to(factor.dtype)
-            factors = ((factor * scale).unsqueeze(1), most * scale * plan.scale)
-            _finish(sums, tensors, norms, factors)
+            sums.finish(tensors, ((factor * scale).unsqueeze(1), most * scale * plan.call.scale))
             gradients: list[Any] = [
                 None if total is None else total.to(x.dtype)
                 for total, x in zip((sums.features, sums.weight), tensors, strict=False)

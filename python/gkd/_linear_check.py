@@ -1,14 +1,19 @@
-"""Checks of linear_loss's arguments: messages name argument, expectation and what came."""
+"""linear_loss's arguments as plain values, and their checks.
+
+Messages name the argument, what was expected and what came.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._settings import call_op, is_dtensor
+from ._settings import FLAG, INTEGER, NUMBER, all_settings, call_op, is_dtensor, plain
 
 
 def logits_dtype(features: Tensor) -> torch.dtype:
@@ -53,17 +58,47 @@ def check_network(name: str, which: str, features: Tensor, weight: Tensor) -> No
         )
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a caller of the function ``name`` gives with the tensors, as plain values."""
+
+    name: str
+    scale: float
+    normalize: bool
+    chunk_rows: int | None
+    settings: dict[str, Any]  #: of the operator
+
+    @staticmethod
+    def of(
+        name: str,
+        scale: float | None,
+        normalize: bool,
+        chunk_rows: int | None,
+        settings: Mapping[str, Any],
+    ) -> Call:
+        normalize = plain(name, "normalize", normalize, FLAG)
+        if scale is None:
+            scale = 64.0 if normalize else 1.0
+        scale = float(plain(name, "scale", scale, NUMBER))
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"{name}: scale must be finite and > 0, got {scale}")
+        if chunk_rows is not None:
+            chunk_rows = plain(name, "chunk_rows", chunk_rows, INTEGER)
+            if chunk_rows < 1:
+                raise ValueError(f"{name}: chunk_rows must be >= 1, got {chunk_rows}")
+        return Call(name, scale, normalize, chunk_rows, all_settings(name, settings))
+
+
 def check_call(
-    name: str,
-    tensors: Sequence[Tensor],
-    target: Tensor | None,
-    num_classes: int | None,
-    settings: dict[str, Any],
+    call: Call, tensors: Sequence[Tensor], target: Tensor | None, num_classes: int | None = None
 ) -> None:
-    """What the operator cannot check on a chunk; settings by the operator, on meta tensors.
+    """Raises for tensors that do not fit, or settings that no operator takes.
 
     num_classes: of all ranks; None: the weights have all classes.
     """
+    name, settings = call.name, call.settings
+    check_network(name, "student", *tensors[:2])
+    check_network(name, "teacher", *tensors[2:])
     student_features, student_weight, teacher_features, teacher_weight = tensors
     leading = student_features.shape[:-1]
     if teacher_features.shape[:-1] != leading:
@@ -94,5 +129,4 @@ def check_call(
     call_op(name, torch.ops.gkd._forward, logits, logits, shadow, False, **settings)
     # On CUDA a row out of bounds becomes NaN, as in gkd.loss: no wait for the device.
     if target is not None and target.device.type == "cpu":
-        ignore_index = settings["ignore_index"]
-        call_op(name, torch.ops.gkd._check_target, target, num_classes, ignore_index)
+        call_op(name, torch.ops.gkd._check_target, target, num_classes, settings["ignore_index"])

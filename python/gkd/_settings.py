@@ -18,54 +18,37 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class LossSettings(TypedDict, total=False):
-    """The keywords of `gkd.loss` that every other loss takes too, with the same defaults."""
+    """The keywords of `gkd.loss` that every other loss takes too, with the same meaning."""
 
     threshold: float | None
-    """As in `gkd.loss`."""
     group_size: int | None
-    """As in `gkd.loss`."""
     group_temperature: float | None
-    """As in `gkd.loss`."""
     temperature: float
-    """As in `gkd.loss`."""
     primary_weight: float
-    """As in `gkd.loss`."""
     binary_weight: float
-    """As in `gkd.loss`."""
     secondary_weight: float
-    """As in `gkd.loss`."""
     coupled: bool
-    """As in `gkd.loss`."""
     rank_by: Literal["teacher", "student"]
-    """As in `gkd.loss`."""
     reduction: Literal["mean", "sum", "none"]
-    """As in `gkd.loss`."""
     ignore_index: int
-    """As in `gkd.loss`."""
+
+
+class AllSettings(LossSettings, total=False):
+    """Every keyword of `gkd.loss`."""
+
+    method: Literal["auto", "sort", "select"]
+    check_target: bool
 
 
 #: The threshold where neither it nor a group size is given: kDefaultThreshold in gkd/options.h.
 DEFAULT_THRESHOLD = 0.93
 
-#: What the operators take where a setting is not given.
-DEFAULTS: dict[str, Any] = {
-    "threshold": None,
-    "group_size": None,
-    "group_temperature": None,
-    "temperature": 4.0,
-    "primary_weight": 8.0,
-    "binary_weight": 1.0,
-    "secondary_weight": 0.0,
-    "coupled": False,
-    "rank_by": "teacher",
-    "reduction": "mean",
-    "ignore_index": -100,
-}
 
-
-def takes_settings_of(source: Callable[..., Any]) -> Callable[[F], F]:
-    """Shows the keywords of ``source`` in help() and inspect.signature() of a function that ends in
-    ``**settings``, and refuses any other keyword as Python would."""
+def takes_settings_of(
+    source: Callable[..., Any], settings: type = LossSettings
+) -> Callable[[F], F]:
+    """Shows these keywords of ``source`` in help() and inspect.signature() of a function that ends
+    in ``**settings``, and refuses any other keyword as Python would."""
 
     def wrap(function: F) -> F:
         own = inspect.signature(function)
@@ -73,7 +56,7 @@ def takes_settings_of(source: Callable[..., Any]) -> Callable[[F], F]:
         more = [
             p
             for p in inspect.signature(source).parameters.values()
-            if p.name in LossSettings.__annotations__ and p.name not in own.parameters
+            if p.name in settings.__annotations__ and p.name not in own.parameters
         ]
         function.__signature__ = own.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
         return function
@@ -122,21 +105,11 @@ INTEGER: _Kind = (_integer, "an integer")
 FLAG: _Kind = (_flag, "True or False")
 TEXT: _Kind = (_text, "a string")
 
-_KINDS: dict[str, _Kind] = {
-    "threshold": NUMBER,
-    "group_size": INTEGER,
-    "group_temperature": NUMBER,
-    "temperature": NUMBER,
-    "primary_weight": NUMBER,
-    "binary_weight": NUMBER,
-    "secondary_weight": NUMBER,
-    "coupled": FLAG,
-    "rank_by": TEXT,
-    "reduction": TEXT,
-    "ignore_index": INTEGER,
-    "method": TEXT,
-}
-_MAY_BE_NONE = ("threshold", "group_size", "group_temperature")
+_KINDS = {"float": NUMBER, "int": INTEGER, "bool": FLAG, "str": TEXT}
+_SCHEMA = [x for x in torch.ops.gkd.loss.default._schema.arguments if x.kwarg_only]
+#: What the operators take where a setting is not given.
+DEFAULTS: dict[str, Any] = {x.name: x.default_value for x in _SCHEMA}
+_KIND_OF = {x.name: _KINDS[str(x.type).removeprefix("Optional[").rstrip("]")] for x in _SCHEMA}
 
 
 def plain(name: str, argument: str, value: object, kind: _Kind) -> Any:
@@ -157,20 +130,24 @@ def plain(name: str, argument: str, value: object, kind: _Kind) -> Any:
 
 
 def plain_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting as the operators take it, DEFAULTS where it is not given.
+    """The settings that are not the default, as the operators take them.
 
     Raises:
         TypeError: naming the first setting that does not fit, or that no loss has.
     """
-    for argument in settings:
-        if argument not in _KINDS:
+    found = {}
+    for argument, value in settings.items():
+        if argument not in DEFAULTS:
             raise TypeError(f"{name}: unexpected keyword argument {argument!r}")
-    return {
-        argument: None
-        if value is None and argument in _MAY_BE_NONE
-        else plain(name, argument, value, _KINDS[argument])
-        for argument, value in {**DEFAULTS, **settings}.items()
-    }
+        default = DEFAULTS[argument]
+        if type(value) is not type(default) or value != default:
+            found[argument] = plain(name, argument, value, _KIND_OF[argument])
+    return found
+
+
+def all_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with every default."""
+    return {**DEFAULTS, **plain_settings(name, settings)}
 
 
 def call_op(name: str, op: Callable[..., Any], *args: Any, **settings: Any) -> Any:

@@ -10,13 +10,13 @@ from torch import Tensor
 from ._settings import INTEGER, is_dtensor, plain
 
 
-class Part(NamedTuple):
-    """One rank's part of two tensors, and where it lies in the whole."""
+class Shard(NamedTuple):
+    """Which classes this rank holds."""
 
-    tensors: tuple[Tensor, Tensor]
     group: dist.ProcessGroup
     class_start: int
-    num_classes: int
+    num_classes: int  #: of all ranks together
+    reduce_features_grad: bool = True  #: sum the gradient of a head's features over the ranks
 
 
 def part_of(
@@ -26,12 +26,11 @@ def part_of(
     group: dist.ProcessGroup | None,
     class_start: int | None,
     num_classes: int | None,
-) -> Part:
+) -> tuple[tuple[Tensor, Tensor], Shard]:
     """Student's and teacher's shards along ``dim``, from tensors and numbers or from DTensors."""
     student, teacher = pair
     if is_dtensor(student) or is_dtensor(teacher):
-        given = (group, class_start, num_classes)
-        if any(x is not None for x in given):
+        if any(x is not None for x in (group, class_start, num_classes)):
             raise ValueError(
                 f"{name}: process_group, class_start and num_classes are the DTensor's own"
             )
@@ -42,10 +41,10 @@ def part_of(
     if group is None:
         raise RuntimeError(f"{name}: torch.distributed.init_process_group has not been called")
     start = plain(name, "class_start", class_start, INTEGER)
-    return Part(pair, group, start, plain(name, "num_classes", num_classes, INTEGER))
+    return pair, Shard(group, start, plain(name, "num_classes", num_classes, INTEGER))
 
 
-def _unwrap(name: str, student: Any, teacher: Any, dim: int) -> Part:
+def _unwrap(name: str, student: Any, teacher: Any, dim: int) -> tuple[tuple[Tensor, Tensor], Shard]:
     """DTensors' local parts and what they say of the classes."""
     if not (is_dtensor(student) and is_dtensor(teacher)):
         raise TypeError(f"{name}: student and teacher must both be DTensors or both plain tensors")
@@ -66,7 +65,7 @@ def _unwrap(name: str, student: Any, teacher: Any, dim: int) -> Part:
     shard_classes = -(-classes // mesh.size(sharded[0]))
     start = min(mesh.get_local_rank(sharded[0]) * shard_classes, classes)
     local = (student.to_local(), teacher.to_local())
-    return Part(local, mesh.get_group(sharded[0]), start, classes)
+    return local, Shard(mesh.get_group(sharded[0]), start, classes)
 
 
 def replicated(name: str, which: str, features: Any) -> Any:

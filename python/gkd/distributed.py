@@ -14,21 +14,21 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ._agreement import Agreement
-from ._chunks import Shard
+from ._agreement import check_agreement
+from ._linear_check import Call, check_call
 from ._settings import (
     DEFAULTS,
     FLAG,
     LossSettings,
+    all_settings,
     call_op,
     is_dtensor,
     plain,
-    plain_settings,
     takes_settings_of,
 )
-from ._shard_part import part_of, replicated
+from ._shard_part import Shard, part_of, replicated
 from .functional import loss as unsharded_loss
-from .linear import Call, run_linear
+from .linear import run_linear
 
 _NAME = "gkd.distributed.loss"
 _LINEAR = "gkd.distributed.linear_loss"
@@ -95,33 +95,23 @@ def loss(
         True
         >>> dist.destroy_process_group()
     """
-    part = part_of(
+    logits, shard = part_of(
         _NAME, (student_shard, teacher_shard), 1, process_group, class_start, num_classes
     )
-    student_shard, teacher_shard = part.tensors
     target = target.full_tensor() if is_dtensor(target) else target  # type: ignore[union-attr]
-    # A rank that raised alone would leave the others waiting: see Agreement.
-    own, fault = _attempt(lambda: plain_settings(_NAME, settings), DEFAULTS)
-    given = {**own, "class_start": part.class_start, "num_classes": part.num_classes}
+    # A rank that raised alone would leave the others waiting: see check_agreement.
+    given, fault = _attempt(lambda: all_settings(_NAME, settings), DEFAULTS)
     try:
         if not torch.compiler.is_compiling():
-            agreement = Agreement(
-                _NAME, part.group, student_shard, teacher_shard, target, given, own_check=fault
-            )
-            agreement.check(validate, local_target)
+            tensors = (*logits, target)
+            check_agreement(_NAME, shard, tensors, given, fault, validate, local_target)
         fault()
         if plain(_NAME, "local_target", local_target, FLAG) and target is not None:
-            target = _global_target(target, student_shard.shape[-1], given, part.group)
-        value: Tensor = call_op(
-            _NAME,
-            torch.ops.gkd.sharded_loss,
-            student_shard,
-            teacher_shard,
-            target,
-            world_size=dist.get_world_size(part.group),
-            group_name=part.group.group_name,
-            **given,
-        )
+            target = _global_target(target, logits[0].shape[-1], shard, given["ignore_index"])
+        classes = (shard.class_start, shard.num_classes)
+        ranks = (dist.get_world_size(shard.group), shard.group.group_name)
+        op = torch.ops.gkd.sharded_loss
+        value: Tensor = call_op(_NAME, op, *logits, target, *classes, *ranks, **given)
     except RuntimeError as error:
         if str(error).startswith(_NAME):
             raise
@@ -178,41 +168,38 @@ def linear_loss(
     Raises:
         ValueError: as in `gkd.linear_loss` and `gkd.distributed.loss`, as are the other errors.
     """
-    weights = (student_weight, teacher_weight)
-    part = part_of(_LINEAR, weights, 0, process_group, class_start, num_classes)
+    weights, shard = part_of(
+        _LINEAR, (student_weight, teacher_weight), 0, process_group, class_start, num_classes
+    )
     features = (
         replicated(_LINEAR, "student", student_features),
         replicated(_LINEAR, "teacher", teacher_features),
     )
-    tensors = (features[0], part.tensors[0], features[1], part.tensors[1])
-    given = (scale, normalize, chunk_rows)
+    tensors = (features[0], weights[0], features[1], weights[1])
     call, fault = _attempt(
-        lambda: Call.of(_LINEAR, *given, settings), Call.of(_LINEAR, None, True, None, {})
+        lambda: Call.of(_LINEAR, scale, normalize, chunk_rows, settings),
+        Call.of(_LINEAR, None, True, None, {}),
     )
     summed = plain(_LINEAR, "reduce_features_grad", reduce_features_grad, FLAG)
     if not torch.compiler.is_compiling():
 
         def check() -> None:
             fault()
-            call.check(tensors, target, part.num_classes)
+            check_call(call, tensors, target, shard.num_classes)
 
         # What the logits would be, without their memory.
-        shape = (*features[0].shape[:-1], *tensors[1].shape[:1])
+        shape = (*features[0].shape[:-1], *weights[0].shape[:1])
         student, teacher = (x.new_empty((1,) * len(shape)).expand(shape) for x in features)
-        own = {"class_start": part.class_start, "num_classes": part.num_classes}
         more = {
             "scale": call.scale,
             "normalize": call.normalize,
             "chunk_rows": call.chunk_rows,
             "reduce_features_grad": summed,
         }
-        agreement = Agreement(
-            _LINEAR, part.group, student, teacher, target, {**call.settings, **own}, more, check
-        )
-        agreement.check(validate=None, local_target=False)
+        given = (student, teacher, target)
+        check_agreement(_LINEAR, shard, given, call.settings, check, more=more)
     fault()
-    shard = Shard(part.group, part.class_start, part.num_classes, summed)
-    return run_linear(tensors, target, call, shard)
+    return run_linear(tensors, target, call, shard._replace(reduce_features_grad=summed))
 
 
 def _attempt(make: Callable[[], Any], otherwise: Any) -> tuple[Any, Callable[[], None]]:
@@ -228,16 +215,14 @@ def _attempt(make: Callable[[], Any], otherwise: Any) -> tuple[Any, Callable[[],
     return otherwise, fault
 
 
-def _global_target(
-    target: Tensor, classes: int, settings: dict[str, Any], group: dist.ProcessGroup
-) -> Tensor:
+def _global_target(target: Tensor, classes: int, shard: Shard, ignore_index: int) -> Tensor:
     """Partial FC's targets as classes of the whole row, by one maximum over ranks."""
     nowhere = -1
-    elsewhere = (target == -1) | (target == settings["ignore_index"])
+    elsewhere = (target == -1) | (target == ignore_index)
     # Out of bounds on one rank: out of bounds for all, whatever the others claim.
     invalid = (target < 0) | (target >= classes)
-    mine = torch.where(invalid, settings["num_classes"], target.long() + settings["class_start"])
+    mine = torch.where(invalid, shard.num_classes, target.long() + shard.class_start)
     mine = torch.where(elsewhere, nowhere, mine)
     ops = torch.ops._c10d_functional
-    whole: Tensor = ops.wait_tensor(ops.all_reduce(mine, "max", group.group_name))
-    return torch.where(whole == nowhere, settings["ignore_index"], whole)
+    whole: Tensor = ops.wait_tensor(ops.all_reduce(mine, "max", shard.group.group_name))
+    return torch.where(whole == nowhere, ignore_index, whole)

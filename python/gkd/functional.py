@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ._settings import (
+    DEFAULTS,
     FLAG,
     INTEGER,
     NUMBER,
@@ -53,8 +54,7 @@ def check_tensors(
     name: str, student_logits: object, teacher_logits: object, target: object = None
 ) -> None:
     """TypeError in one line: the dispatcher's own would print every value of a list or array."""
-    given = {"student_logits": student_logits, "teacher_logits": teacher_logits}
-    for argument, value in given.items():
+    for argument, value in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: {argument} must be a Tensor, got {_kind(value)}")
         if is_dtensor(value):
@@ -63,9 +63,11 @@ def check_tensors(
                 f"split by rows, {argument}.full_tensor() for the whole of it, or call "
                 "gkd.distributed.loss where it is split by classes"
             )
+    if target is None:
+        return
     if is_dtensor(target):
         raise TypeError(f"{name}: target is a DTensor: pass target.to_local()")
-    if target is not None and not isinstance(target, Tensor):
+    if not isinstance(target, Tensor):
         raise TypeError(
             f"{name}: target must be a Tensor or None, got {_kind(target)}; "
             "settings are given by keyword, as in temperature=4.0"
@@ -185,7 +187,8 @@ def checked_loss(
     # After the loss, whose checks of shape and dtype come first.
     if plain(name, "check_target", check_target, FLAG) and target is not None:
         classes = student_logits.shape[-1]
-        call_op(name, ops._check_target, target, classes, given["ignore_index"])
+        ignore_index = given.get("ignore_index", DEFAULTS["ignore_index"])
+        call_op(name, ops._check_target, target, classes, ignore_index)
     return value
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -14,95 +13,20 @@ from typing_extensions import Unpack
 
 from ._chunks import (
     Plan,
-    RowLoss,
     RowsLoss,
-    Shard,
     default_rows,
     reduce,
     run,
     with_gradients,
     without_autocast,
 )
-from ._linear_check import check_call, check_network, logits_dtype
+from ._linear_check import Call, check_call, logits_dtype
 from ._settings import (
-    FLAG,
-    INTEGER,
-    NUMBER,
     LossSettings,
-    plain,
-    plain_settings,
     takes_settings_of,
 )
+from ._shard_part import Shard
 from .functional import loss
-
-
-def _row_loss(settings: dict[str, Any]) -> RowLoss:
-    """A chunk's row losses by the operator."""
-
-    def of(
-        student: Tensor, teacher: Tensor, target: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        made: tuple[Tensor, Tensor, Tensor] = torch.ops.gkd._forward(
-            student, teacher, target, need_grad, **settings
-        )
-        return made
-
-    return of
-
-
-def _sharded_row_loss(settings: dict[str, Any], shard: Shard) -> RowLoss:
-    """The same where every rank of a group has some of the classes."""
-    classes = (shard.class_start, shard.num_classes)
-    ranks = (dist.get_world_size(shard.group), shard.group.group_name)
-
-    def of(
-        student: Tensor, teacher: Tensor, target: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        made: tuple[Tensor, Tensor, Tensor] = torch.ops.gkd._sharded_forward(
-            student, teacher, target, *classes, *ranks, need_grad, **settings
-        )
-        return made
-
-    return of
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a caller of the function ``name`` gives with the tensors, as plain values."""
-
-    name: str
-    scale: float
-    normalize: bool
-    chunk_rows: int | None
-    settings: dict[str, Any]  #: of the operator
-
-    @staticmethod
-    def of(
-        name: str,
-        scale: float | None,
-        normalize: bool,
-        chunk_rows: int | None,
-        settings: Mapping[str, Any],
-    ) -> Call:
-        normalize = plain(name, "normalize", normalize, FLAG)
-        if scale is None:
-            scale = 64.0 if normalize else 1.0
-        scale = plain(name, "scale", scale, NUMBER)
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"{name}: scale must be finite and > 0, got {scale}")
-        if chunk_rows is not None:
-            chunk_rows = plain(name, "chunk_rows", chunk_rows, INTEGER)
-            if chunk_rows < 1:
-                raise ValueError(f"{name}: chunk_rows must be >= 1, got {chunk_rows}")
-        return Call(name, scale, normalize, chunk_rows, plain_settings(name, settings))
-
-    def check(
-        self, tensors: Sequence[Tensor], target: Tensor | None, classes: int | None = None
-    ) -> None:
-        """Raises for tensors that do not fit, or settings that no operator takes."""
-        check_network(self.name, "student", *tensors[:2])
-        check_network(self.name, "teacher", *tensors[2:])
-        check_call(self.name, tensors, target, classes, self.settings)
 
 
 def run_linear(
@@ -114,33 +38,20 @@ def run_linear(
         rows = [x.flatten(0, -2) if k % 2 == 0 else x for k, x in enumerate(tensors)]
         value = run_linear(rows, None if target is None else target.flatten(), call, shard)
         return value.reshape(leading) if call.settings["reduction"] == "none" else value
-    student_features, student_weight = tensors[:2]
-    classes = student_weight.shape[0] if shard is None else shard.num_classes
-    reduction = call.settings["reduction"]
-    dtypes = (logits_dtype(student_features), logits_dtype(tensors[2]))
+    dtypes = (logits_dtype(tensors[0]), logits_dtype(tensors[2]))
     chunk_rows = call.chunk_rows
     if chunk_rows is None:
         # Of sizes that every rank knows: the ranks' collectives go by the chunk.
-        classes_per_rank = (
-            classes if shard is None else math.ceil(classes / dist.get_world_size(shard.group))
-        )
-        on_cpu = student_features.device.type == "cpu"
-        chunk_rows = default_rows(student_features.shape[0], classes_per_rank, dtypes, on_cpu)
-    of_rows = {**call.settings, "reduction": "none"}
-    plan = Plan(
-        scale=float(call.scale),
-        normalize=call.normalize,
-        chunk_rows=chunk_rows,
-        reduction=reduction,
-        ignore_index=call.settings["ignore_index"],
-        dtypes=dtypes,
-        row_loss=_row_loss(of_rows) if shard is None else _sharded_row_loss(of_rows, shard),
-        shard=shard,
-    )
+        classes = tensors[1].shape[0]
+        if shard is not None:
+            classes = math.ceil(shard.num_classes / dist.get_world_size(shard.group))
+        on_cpu = tensors[0].device.type == "cpu"
+        chunk_rows = default_rows(leading[0], classes, dtypes, on_cpu)
+    plan = Plan(call, dtypes, chunk_rows, shard)
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
-        with without_autocast(student_features):
-            return reduce(plan, target, run(plan, tensors, target, (False, False))[0].rows)
-    if reduction == "none":
+        with without_autocast(tensors[0]):
+            return reduce(plan, target, run(plan, tensors, target, (False, False)).rows)
+    if call.settings["reduction"] == "none":
         per_row: Tensor = RowsLoss.apply(plan, target, *tensors)  # type: ignore[no-untyped-call]
         return per_row
     return with_gradients(plan, target, tensors)
@@ -210,5 +121,5 @@ def linear_loss(
     """
     tensors = (student_features, student_weight, teacher_features, teacher_weight)
     call = Call.of("gkd.linear_loss", scale, normalize, chunk_rows, {**settings, "method": method})
-    call.check(tensors, target)
+    check_call(call, tensors, target)
     return run_linear(tensors, target, call)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
-from ._settings import DEFAULT_THRESHOLD, LossSettings, takes_settings_of
+from ._settings import (
+    DEFAULT_THRESHOLD,
+    DEFAULTS,
+    AllSettings,
+    LossSettings,
+    takes_settings_of,
+)
 from .functional import checked_loss, loss
 
-#: Every keyword of gkd.loss: what a GKDLoss keeps.
-SETTINGS = tuple(
-    name for name, p in inspect.signature(loss).parameters.items() if p.kind is p.KEYWORD_ONLY
+_DEFAULTS: dict[str, Any] = {**DEFAULTS, "check_target": False}
+_ALWAYS_SHOWN = (
+    "temperature",
+    "primary_weight",
+    "binary_weight",
+    "secondary_weight",
+    "rank_by",
+    "reduction",
 )
 
 
@@ -34,37 +44,27 @@ class GKDLoss(nn.Module):
         >>> criterion.primary_weight = 4.0
     """
 
-    def __init__(
-        self,
-        *,
-        threshold: float | None = None,
-        group_size: int | None = None,
-        group_temperature: float | None = None,
-        temperature: float = 4.0,
-        primary_weight: float = 8.0,
-        binary_weight: float = 1.0,
-        secondary_weight: float = 0.0,
-        coupled: bool = False,
-        rank_by: Literal["teacher", "student"] = "teacher",
-        reduction: Literal["mean", "sum", "none"] = "mean",
-        ignore_index: int = -100,
-        method: Literal["auto", "sort", "select"] = "auto",
-        check_target: bool = False,
-    ) -> None:
+    threshold: float | None
+    group_size: int | None
+    group_temperature: float | None
+    temperature: float
+    primary_weight: float
+    binary_weight: float
+    secondary_weight: float
+    coupled: bool
+    rank_by: Literal["teacher", "student"]
+    reduction: Literal["mean", "sum", "none"]
+    ignore_index: int
+    method: Literal["auto", "sort", "select"]
+    check_target: bool
+
+    @takes_settings_of(loss, AllSettings)
+    def __init__(self, **settings: Unpack[AllSettings]) -> None:
         super().__init__()
-        self.threshold = threshold
-        self.group_size = group_size
-        self.group_temperature = group_temperature
-        self.temperature = temperature
-        self.primary_weight = primary_weight
-        self.binary_weight = binary_weight
-        self.secondary_weight = secondary_weight
-        self.coupled = coupled
-        self.rank_by = rank_by
-        self.reduction = reduction
-        self.ignore_index = ignore_index
-        self.method = method
-        self.check_target = check_target
+        for name in settings.keys() - _DEFAULTS.keys():
+            raise TypeError(f"gkd.GKDLoss: unexpected keyword argument {name!r}")
+        for name, default in _DEFAULTS.items():
+            setattr(self, name, settings.get(name, default))
         with torch.no_grad():
             logits = torch.empty((1, 1), device="meta")
             self(logits, logits)
@@ -82,7 +82,7 @@ class GKDLoss(nn.Module):
         Returns:
             A scalar, or [...] with reduction "none".
         """
-        settings = {name: getattr(self, name) for name in SETTINGS}
+        settings = {name: getattr(self, name) for name in _DEFAULTS}
         check_target = settings.pop("check_target")
         return checked_loss(
             "gkd.GKDLoss", student_logits, teacher_logits, target, check_target, settings
@@ -100,15 +100,9 @@ class GKDLoss(nn.Module):
             >>> criterion = gkd.GKDLoss.kd(temperature=2.0)
             >>> value = criterion(torch.randn(4, 50), torch.randn(4, 50))
         """
-        preset: LossSettings = {
-            "group_size": 0,  # the loss is the same for every group, and this one needs no search
-            "coupled": True,
-            "primary_weight": 1.0,
-            "binary_weight": 1.0,
-            "secondary_weight": 1.0,
-        }
-        preset.update(settings)
-        return cls(**preset)
+        weights = LossSettings(primary_weight=1.0, binary_weight=1.0, secondary_weight=1.0)
+        # The loss is the same for every group, and the empty one needs no search.
+        return cls(**LossSettings(group_size=0, coupled=True) | weights | settings)
 
     @classmethod
     @takes_settings_of(loss)
@@ -126,14 +120,8 @@ class GKDLoss(nn.Module):
             >>> criterion = gkd.GKDLoss.dkd(alpha=1.0, beta=8.0)
             >>> value = criterion(torch.randn(2, 50), torch.randn(2, 50), torch.tensor([3, 0]))
         """
-        preset: LossSettings = {
-            "group_size": 0,
-            "primary_weight": 0.0,
-            "binary_weight": alpha,
-            "secondary_weight": beta,
-        }
-        preset.update(settings)
-        return cls(**preset)
+        weights = LossSettings(primary_weight=0.0, binary_weight=alpha, secondary_weight=beta)
+        return cls(**LossSettings(group_size=0) | weights | settings)
 
     @classmethod
     @takes_settings_of(loss)
@@ -158,36 +146,16 @@ class GKDLoss(nn.Module):
             >>> criterion = gkd.GKDLoss.gdkd(5, other_weight=2.0)
             >>> value = criterion(torch.randn(2, 50), torch.randn(2, 50))
         """
-        preset: LossSettings = {
-            "group_size": k,
-            "primary_weight": top_weight,
-            "secondary_weight": other_weight,
-        }
-        preset.update(settings)
-        return cls(**preset)
+        weights = LossSettings(primary_weight=top_weight, secondary_weight=other_weight)
+        return cls(**LossSettings(group_size=k) | weights | settings)
 
     def extra_repr(self) -> str:
         """The settings as the constructor takes them, the rarer ones only where they are set."""
-        if self.group_size is not None:
-            grouping = f"group_size={self.group_size}"
-        else:
-            grouping = (
-                f"threshold={DEFAULT_THRESHOLD if self.threshold is None else self.threshold}"
-            )
-        text = (
-            f"{grouping}, temperature={self.temperature}, primary_weight={self.primary_weight}, "
-            f"binary_weight={self.binary_weight}, secondary_weight={self.secondary_weight}, "
-            f"rank_by={self.rank_by!r}, reduction={self.reduction!r}"
+        shown = {name: getattr(self, name) for name in _DEFAULTS}
+        if self.threshold is None and self.group_size is None:
+            shown["threshold"] = DEFAULT_THRESHOLD
+        return ", ".join(
+            f"{name}={value!r}"
+            for name, value in shown.items()
+            if name in _ALWAYS_SHOWN or value != _DEFAULTS[name]
         )
-        unusual = {
-            "group_temperature": None,
-            "coupled": False,
-            "ignore_index": -100,
-            "method": "auto",
-            "check_target": False,
-        }
-        for name, usual in unusual.items():
-            value = getattr(self, name)
-            if value != usual:
-                text += f", {name}={value!r}"
-        return text

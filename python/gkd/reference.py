@@ -21,11 +21,11 @@ from typing_extensions import Unpack
 from ._settings import (
     DEFAULT_THRESHOLD,
     LossSettings,
+    all_settings,
     call_op,
-    is_dtensor,
-    plain_settings,
     takes_settings_of,
 )
+from .functional import check_tensors
 from .functional import loss as operator_loss
 
 _INF = float("inf")
@@ -40,9 +40,7 @@ def _check(
     student: Tensor, teacher: Tensor, target: Tensor | None, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """The operator's own checks, on meta tensors, which no transform wraps; plain settings."""
-    for argument, x in (("student_logits", student), ("teacher_logits", teacher)):
-        if is_dtensor(x):
-            raise TypeError(f"{_NAME}: {argument} is a DTensor: pass {argument}.to_local()")
+    check_tensors(_NAME, student, teacher, target)
     if torch.is_grad_enabled() and teacher.requires_grad:
         raise ValueError(
             f"{_NAME}: teacher_logits must not require grad; pass teacher_logits.detach()"
@@ -55,7 +53,7 @@ def _check(
         k: v.detach() if k in _DIFFERENTIABLE and isinstance(v, Tensor) else v
         for k, v in settings.items()
     }
-    plain = plain_settings(_NAME, values)
+    plain = all_settings(_NAME, values)
     shadows = (shadow(student), shadow(teacher), None if target is None else shadow(target))
     call_op(_NAME, torch.ops.gkd._forward, *shadows, False, **plain)
     return plain

@@ -151,7 +151,7 @@ def test_reference_is_differentiable_by_temperature_and_weights():
 
 def test_signatures_show_every_setting_with_its_default():
     shown = inspect.signature(gkd.loss).parameters
-    assert list(LossSettings.__annotations__) == list(DEFAULTS)
+    assert [*LossSettings.__annotations__, "method"] == list(DEFAULTS)
     for function in (
         gkd.loss,
         gkd.GKDLoss,
@@ -162,7 +162,8 @@ def test_signatures_show_every_setting_with_its_default():
         gkd.distributed.linear_loss,
     ):
         parameters = inspect.signature(function).parameters
-        for name, default in DEFAULTS.items():
+        for name in LossSettings.__annotations__:
+            default = DEFAULTS[name]
             assert parameters[name].default == default == shown[name].default
             assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
 
