@@ -1,5 +1,6 @@
-// _C: the C++ defaults, so that a test can compare them with Python's. The operators live in libgkd.so,
-// which has no Python in it, and the package does without _C: a wheel without it fits every Python.
+// _C: the C++ defaults, so that a test can compare them with Python's. The operators live in
+// libgkd.so, which has no Python in it, and the package does without _C: a wheel without it fits
+// every Python.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -21,5 +22,6 @@ PYBIND11_MODULE(_C, m) {
   defaults["rank_by"] = options.rank_by;
   defaults["reduction"] = options.reduction;
   defaults["ignore_index"] = options.ignore_index;
+  defaults["method"] = options.method;
   m.attr("DEFAULTS") = defaults;
 }

@@ -97,7 +97,11 @@ def test_group_reports_what_the_loss_uses(device):
     p, q = (teacher / 4).softmax(1), (student / 4).softmax(1)
     assert error(group.mass_teacher, (p * group.mask).sum(1)) <= 1e-13
     assert error(group.mass_student, (q * group.mask).sum(1)) <= 1e-13
-    rows = 16 * (8 * group.primary + group.binary)
-    assert error(gkd.loss(student, teacher, target, reduction="none"), rows) <= 1e-13
+    off = {f"{term}_weight": 0.0 for term in ("primary", "binary", "secondary")}
+    group = gkd.group(student, teacher, target, **off)  # each term, whether the loss uses it or not
+    for name in off:
+        rows = gkd.loss(student, teacher, target, reduction="none", **off | {name: 1.0})
+        term = 16 * getattr(group, name.removesuffix("_weight"))
+        assert error(term, rows) <= 1e-13, name
     assert gkd.group(student, teacher).mask is None
     assert (gkd.group(student, teacher, group_size=0).cut == float("inf")).all()
