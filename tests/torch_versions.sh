@@ -15,7 +15,8 @@ unset PYTHONPATH
 "${2:-python3}" -m venv --clear "$folder"
 "$python" -m pip install -q "torch==$version" "setuptools>=77" wheel
 # A build tree of this version's own: another's would hold another torch's paths.
-GKD_BUILD_DIR=build/torch-$version/cpp "$python" -m pip install -q --no-build-isolation .
+export GKD_BUILD_DIR=build/torch-$version/cpp
+"$python" -m pip install -q --no-build-isolation .
 (cd / && "$python" -m gkd.info)
 "$python" -m pip install -q pytest hypothesis numpy pillow matplotlib tqdm
 # The installed package is tested, not the source tree: only helpers, examples and benchmarks are on

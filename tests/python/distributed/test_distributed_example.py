@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from examples.distributed import compare
+from processes import PACKAGE
 
 ROOT = Path(__file__).resolve().parents[3]
 RANKS = 2
@@ -37,7 +38,7 @@ def photographs(tmp_path_factory):
 def run(launcher, photographs, out, *options):
     """Runs the example in processes of its own; the report and what rank 0 printed."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "python"), str(ROOT)])
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), str(ROOT)])
     words = [*launcher, "-m", "examples.distributed", "--data", str(photographs)]
     done = subprocess.run(
         [sys.executable, *words, "--output", str(out), *OPTIONS, *options],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gkd
-from install_fixtures import BUILD, ROOT, TORCH, build, cpp_package, python_package, run
+from install_fixtures import BUILD, PACKAGE, ROOT, TORCH, build, cpp_package, python_package, run
 
 EXAMPLES = ROOT / "examples" / "cpp"
 LAYOUTS = ("cpp_package", "python_package")
@@ -114,7 +114,7 @@ def saved(tmp_path_factory):
 
 
 def python_env() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
 
 
 def loaded(program: Path) -> dict[str, Path]:

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import torch
 
+import gkd
+
 ROOT = Path(__file__).resolve().parents[3]
 BUILD = ROOT / os.environ.get("GKD_BUILD_DIR", "build/cpp")
 TORCH = Path(torch.__file__).parent
+PACKAGE = Path(gkd.__file__).parent
 
 
 def run(*command, fails: bool = False, **options) -> str:
@@ -43,7 +46,7 @@ def python_package(folder: Path) -> Install:
     """The package as pip lays it out, beside torch."""
     package = folder / "gkd"
     run("cmake", "--install", BUILD, "--component", "python", "--prefix", package)
-    for file in (ROOT / "python" / "gkd").glob("*.py"):
+    for file in PACKAGE.glob("*.py"):
         shutil.copy(file, package)
     for beside in ("torch", "nvidia"):
         if (TORCH.parent / beside).exists():
