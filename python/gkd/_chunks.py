@@ -230,7 +230,7 @@ class RowsLoss(torch.autograd.Function):
             sums.finish(tensors, ((factor * scale).unsqueeze(1), most * scale * plan.call.scale))
             gradients: list[Any] = [
                 None if total is None else total.to(x.dtype)
-                for total, x in zip((sums.features, sums.weight), tensors, strict=False)
+                for total, x in zip((sums.features, sums.weight), tensors[:2], strict=True)
             ]
         if torch.is_grad_enabled():
             graph = (*tensors[:2], grad_output)

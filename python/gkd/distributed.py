@@ -55,7 +55,7 @@ def loss(
 
     7 collectives for float32 logits, 6 for 16-bit and 10 for float64 ones, for any data, and
     none in the backward; 57 KB a row (docs/performance.md). An all-reduce more with
-    ``local_target``, an all-gather of 456 bytes more in a call that validates.
+    ``local_target``, an all-gather of under 500 bytes more in a call that validates.
 
     Args:
         student_shard: [..., C_r], float16, bfloat16, float32 or float64; C_r may be 0, and differ
