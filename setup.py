@@ -15,13 +15,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import setuptools
-
-if int(setuptools.__version__.split(".")[0]) < 77:  # before what the line below asks for is missed
-    sys.exit(
-        f"gkd needs setuptools 77 or newer and found {setuptools.__version__}: `pip install "
-        '"setuptools>=77" wheel`, then `pip install --no-build-isolation .`'
-    )
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
