@@ -10,8 +10,8 @@ else:
     found = setuptools.__version__
 if found == "none" or int(found.split(".")[0]) < 77:
     sys.exit(
-        f'gkd needs setuptools 77 or newer and found {found}: `pip install "setuptools>=77" wheel`, '
-        "then `pip install --no-build-isolation .`"
+        f"gkd needs setuptools 77 or newer and found {found}: "
+        '`pip install "setuptools>=77" wheel`, then `pip install --no-build-isolation .`'
     )
 
 from setuptools.build_meta import *  # noqa: E402, F403

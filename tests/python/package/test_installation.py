@@ -105,6 +105,11 @@ def test_no_torch(tmp_path):
     assert 'this build sees none: `pip install torch "setuptools>=77" wheel`, then' in said
 
 
+def test_no_setuptools():
+    said = says([sys.executable, "-S", ROOT / "tools" / "build_backend.py"], PYTHONPATH=None)
+    assert 'gkd needs setuptools 77 or newer and found none: `pip install "setuptools>=77"' in said
+
+
 def test_no_cmake_or_an_old_one(tmp_path):
     said = says([*SETUP, "build_ext", "-b", tmp_path], PATH=str(tmp_path))
     assert "and found none: `pip install cmake`" in said
