@@ -71,9 +71,11 @@ class CMakeBuild(build_ext):
         torch_version()
         check_tools()
         package = ROOT / "python" / "gkd" if self.inplace else Path(self.build_lib, "gkd").resolve()
-        options = [f"-DPython3_EXECUTABLE={sys.executable}", *OPTIONS]
-        if "GKD_BUILD_DIR" not in os.environ:  # a tree that the user keeps has settings of its own
-            options.append("-DGKD_BUILD_TESTS=OFF")
+        options = [f"-DPython3_EXECUTABLE={sys.executable}"]
+        if "GKD_BUILD_DIR" not in os.environ:  # a tree that the user keeps has settings of its own;
+            # in this one CMake would remember those of the last build
+            options += ["-DGKD_BUILD_TESTS=OFF", "-DGKD_WITH_CUDA=AUTO", "-DGKD_BUILD_PYTHON=ON"]
+        options += OPTIONS
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         # By way of a folder of its own: a build tree may keep its libraries in the package already,
         # and CMake does not install a file onto itself.
