@@ -79,7 +79,8 @@ struct RowsCall {
     if (const cudaError_t error = (call); error) return error; \
   } while (0)
 
-/// Defines a function template for both types of arithmetic.
-#define GKD_INSTANTIATE(function)                     \
-  template decltype(function<float>) function<float>; \
-  template decltype(function<double>) function<double>;
+/// Defines a function template for both types of arithmetic. By its address: nvcc 13.2 ends with an
+/// internal error where an explicit instantiation takes its type from decltype.
+#define GKD_INSTANTIATE(function)                                      \
+  [[gnu::used]] static const auto function##_float = &function<float>; \
+  [[gnu::used]] static const auto function##_double = &function<double>;
