@@ -70,6 +70,7 @@ def dynamic(library: Path, tag: str) -> list[str]:
 def test_needs_only_torch_cudart_and_the_system(install):
     needed = dynamic(install.library, "NEEDED")
     assert "libtorch_cpu.so" in needed
+    assert any("libcudart" in name for name in needed) == bool(gkd._build.cuda_version)
     strangers = [name for name in needed if not re.fullmatch(f"{FRAMEWORK}|{SYSTEM}", name)]
     assert not strangers
 
