@@ -36,14 +36,14 @@ function(gkd_link_toolkit)
   file(CREATE_LINK "libcudart.so.${GKD_CUDA_MAJOR}" "${toolkit}/lib/libcudart.so" SYMBOLIC)
 endfunction()
 
-# The one that the user names, or the first of PATH and the usual folders; else the one that
+# The one that the user names, or that of CUDA_HOME or PATH; else the one that
 # `pip install "cuda-toolkit[nvcc]"` puts beside torch.
 set(GKD_NVCC "${CMAKE_CUDA_COMPILER}")
 if(NOT GKD_NVCC)
   set(GKD_NVCC "$ENV{CUDACXX}")
 endif()
 if(NOT GKD_NVCC)
-  find_program(GKD_SYSTEM_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  find_program(GKD_SYSTEM_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin)
   set(GKD_NVCC "${GKD_SYSTEM_NVCC}")
 endif()
 gkd_nvcc_version("${GKD_NVCC}" GKD_NVCC_VERSION)
