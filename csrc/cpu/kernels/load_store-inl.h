@@ -133,6 +133,10 @@ struct Row {
   std::int64_t classes, target;
   bool by_student;  ///< `rank` is `s`
 
+  struct Buffers {
+    alignas(64) T s[kTile], u[kTile], r[kTile];
+  };
+
   std::int64_t segments() const { return (classes + kSegment - 1) / kSegment; }
   bool has_target(std::int64_t begin, std::int64_t count) const {
     return target >= begin && target < begin + count;
@@ -155,11 +159,25 @@ struct Row {
     }
   }
 
-  /// Calls visit(begin, count, s, u, r) on each tile of [begin, end), with Tiles or HalfTiles; in r
-  /// the target has +inf, so that it joins every group.
+  /// Calls visit(s, u, r) with Tiles; in r the target has +inf, so that it joins every group.
+  template <class Visit>
+  void visit_tile(std::int64_t begin, std::int64_t count, Buffers* buffers, Visit visit) const {
+    const T* student = read_tile(s, begin, count, buffers->s);
+    const T* teacher = read_tile(u, begin, count, buffers->u);
+    const T* r = by_student ? student : teacher;
+    if (has_target(begin, count)) {
+      std::copy(r, r + padded<T>(count), buffers->r);
+      buffers->r[target - begin] = kInfinity<T>;
+      r = buffers->r;
+    }
+    visit(Tile<T>{student}, Tile<T>{teacher}, Tile<T>{r});
+  }
+
+  /// Calls visit(begin, count, s, u, r) on each tile of [begin, end), with Tiles as visit_tile()
+  /// has them or with HalfTiles.
   template <class Visit>
   void for_each_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
-    alignas(64) T s_buffer[kTile], u_buffer[kTile], r_buffer[kTile];
+    Buffers buffers;
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
     for (std::int64_t j = begin; j < end; j += kTile) {
@@ -173,15 +191,8 @@ struct Row {
           continue;
         }
       }
-      const T* student = read_tile(s, j, count, s_buffer);
-      const T* teacher = read_tile(u, j, count, u_buffer);
-      const T* r = by_student ? student : teacher;
-      if (has_target(j, count)) {
-        std::copy(r, r + padded<T>(count), r_buffer);
-        r_buffer[target - j] = kInfinity<T>;
-        r = r_buffer;
-      }
-      visit(j, count, Tile<T>{student}, Tile<T>{teacher}, Tile<T>{r});
+      visit_tile(j, count, &buffers,
+                 [&](auto student, auto teacher, auto r) { visit(j, count, student, teacher, r); });
     }
   }
 };

@@ -172,21 +172,20 @@ template <class T>
 void exact_shifts(const Row<T>& row, T cut, T temperature, Shift<T> (&shift)[2]) {
   T student_high[2] = {-kInfinity<T>, -kInfinity<T>}, student_at_top[2] = {T(0), T(0)};
   shift[0] = shift[1] = {-kInfinity<T>, -kInfinity<T>};
-  row.for_each_tile(0, row.classes, [&](std::int64_t, std::int64_t count, auto s, auto u, auto r) {
-    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-      T student[kWidth<T>], teacher[kWidth<T>], rank[kWidth<T>];
-      store(s[k], student);
-      store(u[k], teacher);
-      store(r[k], rank);
-      for (std::int64_t l = 0; l < std::min<std::int64_t>(kWidth<T>, count - k); ++l) {
-        const int g = rank[l] >= cut ? 0 : 1;
-        student_high[g] = std::max(student_high[g], student[l]);
-        if (!(teacher[l] > shift[g].teacher)) continue;
-        shift[g].teacher = teacher[l];
-        student_at_top[g] = student[l];
+  // Not for_each_tile(), which the compiler inlines into the passes as long as these alone call it.
+  typename Row<T>::Buffers buffers;
+  for (std::int64_t j = 0; j < row.classes; j += kTile) {
+    const std::int64_t count = std::min(kTile, row.classes - j);
+    row.visit_tile(j, count, &buffers, [&](Tile<T> s, Tile<T> u, Tile<T> r) {
+      for (std::int64_t k = 0; k < count; ++k) {
+        const int g = r.data[k] >= cut ? 0 : 1;
+        student_high[g] = std::max(student_high[g], s.data[k]);
+        if (!(u.data[k] > shift[g].teacher)) continue;
+        shift[g].teacher = u.data[k];
+        student_at_top[g] = s.data[k];
       }
-    }
-  });
+    });
+  }
   for (int g = 0; g < 2; ++g) {
     const bool fits = (student_high[g] - student_at_top[g]) / temperature <= T(40);
     shift[g].student = finite_or_zero(fits ? student_at_top[g] : student_high[g]);
