@@ -141,7 +141,7 @@ CPU = [
 """,
         new="""\
   void for_each_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
-    alignas(64) T s_buffer[kTile], u_buffer[kTile], r_buffer[kTile];
+    Buffers buffers;
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
     for (std::int64_t j = begin; j < end - (end > kTile); j += kTile) {
