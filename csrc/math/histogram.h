@@ -39,10 +39,12 @@ template <class T>
 struct Bins {
   T high, inv_temperature, reach;
 
-  /// Does not increase with r; a NaN goes to the last bin.
+  /// In bins from the first one's upper edge; does not increase with r.
+  GKD_HD T position(T r) const { return (high - r) * inv_temperature * (T(kBins - 1) / reach); }
+  /// A NaN goes to the last bin.
   GKD_HD int of(T r) const {
-    const T position = (high - r) * inv_temperature * (T(kBins - 1) / reach);
-    return position < T(kBins - 1) ? static_cast<int>(position) : kBins - 1;
+    const T p = position(r);
+    return p < T(kBins - 1) ? static_cast<int>(p) : kBins - 1;
   }
   /// exp(-x) at a bin's upper edge; its lower edge is the next bin's upper one.
   GKD_HD double weight(int bin) const {

@@ -251,6 +251,22 @@ TEST_F(Kernels, ALongRowIsSortedByTheWholeDevice) {
   check(c, "device-wide sort");
 }
 
+TEST_F(Kernels, GroupsFarApartKeepTheirDigits) {
+  for (double gap :
+       {30.0, 60.0, 200.0}) {  // nats: the rest is small, then 0, as floats of one shift
+    for (bool student_too : {true, false}) {
+      Case c(2, 3001);
+      c.p.weights = {1, 1, 1, 1, false};
+      for (std::size_t k = 0; k < c.teacher.size(); ++k) {
+        if (k % 3001 % 100 == 0) continue;
+        c.teacher[k] -= gap + 30;
+        if (student_too) c.student[k] -= gap + 30;
+      }
+      check(c, "groups far apart");
+    }
+  }
+}
+
 TEST_F(Kernels, NearlyEqualLogitsKeepTheirDigits) {
   Case c(2, 2500);
   for (std::size_t k = 0; k < c.student.size(); ++k) {

@@ -2,34 +2,13 @@
 // there. Device memory sees each input read once and the gradient written once, the least possible.
 // A group of blocks (block_group.cuh) processes the row; each block copies one segment.
 //
-// The copy preserves each element's offset modulo 16 bytes, so all but the head and the tail of an
-// unaligned row are copied as whole vectors. A thread reads the same classes for all alignments.
+// float32 and 16-bit rows are read as vectors (vector_passes.cuh), float64 rows by class.
 #pragma once
-
-#include <cuda_pipeline_primitives.h>
 
 #include "cuda/fused/plan.h"
 #include "cuda/fused/shared_memory.cuh"
 
 namespace gkd::cuda {
-
-/// Starts copying `count` elements to shared memory; returns where the first one will be.
-template <class Elem>
-__device__ const Elem* copy_segment(char* shared, const Elem* global, int count) {
-  constexpr int kPerVector = kVectorBytes / int(sizeof(Elem));
-  const auto offset = reinterpret_cast<std::uintptr_t>(global) % kVectorBytes;
-  Elem* first = reinterpret_cast<Elem*>(shared + offset);
-  const int unaligned = offset == 0 ? 0 : int((kVectorBytes - offset) / sizeof(Elem));
-  const int head = unaligned < count ? unaligned : count;
-  const int vectors = (count - head) / kPerVector, tail = head + vectors * kPerVector;
-  for (int k = threadIdx.x; k < vectors; k += kFusedThreads) {
-    __pipeline_memcpy_async(first + head + k * kPerVector, global + head + k * kPerVector,
-                            kVectorBytes);
-  }
-  for (int k = threadIdx.x; k < head; k += kFusedThreads) first[k] = global[k];
-  for (int k = tail + threadIdx.x; k < count; k += kFusedThreads) first[k] = global[k];
-  return first;
-}
 
 /// Every block's value, merged in rank order.
 template <class V, class BlockGroup>
@@ -40,29 +19,51 @@ __device__ V all_reduce(BlockGroup& group, const V& value) {
   return result;
 }
 
-/// The row's cut, for every thread of every block.
+/// The row's cut, for every thread of every block. `maxima` are the row's, or unused in float64.
 template <class T, class Loader, class BlockGroup>
 __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T inv_temperature,
-                      FusedStorage<T, BlockGroup>& shared, BlockGroup& group) {
+                      RowMaxima maxima, FusedStorage<T, BlockGroup>& shared, BlockGroup& group) {
+  constexpr bool kVectors = std::is_same_v<T, float>;
+  const int classes = static_cast<int>(segment.end);
   const StopRule rule = stop_rule(p.selection);
   for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.counts[b] = 0;
   if (threadIdx.x == 0) shared.num_listed = 0;
-  Extremes<T> extremes = cub::BlockReduce<Extremes<T>, kFusedThreads>(shared.temp.extremes)
-                             .Reduce(thread_extremes<T, kFusedThreads>(loader, segment), Merge{});
-  // The gather's barriers also order the zeros before the first count.
-  extremes = all_reduce(group, extremes);
+  Extremes<T> extremes;
+  if (kVectors && rule.by_mass) {  // the smallest logit is not needed
+    extremes.high = extremes.low = loader.by_student ? maxima.student : maxima.teacher;
+    __syncthreads();  // all bins are zero before the first count
+  } else {
+    extremes = cub::BlockReduce<Extremes<T>, kFusedThreads>(shared.temp.extremes)
+                   .Reduce(thread_extremes<T, kFusedThreads>(loader, segment), Merge{});
+    // The gather's barriers also order the zeros before the first count.
+    extremes = all_reduce(group, extremes);
+  }
 
   const Bins<T> bins = bins_of(p, extremes, inv_temperature);
-  count_segment<T, kFusedThreads>(loader, segment, bins, shared.counts);
+  if constexpr (kVectors) {
+    count_vectors(loader, classes, bins, shared.counts);
+  } else {
+    count_segment<T, kFusedThreads>(loader, segment, bins, shared.counts);
+  }
   group.all_reduce_sum(shared.counts);
   const BinRange window =
       find_window(shared.counts, rule, bins, p.row_classes(), shared.temp.window);
 
   const Keys<T> keys(p.ranking().dtype);
   const ClassWeight<T> weight = class_weight(p, bins);
-  WeightSums<T> sums =
-      weigh_segment<T, kFusedThreads>(loader, segment, bins, weight, keys, window, shared.list,
-                                      kFusedListedKeys, &shared.num_listed);
+  WeightSums<T> sums;
+  bool weighed = false;
+  if constexpr (kVectors) {
+    if (rule.by_mass) {
+      sums = weigh_vectors(loader, classes, bins, weight, keys, window, shared.list,
+                           &shared.num_listed);
+      weighed = true;
+    }
+  }
+  if (!weighed) {
+    sums = weigh_segment<T, kFusedThreads>(loader, segment, bins, weight, keys, window, shared.list,
+                                           kFusedListedKeys, &shared.num_listed);
+  }
   __syncthreads();  // every thread has read the window before its storage is reused
   sums = cub::BlockReduce<WeightSums<T>, kFusedThreads>(shared.temp.weights).Reduce(sums, Merge{});
   sums = all_reduce(group, sums);
@@ -90,44 +91,80 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
 
 /// One segment of a counted row, by one block: cut, moments, coefficients, gradient. Thread 0 of
 /// rank 0 writes the row's report.
-template <class T, class Loader, class BlockGroup>
+template <class T, class Elem, class BlockGroup>
 __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t row,
-                                            std::int64_t begin, const Loader& loader,
-                                            Segment segment, FusedStorage<T, BlockGroup>& shared,
+                                            std::int64_t begin,
+                                            const ContiguousLoader<T, Elem>& loader, int classes,
+                                            FusedStorage<T, BlockGroup>& shared,
                                             BlockGroup& group) {
+  constexpr bool kVectors = std::is_same_v<T, float>;
   const Problem& p = c.p;
+  const Segment segment{0, classes};
   const std::int64_t offset = row * p.classes + begin;
   // A target outside the segment matches none of its classes.
   const std::int64_t target = c.w.state[row].target - begin;
+  RowMaxima maxima;
+  if constexpr (kVectors) {
+    maxima = cub::BlockReduce<RowMaxima, kFusedThreads>(shared.temp.maxima)
+                 .Reduce(vector_maxima(loader, classes), Merge{});
+    maxima = all_reduce(group, maxima);  // its barriers also free the reduction's storage
+  }
   T cut = c.w.state[row].cut;
   if (!c.constant_cut) {
-    cut = find_cut(p, loader, segment, p.template inv_group_temperature<T>(), shared, group);
+    cut =
+        find_cut(p, loader, segment, p.template inv_group_temperature<T>(), maxima, shared, group);
     __syncthreads();  // every thread has left the search before its storage is reused
   }
-  const SegmentMoments moments =
-      accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments);
-  const Slot* slots = group.all_gather(moments);
-  if (threadIdx.x == 0) {
-    shared.row.kind = RowKind::kCounted;
-    shared.row.cut = cut;
-    shared.row.target = target;
+  const auto vector_row = [&] {
+    return VectorRow(maxima, static_cast<float>(c.inv_temperature), static_cast<float>(cut), target,
+                     classes, kPerVector<Elem>);
+  };
+  bool vectors = kVectors && maxima.are_finite();
+  for (bool done = false; !done;) {  // again by class if the vectors' sums are not accurate
+    SegmentMoments moments;
+    if constexpr (kVectors) {
+      if (vectors) moments = vector_moments(loader, classes, vector_row(), shared.temp.sums);
+    }
+    if (!vectors) {
+      moments =
+          accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments);
+    }
+    const Slot* slots = group.all_gather(moments);
+    if (threadIdx.x == 0) {
+      shared.row.kind = RowKind::kCounted;
+      shared.row.cut = cut;
+      shared.row.target = target;
+    }
+    __syncthreads();  // the row is in place for the warp that completes it
+    if (threadIdx.x < kWarp) {
+      const RowReport report = merge_into_row(
+          p, [&](std::int64_t r) { return read_slot<SegmentMoments>(slots, static_cast<int>(r)); },
+          group.size(), static_cast<double>(*c.w.weight), &shared.row, shared.temp.merge);
+      if (threadIdx.x == 0) {
+        shared.report = report;
+        shared.done = !vectors;
+        if constexpr (kVectors) {
+          shared.done |= shared.row.kind == RowKind::kCounted &&
+                         sums_are_accurate(shared.row.coef, report.size, p.classes);
+        }
+      }
+    }
+    __syncthreads();  // the row's coefficients are known
+    done = shared.done;
+    vectors &= done;
   }
-  __syncthreads();  // the row is in place for the warp that completes it
-  if (threadIdx.x < kWarp) {
-    const RowReport report = merge_into_row(
-        p, [&](std::int64_t r) { return read_slot<SegmentMoments>(slots, static_cast<int>(r)); },
-        group.size(), static_cast<double>(*c.w.weight), &shared.row, shared.temp.merge);
-    if (threadIdx.x == 0) shared.report = report;
-  }
-  __syncthreads();  // the row's coefficients are known
   SegmentKl kl{};
-  if (shared.row.kind == RowKind::kCounted) {
+  if (shared.row.kind != RowKind::kCounted) {
+    fill_gradient<T, kFusedThreads>(loader, segment, RowKind::kInvalid, c.gradient, offset);
+  } else if (!vectors) {
     kl = write_gradient<T, kFusedThreads>(loader, segment, shared.row, c.inv_temperature, c.all_kl,
                                           c.gradient, offset, shared.temp.kl);
-  } else {
-    fill_gradient<T, kFusedThreads>(loader, segment, RowKind::kInvalid, c.gradient, offset);
+  } else if constexpr (kVectors) {
+    Elem* gradient = c.gradient == nullptr ? nullptr : static_cast<Elem*>(c.gradient) + offset;
+    kl = vector_gradient(loader, classes, vector_row(), shared.row, c.all_kl, gradient,
+                         shared.temp.kl);
   }
-  slots =
+  const Slot* slots =
       group.all_gather(kl);  // its barriers also keep the segment until all threads have read it
   if (group.rank() == 0 && threadIdx.x == 0) {
     SegmentKl sum{};
@@ -147,8 +184,10 @@ __global__ void __launch_bounds__(kFusedThreads) fused_kernel(const FusedCall<Ar
   using Layout = FusedLayout<Elem, BlockGroup>;
   extern __shared__ __align__(16) char memory[];
   auto& shared = *reinterpret_cast<typename Layout::Storage*>(memory);
-  char* student_segment = memory + Layout::kSegmentOffset;
-  char* teacher_segment = student_segment + Layout::segment_bytes(c.plan.segment_classes);
+  char* segments = memory + Layout::kSegmentOffset;
+  Elem* student_segment = reinterpret_cast<Elem*>(segments);
+  Elem* teacher_segment =
+      reinterpret_cast<Elem*>(segments + Layout::segment_bytes(c.plan.segment_classes));
   BlockGroup group{shared.group};
   if constexpr (std::is_same_v<BlockGroup, GridGroup>) {
     group.blocks = c.plan.blocks_per_row;
@@ -169,12 +208,14 @@ __global__ void __launch_bounds__(kFusedThreads) fused_kernel(const FusedCall<Ar
       }
       continue;
     }
-    loader.student = copy_segment(student_segment, loader.student + begin, classes);
-    loader.teacher = copy_segment(teacher_segment, loader.teacher + begin, classes);
+    copy_segment(student_segment, loader.student + begin, classes);
+    copy_segment(teacher_segment, loader.teacher + begin, classes);
+    loader.student = student_segment;
+    loader.teacher = teacher_segment;
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();  // the copies of all threads have landed
-    process_row(c, row, begin, loader, Segment{0, classes}, shared, group);
+    process_row(c, row, begin, loader, classes, shared, group);
   }
   group.exit_barrier();  // peers may still read this block's shared memory
 }

@@ -2,10 +2,9 @@
 // and of the teacher row.
 #pragma once
 
-#include "cuda/block/histogram.cuh"
-#include "cuda/block/moments.cuh"
 #include "cuda/block/row_coefficients.cuh"
 #include "cuda/fused/block_group.cuh"
+#include "cuda/fused/vector_passes.cuh"
 
 namespace gkd::cuda {
 
@@ -18,11 +17,13 @@ struct FusedStorage {
   };
   KeyOf<T> list[kFusedListedKeys];
   union {
+    typename cub::BlockReduce<RowMaxima, kFusedThreads>::TempStorage maxima;
     typename cub::BlockReduce<Extremes<T>, kFusedThreads>::TempStorage extremes;
     typename cub::BlockReduce<WeightSums<T>, kFusedThreads>::TempStorage weights;
     WindowStorage<kFusedThreads> window;
     RefineStorage<kFusedThreads> refine;
     MomentsStorage<T, kFusedThreads> moments;
+    typename cub::BlockReduce<MomentSums, kFusedThreads>::TempStorage sums;
     MergeStorage merge;
     KlStorage<kFusedThreads> kl;
   } temp;
@@ -30,6 +31,7 @@ struct FusedStorage {
   RowState<T> row;
   RowReport report;
   int num_listed;
+  bool done;  ///< the row's moments are accurate
 };
 
 /// Sizes of a fused block's shared memory.
@@ -39,7 +41,7 @@ struct FusedLayout {
   /// Where the segments begin.
   static constexpr std::size_t kSegmentOffset = align_up(sizeof(Storage), kVectorBytes);
 
-  /// Bytes of one input's segment, with room for any offset modulo a vector.
+  /// Bytes of one input's segment: whole vectors, and room for one more.
   GKD_HD static constexpr std::size_t segment_bytes(std::int64_t classes) {
     return align_up(static_cast<std::size_t>(classes) * sizeof(Elem) + kVectorBytes, kVectorBytes);
   }
