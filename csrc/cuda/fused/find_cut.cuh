@@ -1,0 +1,87 @@
+// The cut of a row in shared memory, by the group of blocks that processes it.
+#pragma once
+
+#include "cuda/fused/shared_memory.cuh"
+
+namespace gkd::cuda {
+
+/// Every block's value, merged in rank order.
+template <class V, class BlockGroup>
+__device__ V all_reduce(BlockGroup& group, const V& value) {
+  const Slot* slots = group.all_gather(value);
+  V result{};
+  for (int r = 0; r < group.size(); ++r) result.merge(read_slot<V>(slots, r));
+  return result;
+}
+
+/// The row's cut, for every thread of every block. `maxima` are the row's, or unused in float64.
+template <class T, class Loader, class BlockGroup>
+__device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T inv_temperature,
+                      RowMaxima maxima, FusedStorage<T, BlockGroup>& shared, BlockGroup& group) {
+  constexpr bool kVectors = std::is_same_v<T, float>;
+  const int classes = static_cast<int>(segment.end);
+  const StopRule rule = stop_rule(p.selection);
+  for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.counts[b] = 0;
+  if (threadIdx.x == 0) shared.num_listed = 0;
+  Extremes<T> extremes;
+  if (kVectors && rule.by_mass) {  // the smallest logit is not needed
+    extremes.high = extremes.low = loader.by_student ? maxima.student : maxima.teacher;
+    __syncthreads();  // all bins are zero before the first count
+  } else {
+    extremes = cub::BlockReduce<Extremes<T>, kFusedThreads>(shared.temp.extremes)
+                   .Reduce(thread_extremes<T, kFusedThreads>(loader, segment), Merge{});
+    // The gather's barriers also order the zeros before the first count.
+    extremes = all_reduce(group, extremes);
+  }
+
+  const Bins<T> bins = bins_of(p, extremes, inv_temperature);
+  if constexpr (kVectors) {
+    count_vectors(loader, classes, bins, shared.counts);
+  } else {
+    count_segment<T, kFusedThreads>(loader, segment, bins, shared.counts);
+  }
+  group.all_reduce_sum(shared.counts);
+  const BinRange window =
+      find_window(shared.counts, rule, bins, p.row_classes(), shared.temp.window);
+
+  const Keys<T> keys(p.ranking().dtype);
+  const ClassWeight<T> weight = class_weight(p, bins);
+  WeightSums<T> sums;
+  bool weighed = false;
+  if constexpr (kVectors) {
+    if (rule.by_mass) {
+      sums = weigh_vectors(loader, classes, bins, weight, keys, window, shared.list,
+                           &shared.num_listed);
+      weighed = true;
+    }
+  }
+  if (!weighed) {
+    sums = weigh_segment<T, kFusedThreads>(loader, segment, bins, weight, keys, window, shared.list,
+                                           kFusedListedKeys, &shared.num_listed);
+  }
+  __syncthreads();  // every thread has read the window before its storage is reused
+  sums = cub::BlockReduce<WeightSums<T>, kFusedThreads>(shared.temp.weights).Reduce(sums, Merge{});
+  sums = all_reduce(group, sums);
+
+  RadixSearch<T> search{sums.high, sums.low, sums.above, sums.total};
+  while (!search.found()) {  // the same number of passes in every block: all have the same search
+    const int shift = search.bin_bits();
+    group.sync();  // no peer still reads the bins
+    for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.histogram[b] = 0;
+    __syncthreads();  // all bins are zero before the first weight is added
+    if (shared.num_listed <= kFusedListedKeys) {
+      for (int k = threadIdx.x; k < shared.num_listed; k += kFusedThreads) {
+        add_to_histogram(search, shift, keys, weight, shared.list[k], shared.histogram);
+      }
+    } else {
+      for_each_rank<T, kFusedThreads>(loader, segment, [&](T r) {
+        add_to_histogram(search, shift, keys, weight, keys.of(r), shared.histogram);
+      });
+    }
+    group.all_reduce_sum(shared.histogram);
+    search = refine_search(shared.histogram, rule, search, shared.temp.refine);
+  }
+  return keys.logit(search.high);
+}
+
+}  // namespace gkd::cuda
