@@ -69,7 +69,7 @@ constexpr std::int64_t kClassesPerListedKey = 16, kMinListedKeys = 1024,
 
 /// Threads of a fused block: its segments take a multiprocessor's shared memory, so one block has
 /// to keep it busy; 512 threads leave 128 registers each.
-constexpr int kFusedThreads = 512;
+constexpr int kFusedThreads = 256;
 
 /// Keys of a row's window that a fused block lists in shared memory, 8 KiB of them for 32-bit keys:
 /// at least 4% of its segment, where a flat row's window holds 1 to 3% of the classes.

@@ -54,6 +54,30 @@ GKD_HD float exp_of(float x) {
 #endif
 }
 
+constexpr float kLog2e = 1.44269504f;
+
+#if defined(__CUDACC__)
+/// 2^x by the special function unit, to 2 ulp; results that are not normal numbers are 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
+/// exp(offset inv_temperature) for the masses of selection. Every path of a device calls this one
+/// function, so that all find the same cut.
+GKD_HD double mass_exp(double offset, double inv_temperature) {
+  return exp_of(offset * inv_temperature);
+}
+GKD_HD float mass_exp(float offset, float inv_temperature) {
+#if defined(__CUDA_ARCH__)
+  return exp2_approx(offset * (inv_temperature * kLog2e));
+#else
+  return exp_of(offset * inv_temperature);
+#endif
+}
+
 GKD_HD constexpr double inverse_factorial(int n) {
   return n <= 1 ? 1.0 : inverse_factorial(n - 1) / n;
 }

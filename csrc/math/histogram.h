@@ -60,9 +60,9 @@ struct ClassWeight {
   bool by_mass;
   T high, inv_temperature, scale;
 
-  GKD_HD std::uint64_t of(T r) const {
-    return by_mass ? fixed_mass(exp_of(T((r - high) * inv_temperature)), scale) : 1;
-  }
+  /// Relative to the row's largest.
+  GKD_HD T mass(T r) const { return mass_exp(T(r - high), inv_temperature); }
+  GKD_HD std::uint64_t of(T r) const { return by_mass ? fixed_mass(mass(r), scale) : 1; }
 };
 
 }  // namespace gkd

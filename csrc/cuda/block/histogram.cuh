@@ -92,8 +92,10 @@ __device__ __forceinline__ Bins<T> bins_of(const Problem& p, Extremes<T> e, T in
 
 template <class T>
 __device__ __forceinline__ ClassWeight<T> class_weight(const Problem& p, const Bins<T>& bins) {
+  // Of a float's mass, the passes over vectors can sum 46 bits.
+  const double scale = mass_scale(p.row_classes());
   return {p.selection.group_size < 0, bins.high, bins.inv_temperature,
-          static_cast<T>(mass_scale(p.row_classes()))};
+          static_cast<T>(sizeof(T) == sizeof(float) ? fmin(scale, 0x1p46) : scale)};
 }
 
 /// Adds a segment's counts by bin. The last bin, which holds most of a peaked row, is not counted:

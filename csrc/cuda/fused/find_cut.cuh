@@ -14,17 +14,18 @@ __device__ V all_reduce(BlockGroup& group, const V& value) {
   return result;
 }
 
-/// The row's cut, for every thread of every block. `maxima` are the row's, or unused in float64.
+/// The row's cut, for every thread of every block. `vectors`: by passes over vectors; `maxima` are
+/// the row's then.
 template <class T, class Loader, class BlockGroup>
 __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T inv_temperature,
-                      RowMaxima maxima, FusedStorage<T, BlockGroup>& shared, BlockGroup& group) {
-  constexpr bool kVectors = std::is_same_v<T, float>;
+                      bool vectors, RowMaxima maxima, FusedStorage<T, BlockGroup>& shared,
+                      BlockGroup& group) {
   const int classes = static_cast<int>(segment.end);
   const StopRule rule = stop_rule(p.selection);
   for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.counts[b] = 0;
   if (threadIdx.x == 0) shared.num_listed = 0;
   Extremes<T> extremes;
-  if (kVectors && rule.by_mass) {  // the smallest logit is not needed
+  if (vectors && rule.by_mass) {  // the smallest logit is not needed
     extremes.high = extremes.low = loader.by_student ? maxima.student : maxima.teacher;
     __syncthreads();  // all bins are zero before the first count
   } else {
@@ -35,29 +36,24 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
   }
 
   const Bins<T> bins = bins_of(p, extremes, inv_temperature);
-  if constexpr (kVectors) {
-    count_vectors(loader, classes, bins, shared.counts);
-  } else {
-    count_segment<T, kFusedThreads>(loader, segment, bins, shared.counts);
-  }
-  group.all_reduce_sum(shared.counts);
-  const BinRange window =
-      find_window(shared.counts, rule, bins, p.row_classes(), shared.temp.window);
-
   const Keys<T> keys(p.ranking().dtype);
   const ClassWeight<T> weight = class_weight(p, bins);
   WeightSums<T> sums;
-  bool weighed = false;
-  if constexpr (kVectors) {
-    if (rule.by_mass) {
-      sums = weigh_vectors(loader, classes, bins, weight, keys, window, shared.list,
-                           &shared.num_listed);
-      weighed = true;
-    }
-  }
-  if (!weighed) {
-    sums = weigh_segment<T, kFusedThreads>(loader, segment, bins, weight, keys, window, shared.list,
-                                           kFusedListedKeys, &shared.num_listed);
+  const auto window_of_counts = [&] {
+    group.all_reduce_sum(shared.counts);
+    return find_window(shared.counts, rule, bins, p.row_classes(), shared.temp.window);
+  };
+  if (!vectors) {
+    count_segment<T, kFusedThreads>(loader, segment, bins, shared.counts);
+    sums = weigh_segment<T, kFusedThreads>(loader, segment, bins, weight, keys, window_of_counts(),
+                                           shared.list, kFusedListedKeys, &shared.num_listed);
+  } else if constexpr (std::is_same_v<T, float>) {
+    count_vectors(loader, classes, bins, shared.counts);
+    const BinRange window = window_of_counts();
+    sums = rule.by_mass ? weigh_vectors<true>(loader, classes, bins, weight, keys, window,
+                                              shared.list, &shared.num_listed)
+                        : weigh_vectors<false>(loader, classes, bins, weight, keys, window,
+                                               shared.list, &shared.num_listed);
   }
   __syncthreads();  // every thread has read the window before its storage is reused
   sums = cub::BlockReduce<WeightSums<T>, kFusedThreads>(shared.temp.weights).Reduce(sums, Merge{});

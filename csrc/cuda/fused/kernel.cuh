@@ -24,27 +24,27 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   const std::int64_t offset = row * p.classes + begin;
   // A target outside the segment matches none of its classes.
   const std::int64_t target = c.w.state[row].target - begin;
+  bool vectors = false;
   RowMaxima maxima;
   if constexpr (kVectors) {
-    maxima = cub::BlockReduce<RowMaxima, kFusedThreads>(shared.temp.maxima)
-                 .Reduce(vector_maxima(loader, classes), Merge{});
+    const RowMaxima mine{vector_max(loader.teacher, classes), vector_max(loader.student, classes)};
+    maxima = cub::BlockReduce<RowMaxima, kFusedThreads>(shared.temp.maxima).Reduce(mine, Merge{});
     maxima = all_reduce(group, maxima);  // its barriers also free the reduction's storage
+    vectors = VectorRow(maxima, c.inv_temperature, 0).is_accurate();
   }
   T cut = c.w.state[row].cut;
   if (!c.constant_cut) {
-    cut =
-        find_cut(p, loader, segment, p.template inv_group_temperature<T>(), maxima, shared, group);
+    cut = find_cut(p, loader, segment, p.template inv_group_temperature<T>(), vectors, maxima,
+                   shared, group);
     __syncthreads();  // every thread has left the search before its storage is reused
   }
-  const auto vector_row = [&] {
-    return VectorRow(maxima, static_cast<float>(c.inv_temperature), static_cast<float>(cut), target,
-                     classes, kPerVector<Elem>);
-  };
-  bool vectors = kVectors && maxima.are_finite();
+  const VectorRow vector_row(maxima, static_cast<float>(c.inv_temperature),
+                             static_cast<float>(cut));
+  const VectorRange range = VectorRange::of<Elem>(classes, target);
   for (bool done = false; !done;) {  // again by class if the vectors' sums are not accurate
     SegmentMoments moments;
     if constexpr (kVectors) {
-      if (vectors) moments = vector_moments(loader, classes, vector_row(), shared.temp.sums);
+      if (vectors) moments = vector_moments(loader, classes, vector_row, range, shared.temp.sums);
     }
     if (!vectors) {
       moments =
@@ -82,7 +82,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
                                           c.gradient, offset, shared.temp.kl);
   } else if constexpr (kVectors) {
     Elem* gradient = c.gradient == nullptr ? nullptr : static_cast<Elem*>(c.gradient) + offset;
-    kl = vector_gradient(loader, classes, vector_row(), shared.row, c.all_kl, gradient,
+    kl = vector_gradient(loader, classes, vector_row, range, shared.row, c.all_kl, gradient,
                          shared.temp.kl);
   }
   const Slot* slots =
@@ -100,7 +100,8 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
 }
 
 template <class Elem, class BlockGroup>
-__global__ void __launch_bounds__(kFusedThreads) fused_kernel(const FusedCall<Arithmetic<Elem>> c) {
+__global__ void __launch_bounds__(kFusedThreads, sizeof(Elem) == 8 ? 1 : 2)
+    fused_kernel(const FusedCall<Arithmetic<Elem>> c) {
   using T = Arithmetic<Elem>;
   using Layout = FusedLayout<Elem, BlockGroup>;
   extern __shared__ __align__(16) char memory[];

@@ -1,30 +1,20 @@
-// The passes over a segment in shared memory where the arithmetic is in float: a thread owns whole
-// vectors (vectors.cuh), and both groups have one shift, the row's largest logits, so that sums of
-// threads and blocks are added as they are.
+// The passes that make a row's moments and gradient where the arithmetic is in float: a thread owns
+// whole vectors (vectors.cuh), and both groups have one pair of shifts, the row's (vector_row.cuh),
+// so that sums of threads and blocks are added as they are.
 //
 // A group far under the row's largest logit has no digits relative to that shift:
 // sums_are_accurate() decides, and such a row is summed again with a shift per group
 // (block/moments.cuh).
+//
+// Which thread reads a class does not depend on whether it is the target. The loops leave out the
+// target's vector and the segment's last one if it is not whole; their classes are visited after
+// the loops, one by each of the first threads.
 #pragma once
 
-#include "cuda/block/histogram.cuh"
 #include "cuda/block/moments.cuh"
-#include "cuda/fused/vectors.cuh"
+#include "cuda/fused/vector_select.cuh"
 
 namespace gkd::cuda {
-
-/// The row's largest logits: the shift of both groups. A NaN is skipped here; it makes the sums
-/// NaN, so that they are not accurate.
-struct RowMaxima {
-  float teacher = -std::numeric_limits<float>::infinity();
-  float student = -std::numeric_limits<float>::infinity();
-
-  __device__ __forceinline__ void merge(const RowMaxima& y) {
-    teacher = fmaxf(teacher, y.teacher);
-    student = fmaxf(student, y.student);
-  }
-  __device__ bool are_finite() const { return isfinite(teacher) && isfinite(student); }
-};
 
 /// The least sum that a group may have relative to the row's shift: its terms then keep their
 /// digits, since floats reach down to 1e-38.
@@ -40,179 +30,81 @@ __device__ __forceinline__ bool sums_are_accurate(const GroupCoef<float> (&coef)
   return (size == 0 || group(coef[0])) && (size == classes || group(coef[1]));
 }
 
-template <class Elem>
-__device__ __forceinline__ const Elem* ranking(const ContiguousLoader<float, Elem>& loader) {
-  return loader.by_student ? loader.student : loader.teacher;
-}
+/// What the loops over a segment's vectors leave out.
+struct VectorRange {
+  int whole;   ///< vectors of which every element is a class
+  int target;  ///< the whole vector that has the target; -1: none
+  int target_class;
 
-template <class Elem>
-__device__ RowMaxima vector_maxima(const ContiguousLoader<float, Elem>& loader, int classes) {
-  RowMaxima m;
-  const int vectors = num_vectors<Elem>(classes);
-  for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
-    float s[kPerVector<Elem>], u[kPerVector<Elem>];
-    load_vector(loader.student, v, s);
-    load_vector(loader.teacher, v, u);
-#pragma unroll
-    for (int i = 0; i < kPerVector<Elem>; ++i) m.merge({u[i], s[i]});
-  }
-  return m;
-}
-
-/// count_segment() over vectors: -inf falls into the last bin, which is not counted.
-template <class Elem>
-__device__ void count_vectors(const ContiguousLoader<float, Elem>& loader, int classes,
-                              const Bins<float>& bins, int* counts) {
-  const Elem* rank = ranking(loader);
-  const int vectors = num_vectors<Elem>(classes);
-  for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
-    float r[kPerVector<Elem>];
-    load_vector(rank, v, r);
-#pragma unroll
-    for (int i = 0; i < kPerVector<Elem>; ++i) {
-      const float position = bins.position(r[i]);
-      if (position < float(kBins - 1)) atomicAdd(&counts[static_cast<int>(position)], 1);
+  template <class Elem>
+  __device__ static VectorRange of(int classes, std::int64_t target) {
+    VectorRange range{classes / kPerVector<Elem>, -1, -1};
+    if (target < 0 || target >= classes) return range;
+    range.target_class = static_cast<int>(target);
+    if (range.target_class / kPerVector<Elem> < range.whole) {
+      range.target = range.target_class / kPerVector<Elem>;
     }
+    return range;
   }
-}
-
-/// weigh_segment() over vectors, by mass: -inf weighs nothing.
-template <class Elem>
-__device__ WeightSums<float> weigh_vectors(const ContiguousLoader<float, Elem>& loader, int classes,
-                                           const Bins<float>& bins, ClassWeight<float> weight,
-                                           const Keys<float>& keys, BinRange window, unsigned* list,
-                                           int* num_listed) {
-  weight.by_mass = true;  // no branch per class
-  const Elem* rank = ranking(loader);
-  const int vectors = num_vectors<Elem>(classes);
-  // bin < first and bin <= last as comparisons of positions; a NaN is in the last bin.
-  const float first = static_cast<float>(window.first), end = static_cast<float>(window.last + 1);
-  const bool to_last_bin = window.last == kBins - 1;
-  WeightSums<float> sums;
-  for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
-    float r[kPerVector<Elem>];
-    load_vector(rank, v, r);
-    unsigned in_window = 0;
-#pragma unroll
-    for (int i = 0; i < kPerVector<Elem>; ++i) {
-      const float position = bins.position(r[i]);
-      const unsigned long long w = weight.of(r[i]);
-      const bool above = position < first;
-      sums.total += w;
-      sums.above += above ? w : 0;
-      if (!above && (position < end || to_last_bin)) in_window |= 1u << i;
-    }
-    if (in_window == 0) continue;
-#pragma unroll
-    for (int i = 0; i < kPerVector<Elem>; ++i) {
-      if (!(in_window >> i & 1) || v * kPerVector<Elem> + i >= classes) continue;
-      const unsigned key = keys.of(r[i]);
-      sums.high = max(sums.high, key);
-      sums.low = min(sums.low, key);
-      const int index = atomicAdd(num_listed, 1);
-      if (index < kFusedListedKeys) list[index] = key;
-    }
-  }
-  return sums;
-}
-
-/// 2^x; results that are not normal numbers are 0.
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/// exp(-d) - 1 and exp(-d) - 1 + d for |d| <= 1/2: the last term is 3e-8 of the sum.
-__device__ __forceinline__ Expm1Phi<float> short_expm1_and_phi(float d) {
-  const float phi = d * d * alternating_series<2, 8>(d);
-  return {phi - d, phi};
-}
-
-/// A row's constants in registers.
-struct VectorRow {
-  RowMaxima shift;
-  float inv_temperature, exp2_scale, gap, cut;
-  int target_vector, target_item;
-
-  __device__ VectorRow(RowMaxima shift, float inv_temperature, float cut, std::int64_t target,
-                       int classes, int per_vector)
-      : shift(shift),
-        inv_temperature(inv_temperature),
-        exp2_scale(inv_temperature * 1.44269504f),
-        gap(shift.teacher - shift.student),
-        cut(cut) {
-    const bool here = target >= 0 && target < classes;
-    target_vector = here ? static_cast<int>(target) / per_vector : -1;
-    target_item = here ? static_cast<int>(target) % per_vector : -1;
-  }
-  __device__ __forceinline__ float exp_teacher(float u) const {
-    return exp2_approx((u - shift.teacher) * exp2_scale);
-  }
-  __device__ __forceinline__ float exp_student(float s) const {
-    return exp2_approx((s - shift.student) * exp2_scale);
-  }
-  /// T e_j. As class_log_ratio() chooses, but once for the row.
-  template <bool kFromGap>
-  __device__ __forceinline__ float offset(float s, float u) const {
-    return kFromGap ? (u - s) - gap : (u - shift.teacher) - (s - shift.student);
-  }
-  __device__ bool from_gap() const { return fabsf(gap) * inv_temperature <= 4; }
-
-  /// Bit i: item i of vector v is in the primary group.
-  template <int kItemsOfVector>
-  __device__ __forceinline__ unsigned primary(int v, const float (&r)[kItemsOfVector]) const {
-    unsigned mask = 0;
-#pragma unroll
-    for (int i = 0; i < kItemsOfVector; ++i) mask |= r[i] >= cut ? 1u << i : 0u;
-    return v == target_vector ? mask | 1u << target_item : mask;
+  /// The class that this thread visits after the loop, or -1.
+  template <class Elem>
+  __device__ int left_out(int classes) const {
+    constexpr int kN = kPerVector<Elem>;
+    const int thread = threadIdx.x;
+    if (thread < kN) return target < 0 ? -1 : target * kN + thread;
+    const int j = whole * kN + thread - kN;
+    return thread < 2 * kN && j < classes ? j : -1;
   }
 };
 
-/// A thread's sums of both groups.
+/// A thread's sums of both groups. Groups are chosen by factors of 0 and 1: branches would keep the
+/// classes of a vector from overlapping.
+struct VectorSums {
+  float teacher[2] = {0, 0}, student[2] = {0, 0}, diff[2] = {0, 0};
+  float count = 0;  ///< of the primary group
+
+  /// A class of the primary group if rank >= cut.
+  template <bool kFromGap>
+  __device__ __forceinline__ void add(const VectorRow& row, float s, float u, float rank,
+                                      float cut) {
+    const float x = row.teacher_exponent(u), y = row.student_exponent(s);
+    const float a = exp2_approx(x), b = exp2_approx(y);
+    const float e = row.log_ratio<kFromGap>(s, u, y, x, 0);
+    // NaN (-inf in both) has the plain difference, which is 0.
+    const float d = if_short(e, a * short_expm1(e), b - a);
+    const float inside = rank >= cut ? 1.0f : 0.0f, outside = 1 - inside;
+    teacher[0] = fmaf(a, inside, teacher[0]);
+    teacher[1] = fmaf(a, outside, teacher[1]);
+    student[0] = fmaf(b, inside, student[0]);
+    student[1] = fmaf(b, outside, student[1]);
+    diff[0] = fmaf(d, inside, diff[0]);
+    diff[1] = fmaf(d, outside, diff[1]);
+    count += inside;
+  }
+};
+
 template <bool kFromGap, class Elem>
-__device__ MomentSums thread_vector_moments(const ContiguousLoader<float, Elem>& loader,
-                                            int classes, const VectorRow& row) {
+__device__ VectorSums thread_vector_moments(const ContiguousLoader<float, Elem>& loader,
+                                            int classes, const VectorRow& row,
+                                            const VectorRange& range) {
   constexpr int kN = kPerVector<Elem>;
-  const Elem* rank = ranking(loader);
-  const int vectors = num_vectors<Elem>(classes);
-  MomentSums sums{};
-  int inside = 0;
-  for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
+  VectorSums sums;
+#pragma unroll 1
+  for (int v = threadIdx.x; v < range.whole; v += kFusedThreads) {
+    if (v == range.target) continue;
     float s[kN], u[kN], r[kN];
     load_vector(loader.student, v, s);
     load_vector(loader.teacher, v, u);
-    load_vector(rank, v, r);
-    unsigned mask = row.primary(v, r);
-    if (v == vectors - 1)
-      mask &= (1u << (classes - v * kN)) - 1;  // -inf is not below a cut of -inf
-    inside += __popc(mask);
-    float a[2] = {0, 0}, b[2] = {0, 0}, x[2] = {0, 0};
+    load_vector(ranking(loader), v, r);
 #pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      const float in = mask >> i & 1 ? 1.0f : 0.0f, out = 1.0f - in;
-      const float teacher = row.exp_teacher(u[i]);
-      const float e = row.offset<kFromGap>(s[i], u[i]) * row.inv_temperature;
-      const float series = teacher * short_expm1_and_phi(e).expm1;
-      const float plain = row.exp_student(s[i]);
-      const bool use_series = fabsf(e) <= 0.5f;  // false for NaN, -inf in both: the difference is 0
-      const float diff = use_series ? series : plain - teacher;
-      const float student = use_series ? teacher + series : plain;
-      a[0] += teacher * in;
-      a[1] += teacher * out;
-      b[0] += student * in;
-      b[1] += student * out;
-      x[0] += diff * in;
-      x[1] += diff * out;
-    }
-#pragma unroll
-    for (int g = 0; g < 2; ++g) {
-      sums.sum_teacher[g] += static_cast<double>(a[g]);
-      sums.sum_student[g] += static_cast<double>(b[g]);
-      sums.sum_diff[g] += static_cast<double>(x[g]);
-    }
+    for (int i = 0; i < kN; ++i) sums.add<kFromGap>(row, s[i], u[i], r[i], row.cut);
   }
-  sums.count[0] = inside;
+  if (const int j = range.left_out<Elem>(classes); j >= 0) {
+    float s, u;
+    loader.load(j, &s, &u);
+    const bool in = in_primary(loader.by_student ? s : u, row.cut, j, range.target_class);
+    sums.add<kFromGap>(row, s, u, in ? 1.0f : 0.0f, 1);
+  }
   return sums;
 }
 
@@ -220,15 +112,22 @@ __device__ MomentSums thread_vector_moments(const ContiguousLoader<float, Elem>&
 template <class Elem>
 __device__ SegmentMoments
 vector_moments(const ContiguousLoader<float, Elem>& loader, int classes, const VectorRow& row,
+               const VectorRange& range,
                typename cub::BlockReduce<MomentSums, kFusedThreads>::TempStorage& storage) {
-  const MomentSums thread_sums = row.from_gap()
-                                     ? thread_vector_moments<true>(loader, classes, row)
-                                     : thread_vector_moments<false>(loader, classes, row);
-  const MomentSums sums =
-      cub::BlockReduce<MomentSums, kFusedThreads>(storage).Reduce(thread_sums, Merge{});
+  const VectorSums thread = row.from_gap()
+                                ? thread_vector_moments<true>(loader, classes, row, range)
+                                : thread_vector_moments<false>(loader, classes, row, range);
+  MomentSums sums{};
+  for (int g = 0; g < 2; ++g) {
+    sums.sum_teacher[g] = thread.teacher[g];
+    sums.sum_student[g] = thread.student[g];
+    sums.sum_diff[g] = thread.diff[g];
+  }
+  sums.count[0] = static_cast<long long>(thread.count);
+  sums = cub::BlockReduce<MomentSums, kFusedThreads>(storage).Reduce(sums, Merge{});
   SegmentMoments result;
   for (int g = 0; g < 2; ++g) {
-    result.group[g].shift = {row.shift.teacher, row.shift.student};
+    result.group[g].shift = {row.teacher_zero, row.student_zero};
     result.group[g].sum_teacher = sums.sum_teacher[g];
     result.group[g].sum_student = sums.sum_student[g];
     result.group[g].sum_diff = sums.sum_diff[g];
@@ -237,74 +136,138 @@ vector_moments(const ContiguousLoader<float, Elem>& loader, int classes, const V
   return result;
 }
 
-/// A thread's part of write_gradient() over vectors; `gradient` is the segment's, or null. The KL
-/// sums are those of the thread.
+/// A group's constants of the gradient pass, for terms that are multiplied by A: a_j = A p^_j.
+struct VectorCoef {
+  float log_ratio;    ///< d_j = e_j + log_ratio
+  float sum_ratio;    ///< A/B
+  float coef_teacher; ///< gradient = coef_teacher a_j + coef_diff (A/B b_j - a_j)
+  float coef_diff;
+
+  __device__ explicit VectorCoef(const GroupCoef<float>& c)
+      : log_ratio(c.log_ratio),
+        sum_ratio(c.inv_sum_teacher > 0 ? c.inv_sum_student / c.inv_sum_teacher : 0),
+        coef_teacher(c.coef_q * c.inv_sum_teacher),
+        coef_diff((c.coef_q + c.coef_diff) * c.inv_sum_teacher) {}
+};
+
+/// A thread's part of the gradient pass.
+struct VectorGradient {
+  VectorRow row;
+  VectorCoef primary, rest;
+  float rest_student;  ///< the gradient of a class outside where the rest has no KL is this times b
+  float kl[2] = {0, 0};  ///< sums of a_j phi(d_j)
+
+  __device__ __forceinline__ void add_kl(float term, bool in) {
+    kl[0] += in ? term : 0.0f;
+    kl[1] += in ? 0.0f : term;
+  }
+  __device__ __forceinline__ float outside(float s) const {
+    return rest_student * exp2_approx(row.student_exponent(s));
+  }
+  /// Where |d_j| <= 2 in the whole warp.
+  __device__ __forceinline__ float near(float u, float d, bool in) {
+    const float a = exp2_approx(row.teacher_exponent(u));
+    const float phi = long_phi(d), expm1 = phi - d;
+    add_kl(a * phi, in);
+    return a * fmaf(in ? primary.coef_diff : rest.coef_diff, expm1,
+                    in ? primary.coef_teacher : rest.coef_teacher);
+  }
+  __device__ __forceinline__ float any(float s, float u, float d, bool in) {
+    const float a = exp2_approx(row.teacher_exponent(u));
+    const float b = exp2_approx(row.student_exponent(s));
+    const float phi = short_phi(d);
+    const float diff =
+        if_short(d, a * (phi - d), fmaf(b, in ? primary.sum_ratio : rest.sum_ratio, -a));
+    // Without mass there is no term: d is infinite or NaN where a logit is -inf.
+    const float term = if_short(d, a * phi, fmaf(a, a > 0 ? d : 0.0f, diff));
+    add_kl(term, in);
+    return fmaf(in ? primary.coef_diff : rest.coef_diff, diff,
+                (in ? primary.coef_teacher : rest.coef_teacher) * a);
+  }
+  template <bool kFromGap>
+  __device__ __forceinline__ float ratio(float s, float u, bool in) const {
+    const float y = row.student_exponent(s), x = row.teacher_exponent(u);
+    return row.log_ratio<kFromGap>(s, u, y, x, in ? primary.log_ratio : rest.log_ratio);
+  }
+};
+
 template <bool kFromGap, class Elem>
-__device__ SegmentKl thread_vector_gradient(const ContiguousLoader<float, Elem>& loader,
-                                            int classes, const VectorRow& row,
-                                            const GroupCoef<float>& primary,
-                                            const GroupCoef<float>& rest, bool rest_kl,
-                                            Elem* gradient) {
+__device__ void thread_vector_gradient(const ContiguousLoader<float, Elem>& loader, int classes,
+                                       const VectorRange& range, bool rest_kl, Elem* gradient,
+                                       VectorGradient& pass) {
   constexpr int kN = kPerVector<Elem>;
   const Elem* rank = ranking(loader);
-  const int vectors = num_vectors<Elem>(classes);
-  SegmentKl sum{};
-  for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
-    float s[kN], u[kN], r[kN], value[kN];
+  const float cut = pass.row.cut;
+  const auto alignment =
+      static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(gradient) % kVectorBytes);
+  // Every lane of a warp takes part in its votes, with a vector of its own or the last one.
+#pragma unroll 1
+  for (int start = threadIdx.x / kWarp * kWarp; start < range.whole; start += kFusedThreads) {
+    const int lane_vector = start + threadIdx.x % kWarp;
+    const bool mine = lane_vector < range.whole && lane_vector != range.target;
+    const int v = min(lane_vector, range.whole - 1);
+    float s[kN], r[kN], value[kN];
     load_vector(loader.student, v, s);
     load_vector(rank, v, r);
-    const unsigned mask = row.primary(v, r);
-    if (mask == 0 && !rest_kl) {
+    float highest = r[0];
 #pragma unroll
-      for (int i = 0; i < kN; ++i) {
-        value[i] = rest.coef_q * (row.exp_student(s[i]) * rest.inv_sum_student);
-      }
+    for (int i = 1; i < kN; ++i) highest = fmaxf(highest, r[i]);
+    if (!rest_kl && !__any_sync(~0u, highest >= cut)) {
+#pragma unroll
+      for (int i = 0; i < kN; ++i) value[i] = pass.outside(s[i]);
     } else {
+      float u[kN], d[kN];
       load_vector(loader.teacher, v, u);
-      float kl[2] = {0, 0};
+      bool is_near = true;
 #pragma unroll
       for (int i = 0; i < kN; ++i) {
-        const bool in = mask >> i & 1;
-        const float p =
-            row.exp_teacher(u[i]) * (in ? primary.inv_sum_teacher : rest.inv_sum_teacher);
-        const float q =
-            row.exp_student(s[i]) * (in ? primary.inv_sum_student : rest.inv_sum_student);
-        const float d = row.offset<kFromGap>(s[i], u[i]) * row.inv_temperature +
-                        (in ? primary.log_ratio : rest.log_ratio);
-        const Expm1Phi<float> series = short_expm1_and_phi(d);
-        const bool use_series = fabsf(d) <= 0.5f;
-        const float diff = use_series ? p * series.expm1 : q - p;
-        const float term = use_series ? p * series.phi : diff + (p == 0 ? 0.0f : p * d);
-        if (in) {
-          kl[0] += term;
-        } else {
-          kl[1] += term;
-        }
-        value[i] = (in ? primary.coef_q : rest.coef_q) * (p + diff) +
-                   (in ? primary.coef_diff : rest.coef_diff) * diff;
+        d[i] = pass.template ratio<kFromGap>(s[i], u[i], r[i] >= cut);
+        is_near &= fabsf(d[i]) <= 2;
       }
-      sum.group[0] += static_cast<double>(kl[0]);
-      sum.group[1] += static_cast<double>(kl[1]);
+      const float before[2] = {pass.kl[0], pass.kl[1]};
+      if (__all_sync(~0u, is_near)) {
+#pragma unroll
+        for (int i = 0; i < kN; ++i) value[i] = pass.near(u[i], d[i], r[i] >= cut);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kN; ++i) value[i] = pass.any(s[i], u[i], d[i], r[i] >= cut);
+      }
+      if (!mine) {
+        pass.kl[0] = before[0];
+        pass.kl[1] = before[1];
+      }
     }
-    if (gradient != nullptr) {
-      store_vector(value, min(kN, classes - v * kN), gradient + v * kN);
-    }
+    if (mine && gradient != nullptr) store_vector(value, gradient + v * kN, alignment);
   }
-  return sum;
+  if (const int j = range.left_out<Elem>(classes); j >= 0) {
+    float s, u;
+    loader.load(j, &s, &u);
+    const bool in = in_primary(loader.by_student ? s : u, cut, j, range.target_class);
+    const float value = !in && !rest_kl
+                            ? pass.outside(s)
+                            : pass.any(s, u, pass.template ratio<kFromGap>(s, u, in), in);
+    if (gradient != nullptr) store_as(value, gradient + j);
+  }
 }
 
-/// write_gradient() over vectors; valid in thread 0.
+/// write_gradient() over vectors; valid in thread 0. `gradient` is the segment's, or null.
 template <class Elem>
 __device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader, int classes,
-                                     const VectorRow& row, const RowState<float>& state,
-                                     bool all_kl, Elem* gradient,
+                                     const VectorRow& row, const VectorRange& range,
+                                     const RowState<float>& state, bool all_kl, Elem* gradient,
                                      KlStorage<kFusedThreads>& storage) {
-  const GroupCoef<float> primary = state.coef[0], rest = state.coef[1];  // in registers
+  const GroupCoef<float> rest = state.coef[1];
+  VectorGradient pass{row, VectorCoef(state.coef[0]), VectorCoef(rest),
+                      rest.coef_q * rest.inv_sum_student};
   const bool rest_kl = all_kl || rest.coef_diff != 0;
-  const SegmentKl sum =
-      row.from_gap()
-          ? thread_vector_gradient<true>(loader, classes, row, primary, rest, rest_kl, gradient)
-          : thread_vector_gradient<false>(loader, classes, row, primary, rest, rest_kl, gradient);
+  if (row.from_gap()) {
+    thread_vector_gradient<true>(loader, classes, range, rest_kl, gradient, pass);
+  } else {
+    thread_vector_gradient<false>(loader, classes, range, rest_kl, gradient, pass);
+  }
+  const SegmentKl sum{
+      {static_cast<double>(pass.kl[0]) * static_cast<double>(state.coef[0].inv_sum_teacher),
+       static_cast<double>(pass.kl[1]) * static_cast<double>(rest.inv_sum_teacher)}};
   return cub::BlockReduce<SegmentKl, kFusedThreads>(storage).Reduce(sum, Merge{});
 }
 

@@ -50,34 +50,67 @@ __device__ void copy_segment(Elem* shared, const Elem* global, int count) {
   }
 }
 
+__device__ __forceinline__ uint4 read_vector(const void* segment, int v) {
+  return static_cast<const uint4*>(segment)[v];
+}
+
+// Two 16-bit elements in a word as floats, the first in its lower half.
+__device__ __forceinline__ float2 widen(unsigned word, __half) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&word));
+}
+__device__ __forceinline__ float2 widen(unsigned word, __nv_bfloat16) {
+  return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
+}
+__device__ __forceinline__ unsigned narrow(float x, float y, __half) {
+  const __half2 pair = __floats2half2_rn(x, y);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+__device__ __forceinline__ unsigned narrow(float x, float y, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+
 template <class Elem>
 __device__ __forceinline__ void load_vector(const Elem* segment, int v,
                                             float (&x)[kPerVector<Elem>]) {
-  const uint4 vector = reinterpret_cast<const uint4*>(segment)[v];
-  const Elem* elements = reinterpret_cast<const Elem*>(&vector);
+  const uint4 vector = read_vector(segment, v);
+  const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll
-  for (int i = 0; i < kPerVector<Elem>; ++i) x[i] = load_as<float>(elements[i]);
+  for (int w = 0; w < 4; ++w) {
+    if constexpr (sizeof(Elem) == sizeof(float)) {
+      x[w] = __uint_as_float(words[w]);
+    } else {
+      const float2 pair = widen(words[w], Elem{});
+      x[2 * w] = pair.x;
+      x[2 * w + 1] = pair.y;
+    }
+  }
 }
 
-/// Writes x[0, count) to out, with stores that do not stay in the cache: nothing reads a gradient
-/// before the kernel ends.
+/// Writes a vector, in the widest words that the alignment of `out` allows: `alignment` is its
+/// address modulo 16. The stores do not stay in the cache: nothing reads a gradient before the
+/// kernel ends.
 template <class Elem>
-__device__ __forceinline__ void store_vector(const float (&x)[kPerVector<Elem>], int count,
-                                             Elem* out) {
-  alignas(kVectorBytes) Elem elements[kPerVector<Elem>];
+__device__ __forceinline__ void store_vector(const float (&x)[kPerVector<Elem>], Elem* out,
+                                             unsigned alignment) {
+  unsigned words[4];
 #pragma unroll
-  for (int i = 0; i < kPerVector<Elem>; ++i) store_as(x[i], elements + i);
-  const auto address = reinterpret_cast<std::uintptr_t>(out);
-  if (count == kPerVector<Elem> && address % sizeof(uint4) == 0) {
-    __stcs(reinterpret_cast<uint4*>(out), *reinterpret_cast<const uint4*>(elements));
-  } else if (count == kPerVector<Elem> && address % sizeof(uint2) == 0) {
-    __stcs(reinterpret_cast<uint2*>(out), reinterpret_cast<const uint2*>(elements)[0]);
-    __stcs(reinterpret_cast<uint2*>(out) + 1, reinterpret_cast<const uint2*>(elements)[1]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kPerVector<Elem>; ++i) {
-      if (i < count) out[i] = elements[i];
+  for (int w = 0; w < 4; ++w) {
+    if constexpr (sizeof(Elem) == sizeof(float)) {
+      words[w] = __float_as_uint(x[w]);
+    } else {
+      words[w] = narrow(x[2 * w], x[2 * w + 1], Elem{});
     }
+  }
+  if (alignment == 0) {
+    __stcs(reinterpret_cast<uint4*>(out), make_uint4(words[0], words[1], words[2], words[3]));
+  } else if (alignment % sizeof(uint2) == 0) {
+    __stcs(reinterpret_cast<uint2*>(out), make_uint2(words[0], words[1]));
+    __stcs(reinterpret_cast<uint2*>(out) + 1, make_uint2(words[2], words[3]));
+  } else {
+    constexpr int kN = kPerVector<Elem>;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) store_as(x[i], out + i);
   }
 }
 

@@ -1,0 +1,160 @@
+// Selection over vectors: the sweeps of block/histogram.cuh where the arithmetic is in float and
+// the row's largest logits are finite. They find the same cut.
+#pragma once
+
+#include "cuda/block/histogram.cuh"
+#include "cuda/fused/vector_row.cuh"
+
+namespace gkd::cuda {
+
+template <class Elem>
+__device__ __forceinline__ const Elem* ranking(const ContiguousLoader<float, Elem>& loader) {
+  return loader.by_student ? loader.student : loader.teacher;
+}
+
+/// The largest element of a segment; -inf if it has none. A NaN is skipped.
+template <class Elem>
+__device__ __forceinline__ float vector_max(const Elem* segment, int classes) {
+  const int vectors = num_vectors<Elem>(classes);
+  if constexpr (sizeof(Elem) == sizeof(float)) {
+    float m = -std::numeric_limits<float>::infinity();
+#pragma unroll 4
+    for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
+      float x[4];
+      load_vector(segment, v, x);
+      m = fmaxf(m, fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])));
+    }
+    return m;
+  } else {  // pairs of elements are compared as they are
+    using Pair = std::conditional_t<std::is_same_v<Elem, __half>, __half2, __nv_bfloat162>;
+    Elem least;
+    store_as(-std::numeric_limits<float>::infinity(), &least);
+    Pair m(least, least);
+#pragma unroll 4
+    for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
+      const uint4 vector = read_vector(segment, v);
+      const Pair* pairs = reinterpret_cast<const Pair*>(&vector);
+      m = __hmax2(m, __hmax2(__hmax2(pairs[0], pairs[1]), __hmax2(pairs[2], pairs[3])));
+    }
+    return fmaxf(load_as<float>(m.x), load_as<float>(m.y));
+  }
+}
+
+/// Calls visit(r, v) for the ranking logits r[kPerVector] of every vector v.
+template <class Elem, class Visit>
+__device__ __forceinline__ void for_each_rank_vector(const ContiguousLoader<float, Elem>& loader,
+                                                     int classes, Visit visit) {
+  const Elem* rank = ranking(loader);
+  const int vectors = num_vectors<Elem>(classes);
+#pragma unroll(8 / kPerVector<Elem>)
+  for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
+    float r[kPerVector<Elem>];
+    load_vector(rank, v, r);
+    visit(r, v);
+  }
+}
+
+/// Bins whose position is a float of which the last bits are the bin.
+struct VectorBins {
+  static constexpr float kZero = 8388608;  // 2^23: from here on, floats are integers
+  float high, bins_per_logit;
+
+  __device__ explicit VectorBins(const Bins<float>& bins)
+      : high(bins.high), bins_per_logit(bins.inv_temperature * ((kBins - 1) / bins.reach)) {}
+  /// kZero plus the bin of r; more than kZero + kBins - 1 for the last one.
+  __device__ __forceinline__ float position(float r) const {
+    return __fmaf_rd(high - r, bins_per_logit, kZero);
+  }
+};
+
+/// count_segment() over vectors. The last bin is counted too, and nobody reads it: a branch for each
+/// class would take longer.
+template <class Elem>
+__device__ void count_vectors(const ContiguousLoader<float, Elem>& loader, int classes,
+                              const Bins<float>& all_bins, int* counts) {
+  const VectorBins bins(all_bins);
+  for_each_rank_vector(loader, classes, [&](const float(&r)[kPerVector<Elem>], int) {
+#pragma unroll
+    for (const float logit : r) {
+      const float position = fminf(bins.position(logit), VectorBins::kZero + (kBins - 1));
+      atomicAdd(&counts[__float_as_uint(position) - __float_as_uint(VectorBins::kZero)], 1);
+    }
+  });
+}
+
+/// fixed_mass() of many classes in two parts, without conversions of 64 bits, which consumer cards
+/// have few units for. A mass times 2^-126 is a denormal number whose bits are its upper 23 binary
+/// digits; what is left of it gives the rest likewise.
+struct MassSum {
+  unsigned upper = 0, lower = 0;
+
+  __device__ __forceinline__ void add(unsigned x, unsigned y) {
+    upper += x;
+    lower += y;
+  }
+  __device__ unsigned long long value(int lower_bits) const {
+    return (static_cast<unsigned long long>(upper) << lower_bits) + lower;
+  }
+};
+
+/// weigh_segment() over vectors.
+template <bool kByMass, class Elem>
+__device__ WeightSums<float> weigh_vectors(const ContiguousLoader<float, Elem>& loader, int classes,
+                                           const Bins<float>& all_bins, ClassWeight<float> weight,
+                                           const Keys<float>& keys, BinRange window, unsigned* list,
+                                           int* num_listed) {
+  constexpr int kN = kPerVector<Elem>, kUpperBits = 23;
+  constexpr float kDenormal = 0x1p-126f;
+  const VectorBins bins(all_bins);
+  const Elem* rank = ranking(loader);
+  const int vectors = num_vectors<Elem>(classes);
+  const float first = VectorBins::kZero + window.first;
+  const float last = window.last == kBins - 1 ? std::numeric_limits<float>::infinity()
+                                              : VectorBins::kZero + window.last;
+  const int lower_bits = ilogbf(weight.scale) - kUpperBits;
+  const float lower_scale = ldexpf(kDenormal, lower_bits);
+  WeightSums<float> sums;
+  MassSum total, above;
+  for (int start = threadIdx.x; start < vectors; start += 32 / kN * kFusedThreads) {
+    unsigned in_window = 0;  // a bit for each class
+#pragma unroll(8 / kN)
+    for (int k = 0; k < 32; k += kN) {
+      const int v = start + k / kN * kFusedThreads;
+      if (v >= vectors) break;
+      float r[kN];
+      load_vector(rank, v, r);
+      unsigned bits = 0;
+#pragma unroll
+      for (int i = 0; i < kN; ++i) {
+        const float position = bins.position(r[i]);
+        const bool is_above = position < first;
+        if (!is_above && !(position > last)) bits |= 1u << i;  // a NaN is in the last bin
+        if constexpr (kByMass) {
+          const float mass = mass_exp(-(bins.high - r[i]), weight.inv_temperature);
+          const float high = __fmul_rz(mass, kDenormal);
+          const float low = __fmul_rz(fmaf(high, -1 / kDenormal, mass), lower_scale);
+          total.add(__float_as_uint(high), __float_as_uint(low));
+          if (is_above) above.add(__float_as_uint(high), __float_as_uint(low));
+        } else {
+          above.lower += is_above;
+        }
+      }
+      in_window |= bits << k;
+    }
+    for (; in_window != 0; in_window &= in_window - 1) {
+      const int bit = __ffs(in_window) - 1;
+      const int j = (start + bit / kN * kFusedThreads) * kN + bit % kN;
+      if (j >= classes) break;  // what fills the last vector
+      const unsigned key = keys.of(load_as<float>(rank[j]));
+      sums.high = max(sums.high, key);
+      sums.low = min(sums.low, key);
+      const int index = atomicAdd(num_listed, 1);
+      if (index < kFusedListedKeys) list[index] = key;
+    }
+  }
+  sums.total = total.value(lower_bits);
+  sums.above = above.value(lower_bits);
+  return sums;
+}
+
+}  // namespace gkd::cuda
