@@ -71,7 +71,7 @@ struct VectorSums {
     const float a = exp2_approx(x), b = exp2_approx(y);
     const float e = row.log_ratio<kFromGap>(s, u, y, x, 0);
     // NaN (-inf in both) has the plain difference, which is 0.
-    const float d = if_short(e, a * short_expm1(e), b - a);
+    const float d = if_within(e, 0.375f, a * short_expm1(e), b - a);
     const float inside = rank >= cut ? 1.0f : 0.0f, outside = 1 - inside;
     teacher[0] = fmaf(a, inside, teacher[0]);
     teacher[1] = fmaf(a, outside, teacher[1]);
@@ -150,105 +150,120 @@ struct VectorCoef {
         coef_diff((c.coef_q + c.coef_diff) * c.inv_sum_teacher) {}
 };
 
-/// A thread's part of the gradient pass.
+/// A thread's part of the gradient pass. kRestKl: the rest has a KL.
+template <bool kFromGap, bool kRestKl>
 struct VectorGradient {
   VectorRow row;
   VectorCoef primary, rest;
-  float rest_student;  ///< the gradient of a class outside where the rest has no KL is this times b
+  float rest_student;    ///< without kRestKl: the gradient of a class of the rest is this times b_j
   float kl[2] = {0, 0};  ///< sums of a_j phi(d_j)
 
-  __device__ __forceinline__ void add_kl(float term, bool in) {
-    kl[0] += in ? term : 0.0f;
-    kl[1] += in ? 0.0f : term;
-  }
-  __device__ __forceinline__ float outside(float s) const {
-    return rest_student * exp2_approx(row.student_exponent(s));
-  }
-  /// Where |d_j| <= 2 in the whole warp.
-  __device__ __forceinline__ float near(float u, float d, bool in) {
-    const float a = exp2_approx(row.teacher_exponent(u));
-    const float phi = long_phi(d), expm1 = phi - d;
-    add_kl(a * phi, in);
-    return a * fmaf(in ? primary.coef_diff : rest.coef_diff, expm1,
-                    in ? primary.coef_teacher : rest.coef_teacher);
-  }
-  __device__ __forceinline__ float any(float s, float u, float d, bool in) {
-    const float a = exp2_approx(row.teacher_exponent(u));
-    const float b = exp2_approx(row.student_exponent(s));
-    const float phi = short_phi(d);
-    const float diff =
-        if_short(d, a * (phi - d), fmaf(b, in ? primary.sum_ratio : rest.sum_ratio, -a));
-    // Without mass there is no term: d is infinite or NaN where a logit is -inf.
-    const float term = if_short(d, a * phi, fmaf(a, a > 0 ? d : 0.0f, diff));
-    add_kl(term, in);
-    return fmaf(in ? primary.coef_diff : rest.coef_diff, diff,
-                (in ? primary.coef_teacher : rest.coef_teacher) * a);
-  }
-  template <bool kFromGap>
+  /// A class's gradient, and a_j phi(d_j).
+  struct Result {
+    float gradient, kl;
+  };
+  /// d_j
   __device__ __forceinline__ float ratio(float s, float u, bool in) const {
     const float y = row.student_exponent(s), x = row.teacher_exponent(u);
     return row.log_ratio<kFromGap>(s, u, y, x, in ? primary.log_ratio : rest.log_ratio);
   }
-};
+  /// Without kRestKl, where no class of the warp's vectors is in the primary group.
+  __device__ __forceinline__ Result outside(float s) const {
+    return {rest_student * exp2_approx(row.student_exponent(s)), 0};
+  }
+  /// Where |d_j| <= kLongPhi in the warp's vectors.
+  __device__ __forceinline__ Result near(float u, float d, bool in) const {
+    const float a = exp2_approx(row.teacher_exponent(u));
+    const float phi = long_phi(d), expm1 = phi - d;
+    return {a * fmaf(in ? primary.coef_diff : rest.coef_diff, expm1,
+                     in ? primary.coef_teacher : rest.coef_teacher),
+            a * phi};
+  }
+  __device__ __forceinline__ Result any(float s, float u, float d, bool in) const {
+    const float a = exp2_approx(row.teacher_exponent(u));
+    const float b = exp2_approx(row.student_exponent(s));
+    const float phi = short_phi(d);
+    const float diff = if_within(d, 0.5f, a * (phi - d),
+                                 fmaf(b, in ? primary.sum_ratio : rest.sum_ratio, -a));
+    // Without mass there is no term: d is infinite or NaN where a logit is -inf.
+    const float term = if_within(d, 0.5f, a * phi, fmaf(a, a > 0 ? d : 0.0f, diff));
+    return {fmaf(in ? primary.coef_diff : rest.coef_diff, diff,
+                 (in ? primary.coef_teacher : rest.coef_teacher) * a),
+            term};
+  }
 
-template <bool kFromGap, class Elem>
-__device__ void thread_vector_gradient(const ContiguousLoader<float, Elem>& loader, int classes,
-                                       const VectorRange& range, bool rest_kl, Elem* gradient,
-                                       VectorGradient& pass) {
-  constexpr int kN = kPerVector<Elem>;
-  const Elem* rank = ranking(loader);
-  const float cut = pass.row.cut;
-  const auto alignment =
-      static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(gradient) % kVectorBytes);
-  // Every lane of a warp takes part in its votes, with a vector of its own or the last one.
-#pragma unroll 1
-  for (int start = threadIdx.x / kWarp * kWarp; start < range.whole; start += kFusedThreads) {
-    const int lane_vector = start + threadIdx.x % kWarp;
-    const bool mine = lane_vector < range.whole && lane_vector != range.target;
-    const int v = min(lane_vector, range.whole - 1);
-    float s[kN], r[kN], value[kN];
-    load_vector(loader.student, v, s);
-    load_vector(rank, v, r);
-    float highest = r[0];
+  /// `gradient` is the segment's, or null.
+  template <class Elem>
+  __device__ void run(const ContiguousLoader<float, Elem>& loader, int classes,
+                      const VectorRange& range, Elem* gradient) {
+    // A warp reads kTile x 32 consecutive vectors: each lane kItems classes. Every lane takes part
+    // in the votes, with vectors of its own or with the last one.
+    constexpr int kN = kPerVector<Elem>, kTile = kItems / kN;
+    const Elem* rank = ranking(loader);
+    const VectorStore<Elem> store(gradient);
+    for (int start = threadIdx.x / kWarp * kWarp * kTile; start < range.whole;
+         start += kFusedThreads * kTile) {
+      float s[kTile][kN], r[kTile][kN];
+      int v[kTile];
+      float highest = -std::numeric_limits<float>::infinity();
 #pragma unroll
-    for (int i = 1; i < kN; ++i) highest = fmaxf(highest, r[i]);
-    if (!rest_kl && !__any_sync(~0u, highest >= cut)) {
+      for (int t = 0; t < kTile; ++t) {
+        v[t] = start + t * kWarp + threadIdx.x % kWarp;
+        load_vector(loader.student, min(v[t], range.whole - 1), s[t]);
+        load_vector(rank, min(v[t], range.whole - 1), r[t]);
 #pragma unroll
-      for (int i = 0; i < kN; ++i) value[i] = pass.outside(s[i]);
-    } else {
-      float u[kN], d[kN];
-      load_vector(loader.teacher, v, u);
+        for (const float logit : r[t]) highest = fmaxf(highest, logit);
+      }
+      const auto finish = [&](auto result_of) {
+#pragma unroll
+        for (int t = 0; t < kTile; ++t) {
+          float value[kN], sum[2] = {0, 0};
+#pragma unroll
+          for (int i = 0; i < kN; ++i) {
+            const bool in = r[t][i] >= row.cut;
+            const Result result = result_of(t, i, in);
+            value[i] = result.gradient;
+            sum[0] += in ? result.kl : 0.0f;
+            if constexpr (kRestKl) sum[1] += in ? 0.0f : result.kl;
+          }
+          const bool mine = v[t] < range.whole && v[t] != range.target;
+          kl[0] += mine ? sum[0] : 0.0f;
+          if constexpr (kRestKl) kl[1] += mine ? sum[1] : 0.0f;
+          if (mine) store(value, v[t]);
+        }
+      };
+      if (!kRestKl && !__any_sync(~0u, highest >= row.cut)) {
+        finish([&](int t, int i, bool) { return outside(s[t][i]); });
+        continue;
+      }
+      float u[kTile][kN], d[kTile][kN];
       bool is_near = true;
 #pragma unroll
-      for (int i = 0; i < kN; ++i) {
-        d[i] = pass.template ratio<kFromGap>(s[i], u[i], r[i] >= cut);
-        is_near &= fabsf(d[i]) <= 2;
+      for (int t = 0; t < kTile; ++t) {
+        load_vector(loader.teacher, min(v[t], range.whole - 1), u[t]);
+#pragma unroll
+        for (int i = 0; i < kN; ++i) {
+          d[t][i] = ratio(s[t][i], u[t][i], r[t][i] >= row.cut);
+          is_near &= fabsf(d[t][i]) <= kLongPhi;
+        }
       }
-      const float before[2] = {pass.kl[0], pass.kl[1]};
       if (__all_sync(~0u, is_near)) {
-#pragma unroll
-        for (int i = 0; i < kN; ++i) value[i] = pass.near(u[i], d[i], r[i] >= cut);
+        finish([&](int t, int i, bool in) { return near(u[t][i], d[t][i], in); });
       } else {
-#pragma unroll
-        for (int i = 0; i < kN; ++i) value[i] = pass.any(s[i], u[i], d[i], r[i] >= cut);
-      }
-      if (!mine) {
-        pass.kl[0] = before[0];
-        pass.kl[1] = before[1];
+        finish([&](int t, int i, bool in) { return any(s[t][i], u[t][i], d[t][i], in); });
       }
     }
-    if (mine && gradient != nullptr) store_vector(value, gradient + v * kN, alignment);
+    if (const int j = range.left_out<Elem>(classes); j >= 0) {
+      float s, u;
+      loader.load(j, &s, &u);
+      const bool in = in_primary(loader.by_student ? s : u, row.cut, j, range.target_class);
+      const Result result =
+          kRestKl || in ? any(s, u, ratio(s, u, in), in) : outside(s);
+      kl[in ? 0 : 1] += result.kl;
+      if (gradient != nullptr) store_as(result.gradient, gradient + j);
+    }
   }
-  if (const int j = range.left_out<Elem>(classes); j >= 0) {
-    float s, u;
-    loader.load(j, &s, &u);
-    const bool in = in_primary(loader.by_student ? s : u, cut, j, range.target_class);
-    const float value = !in && !rest_kl
-                            ? pass.outside(s)
-                            : pass.any(s, u, pass.template ratio<kFromGap>(s, u, in), in);
-    if (gradient != nullptr) store_as(value, gradient + j);
-  }
-}
+};
 
 /// write_gradient() over vectors; valid in thread 0. `gradient` is the segment's, or null.
 template <class Elem>
@@ -256,18 +271,29 @@ __device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader
                                      const VectorRow& row, const VectorRange& range,
                                      const RowState<float>& state, bool all_kl, Elem* gradient,
                                      KlStorage<kFusedThreads>& storage) {
-  const GroupCoef<float> rest = state.coef[1];
-  VectorGradient pass{row, VectorCoef(state.coef[0]), VectorCoef(rest),
-                      rest.coef_q * rest.inv_sum_student};
-  const bool rest_kl = all_kl || rest.coef_diff != 0;
+  const GroupCoef<float> primary = state.coef[0], rest = state.coef[1];
+  float kl[2];
+  const auto run = [&](auto from_gap, auto rest_kl) {
+    VectorGradient<from_gap(), rest_kl()> pass{row, VectorCoef(primary), VectorCoef(rest),
+                                               rest.coef_q * rest.inv_sum_student};
+    pass.run(loader, classes, range, gradient);
+    kl[0] = pass.kl[0];
+    kl[1] = pass.kl[1];
+  };
+  const auto with_rest = [&](auto from_gap) {
+    if (all_kl || rest.coef_diff != 0) {
+      run(from_gap, std::true_type{});
+    } else {
+      run(from_gap, std::false_type{});
+    }
+  };
   if (row.from_gap()) {
-    thread_vector_gradient<true>(loader, classes, range, rest_kl, gradient, pass);
+    with_rest(std::true_type{});
   } else {
-    thread_vector_gradient<false>(loader, classes, range, rest_kl, gradient, pass);
+    with_rest(std::false_type{});
   }
-  const SegmentKl sum{
-      {static_cast<double>(pass.kl[0]) * static_cast<double>(state.coef[0].inv_sum_teacher),
-       static_cast<double>(pass.kl[1]) * static_cast<double>(rest.inv_sum_teacher)}};
+  const SegmentKl sum{{static_cast<double>(kl[0]) * static_cast<double>(primary.inv_sum_teacher),
+                       static_cast<double>(kl[1]) * static_cast<double>(rest.inv_sum_teacher)}};
   return cub::BlockReduce<SegmentKl, kFusedThreads>(storage).Reduce(sum, Merge{});
 }
 

@@ -19,24 +19,31 @@ struct RowMaxima {
   }
 };
 
-/// |d| <= 1/2 ? yes : no, where both are known: a branch for each class would keep the classes of a
-/// vector from overlapping. `no` if d is NaN.
-__device__ __forceinline__ float if_short(float d, float yes, float no) {
+/// |d| <= bound ? yes : no, where both are known: a branch for each class would keep the classes of
+/// a vector from overlapping. `no` if d is NaN.
+__device__ __forceinline__ float if_within(float d, float bound, float yes, float no) {
   float x;
-  asm("{\n  .reg .pred is_short;\n  setp.le.f32 is_short, %1, 0f3f000000;\n"
-      "  selp.f32 %0, %2, %3, is_short;\n}"
+  asm("{\n  .reg .pred within;\n  setp.le.f32 within, %1, %2;\n"
+      "  selp.f32 %0, %3, %4, within;\n}"
       : "=f"(x)
-      : "f"(fabsf(d)), "f"(yes), "f"(no));
+      : "f"(fabsf(d)), "f"(bound), "f"(yes), "f"(no));
   return x;
 }
 
-/// expm1(-d) for |d| <= 1/2, to 3e-9.
+/// x in a register of its own. The compiler knows that a row's constants are the same for all
+/// threads, and would copy each of them from a uniform register for every class.
+__device__ __forceinline__ float in_register(float x) {
+  float y;
+  asm volatile("mov.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// expm1(-d) for |d| <= 3/8, to 2e-8.
 __device__ __forceinline__ float short_expm1(float d) {
-  float p = fmaf(d, -1.98411828e-4f, 1.39973243e-3f);
-  p = fmaf(d, p, -8.33363403e-3f);
-  p = fmaf(d, p, 4.16653194e-2f);
-  p = fmaf(d, p, -1.66666627e-1f);
-  p = fmaf(d, p, 5.00000060e-1f);
+  float p = fmaf(d, 1.38888671e-3f, -8.37516878e-3f);
+  p = fmaf(d, p, 4.16673087e-2f);
+  p = fmaf(d, p, -1.66664466e-1f);
+  p = fmaf(d, p, 4.99999970e-1f);
   return d * fmaf(d, p, -1.0f);
 }
 
@@ -49,16 +56,16 @@ __device__ __forceinline__ float short_phi(float d) {
   return d * d * fmaf(d, p, 0.5f);
 }
 
-/// phi(d) for |d| <= 2, to 1e-7.
+/// phi(d) for |d| <= kLongPhi, to 1e-7.
+constexpr float kLongPhi = 1.5f;
 __device__ __forceinline__ float long_phi(float d) {
-  float p = fmaf(d, 2.81623670e-7f, -2.98431678e-6f);
-  p = fmaf(d, p, 2.48479428e-5f);
-  p = fmaf(d, p, -1.97741101e-4f);
-  p = fmaf(d, p, 1.38869754e-3f);
-  p = fmaf(d, p, -8.33404902e-3f);
-  p = fmaf(d, p, 4.16668467e-2f);
-  p = fmaf(d, p, -1.66666463e-1f);
-  return d * d * fmaf(d, p, 0.49999997f);
+  float p = fmaf(d, -2.79255391e-6f, 2.60521247e-5f);
+  p = fmaf(d, p, -1.98554582e-4f);
+  p = fmaf(d, p, 1.38715445e-3f);
+  p = fmaf(d, p, -8.33306927e-3f);
+  p = fmaf(d, p, 4.16674241e-2f);
+  p = fmaf(d, p, -1.66666761e-1f);
+  return d * d * fmaf(d, p, 4.99999940e-1f);
 }
 
 /// A row's constants in registers. a_j = 2^(U_j c - k) and b_j = 2^(S_j c - l) with c = log2(e)/T:
@@ -70,10 +77,10 @@ struct VectorRow {
   float cut;
 
   __device__ VectorRow(const RowMaxima& maxima, float inv_temperature, float cut)
-      : scale(inv_temperature * kLog2e),
-        teacher_zero(rintf(maxima.teacher * scale)),
-        student_zero(fmaf(maxima.student - maxima.teacher, scale, teacher_zero)),
-        inv_temperature(inv_temperature),
+      : scale(in_register(inv_temperature * kLog2e)),
+        teacher_zero(in_register(rintf(maxima.teacher * scale))),
+        student_zero(in_register(fmaf(maxima.student - maxima.teacher, scale, teacher_zero))),
+        inv_temperature(in_register(inv_temperature)),
         gap(static_cast<float>((static_cast<double>(teacher_zero) - student_zero) * kLn2)),
         cut(cut) {}
 

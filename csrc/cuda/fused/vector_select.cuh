@@ -73,11 +73,16 @@ template <class Elem>
 __device__ void count_vectors(const ContiguousLoader<float, Elem>& loader, int classes,
                               const Bins<float>& all_bins, int* counts) {
   const VectorBins bins(all_bins);
+  const unsigned zero = static_cast<unsigned>(__cvta_generic_to_shared(counts)) -
+                        (__float_as_uint(VectorBins::kZero) << 2);
   for_each_rank_vector(loader, classes, [&](const float(&r)[kPerVector<Elem>], int) {
 #pragma unroll
     for (const float logit : r) {
       const float position = fminf(bins.position(logit), VectorBins::kZero + (kBins - 1));
-      atomicAdd(&counts[__float_as_uint(position) - __float_as_uint(VectorBins::kZero)], 1);
+      asm volatile("red.shared.add.u32 [%0], 1;"
+                   :
+                   : "r"(zero + (__float_as_uint(position) << 2))
+                   : "memory");
     }
   });
 }

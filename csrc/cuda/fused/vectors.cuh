@@ -87,31 +87,41 @@ __device__ __forceinline__ void load_vector(const Elem* segment, int v,
   }
 }
 
-/// Writes a vector, in the widest words that the alignment of `out` allows: `alignment` is its
-/// address modulo 16. The stores do not stay in the cache: nothing reads a gradient before the
+/// Writes vectors of a segment's gradient, in the widest words that its alignment allows; nothing if
+/// there is no gradient. The stores do not stay in the cache: nothing reads a gradient before the
 /// kernel ends.
 template <class Elem>
-__device__ __forceinline__ void store_vector(const float (&x)[kPerVector<Elem>], Elem* out,
-                                             unsigned alignment) {
-  unsigned words[4];
+class VectorStore {
+ public:
+  __device__ explicit VectorStore(Elem* gradient)
+      : gradient_(gradient),
+        width_(gradient == nullptr ? 0 : 16 | reinterpret_cast<std::uintptr_t>(gradient) % 16) {}
+
+  __device__ __forceinline__ void operator()(const float (&x)[kPerVector<Elem>], int v) const {
+    unsigned words[4];
 #pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    if constexpr (sizeof(Elem) == sizeof(float)) {
-      words[w] = __float_as_uint(x[w]);
-    } else {
-      words[w] = narrow(x[2 * w], x[2 * w + 1], Elem{});
+    for (int w = 0; w < 4; ++w) {
+      if constexpr (sizeof(Elem) == sizeof(float)) {
+        words[w] = __float_as_uint(x[w]);
+      } else {
+        words[w] = narrow(x[2 * w], x[2 * w + 1], Elem{});
+      }
+    }
+    Elem* out = gradient_ + v * kPerVector<Elem>;
+    if (width_ == 16) {
+      __stcs(reinterpret_cast<uint4*>(out), make_uint4(words[0], words[1], words[2], words[3]));
+    } else if (width_ == 16 + 8) {
+      __stcs(reinterpret_cast<uint2*>(out), make_uint2(words[0], words[1]));
+      __stcs(reinterpret_cast<uint2*>(out) + 1, make_uint2(words[2], words[3]));
+    } else if (width_ != 0) {
+#pragma unroll
+      for (int i = 0; i < kPerVector<Elem>; ++i) store_as(x[i], out + i);
     }
   }
-  if (alignment == 0) {
-    __stcs(reinterpret_cast<uint4*>(out), make_uint4(words[0], words[1], words[2], words[3]));
-  } else if (alignment % sizeof(uint2) == 0) {
-    __stcs(reinterpret_cast<uint2*>(out), make_uint2(words[0], words[1]));
-    __stcs(reinterpret_cast<uint2*>(out) + 1, make_uint2(words[2], words[3]));
-  } else {
-    constexpr int kN = kPerVector<Elem>;
-#pragma unroll
-    for (int i = 0; i < kN; ++i) store_as(x[i], out + i);
-  }
-}
+
+ private:
+  Elem* gradient_;
+  int width_;  ///< 0: no gradient; else 16 plus its address modulo 16
+};
 
 }  // namespace gkd::cuda
