@@ -64,12 +64,15 @@ cudaError_t run(const Call& call, const Results& results, bool all_kl, void* wor
 }  // namespace
 
 cudaError_t query_device(int index, Device* device) {
-  int shared = 0, major = 0, cooperative = 0;
+  int shared = 0, all_shared = 0, reserved = 0, major = 0, cooperative = 0;
   GKD_TRY(cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, index));
   GKD_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+  GKD_TRY(cudaDeviceGetAttribute(&all_shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index));
+  GKD_TRY(cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, index));
   GKD_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
   GKD_TRY(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, index));
   device->shared_bytes = static_cast<std::size_t>(shared);
+  device->paired_bytes = static_cast<std::size_t>(all_shared / 2 - reserved);
   device->cluster = major >= 9 ? kMaxCluster : 0;
   device->cooperative = cooperative != 0;
   return cudaSuccess;

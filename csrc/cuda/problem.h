@@ -105,6 +105,7 @@ struct Device {
   std::size_t shared_bytes = 0;  ///< dynamic shared memory that a block may opt in to
   int cluster = 0;               ///< blocks of the largest cluster to try; 0: no clusters
   bool cooperative = false;      ///< grants cooperative launches
+  std::size_t paired_bytes = 0;  ///< as shared_bytes, where two blocks share a multiprocessor
 };
 
 /// The kernels that a call runs.

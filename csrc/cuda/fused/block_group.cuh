@@ -1,10 +1,9 @@
-// The group of blocks that processes a row, and its collectives: a sum of bins over all blocks, and
-// a gather of one value per block. Sums are of integers and gathered values are read in rank order,
-// so every block sees the same bits.
+// The group of blocks that processes a row, and its collectives: a sum of bins over all blocks, a
+// gather of one value per block, and a gather of one list per block. Sums are of integers and
+// gathered values are read in rank order, so every block sees the same bits.
 //
 //   SingleBlock   one block. No communication.
-//   ClusterGroup  a cluster of sm_90 and later: peers' shared memory, hardware barriers (about
-//                 0.2 us).
+//   ClusterGroup  a cluster of sm_90 and later: peers' shared memory, hardware barriers.
 //   GridGroup     blocks of a cooperative launch: global scratch and a counting barrier (1 to
 //                 2 us). All blocks must be resident, or the barrier would wait for ever.
 #pragma once
@@ -28,6 +27,9 @@ struct GroupStorage {
   Slot send_slot[2];
   Slot recv_slots[kMaxBlocks];
 };
+/// A grid receives in global memory.
+template <>
+struct GroupStorage<kMaxGridGroup> {};
 
 template <class V>
 __device__ __forceinline__ void write_slot(Slot* slot, const V& value) {
@@ -35,11 +37,72 @@ __device__ __forceinline__ void write_slot(Slot* slot, const V& value) {
   *reinterpret_cast<V*>(slot->bytes) = value;
 }
 
-/// The value of one block.
+/// A value that another multiprocessor wrote: the loads bypass the first-level cache, which does
+/// not see its writes.
 template <class V>
-__device__ __forceinline__ const V& read_slot(const Slot* slots, int rank) {
-  return *reinterpret_cast<const V*>(slots[rank].bytes);
+__device__ __forceinline__ V load_from_peer(const V* value) {
+  using Word =
+      std::conditional_t<sizeof(V) % sizeof(uint4) == 0, uint4,
+                         std::conditional_t<sizeof(V) % sizeof(uint2) == 0, uint2, unsigned>>;
+  static_assert(sizeof(V) % sizeof(Word) == 0);
+  V copy;
+#pragma unroll
+  for (int w = 0; w < int(sizeof(V) / sizeof(Word)); ++w) {
+    reinterpret_cast<Word*>(&copy)[w] = __ldcg(reinterpret_cast<const Word*>(value) + w);
+  }
+  return copy;
 }
+
+/// The gathered values by rank, in shared memory or, of a grid, in global memory.
+template <class V, bool kGlobal>
+struct Gathered {
+  const Slot* slots;
+
+  __device__ V operator[](int rank) const {
+    const V* value = reinterpret_cast<const V*>(slots[rank].bytes);
+    if constexpr (kGlobal) return load_from_peer(value);
+    return *value;
+  }
+};
+
+/// The block that has item `item` of a group's lists one after the other, and its place there, for
+/// `item` in [0, total): sizes[r] is the length of block r's list.
+struct ListItem {
+  int rank, place;
+};
+template <class Sizes>
+__device__ __forceinline__ ListItem list_item(const Sizes& sizes, int item) {
+  int rank = 0;
+  for (int size = sizes[0]; item >= size; size = sizes[++rank]) item -= size;
+  return {rank, item};
+}
+
+/// Merges the values of every kWidth lanes, in pairs: each of these lanes gets the same bits.
+template <int kWidth, class V>
+__device__ __forceinline__ V merge_lanes(V value) {
+  static_assert(sizeof(V) % sizeof(int) == 0);
+#pragma unroll
+  for (int step = 1; step < kWidth; step *= 2) {
+    V other;
+#pragma unroll
+    for (int w = 0; w < int(sizeof(V) / sizeof(int)); ++w) {
+      reinterpret_cast<int*>(&other)[w] =
+          __shfl_xor_sync(~0u, reinterpret_cast<const int*>(&value)[w], step);
+    }
+    value.merge(other);
+  }
+  return value;
+}
+
+/// Items in all lists of a group, and in those before this block's.
+struct ListSizes {
+  int total = 0, before = 0;
+
+  __device__ __forceinline__ void merge(const ListSizes& y) {
+    total += y.total;
+    before += y.before;
+  }
+};
 
 struct SingleBlock {
   static constexpr int kMaxBlocks = 1;
@@ -61,11 +124,19 @@ struct SingleBlock {
   }
   /// Every block's value, from its thread 0, in rank order.
   template <class V>
-  __device__ const Slot* all_gather(const V& value) {
+  __device__ Gathered<V, false> all_gather(const V& value) {
     __syncthreads();  // the values of the previous gather have been read
     if (threadIdx.x == 0) write_slot(&storage.recv_slots[0], value);
     __syncthreads();  // the value is written
-    return storage.recv_slots;
+    return {storage.recv_slots};
+  }
+  /// Makes every block's list[0, total) all blocks' list[0, count), in rank order, for all threads;
+  /// returns the total. If that exceeds `capacity`, at most kFusedListBytes, no list changes.
+  /// Another collective has to follow before the next list is gathered.
+  template <class V>
+  __device__ int all_gather_list(V*, int count, int) {
+    __syncthreads();  // the list is written
+    return count;
   }
   /// Waits until no other block reads this block's shared memory.
   __device__ void exit_barrier() {}
@@ -105,7 +176,7 @@ struct ClusterGroup {
     __syncthreads();  // this block's copy is complete
   }
   template <class V>
-  __device__ const Slot* all_gather(const V& value) {
+  __device__ Gathered<V, false> all_gather(const V& value) {
     // Gathers alternate between two slots: between a peer's read of one and the next write to it
     // lies the barrier of the gather that uses the other.
     Slot* send = &storage.send_slot[phase++ & 1];
@@ -117,7 +188,31 @@ struct ClusterGroup {
                  *reinterpret_cast<const V*>(cluster().map_shared_rank(send, r)->bytes));
     }
     __syncthreads();  // all values have been received
-    return storage.recv_slots;
+    return {storage.recv_slots};
+  }
+  template <class V>
+  __device__ int all_gather_list(V* list, int count, int capacity) {
+    const auto sizes = all_gather(count);  // its barrier: every list is written
+    int total = 0;
+    for (int r = 0; r < size(); ++r) total += sizes[r];
+    if (total > capacity) return total;
+    constexpr int kMost = kFusedListBytes / (kFusedThreads * sizeof(V));
+    V items[kMost];
+#pragma unroll
+    for (int k = 0; k < kMost; ++k) {
+      const int item = threadIdx.x + k * kFusedThreads;
+      if (item >= total) continue;
+      const ListItem from = list_item(sizes, item);
+      items[k] = cluster().map_shared_rank(list, from.rank)[from.place];
+    }
+    cluster().sync();  // every block has read the lists before they change
+#pragma unroll
+    for (int k = 0; k < kMost; ++k) {
+      const int item = threadIdx.x + k * kFusedThreads;
+      if (item < total) list[item] = items[k];
+    }
+    __syncthreads();  // this block's list is complete
+    return total;
   }
   __device__ void exit_barrier() {
     cluster().sync();  // every peer has read this block's shared memory, which ends with the block
@@ -138,6 +233,7 @@ struct GridScratch {
   unsigned int arrivals;
   unsigned long long bins[3][kBins];
   Slot slots[2][kMaxGridGroup];
+  uint4 list[kFusedListBytes / sizeof(uint4)];
 };
 
 struct GridGroup {
@@ -186,20 +282,43 @@ struct GridGroup {
     __syncthreads();  // this block's copy is complete
   }
   template <class V>
-  __device__ const Slot* all_gather(const V& value) {
+  __device__ Gathered<V, true> all_gather(const V& value) {
     Slot* slots = scratch->slots[phase++ & 1];  // two alternate, as in a cluster
     if (threadIdx.x == 0) write_slot(&slots[rank()], value);
     sync();  // every block has written its value
-    // Loads bypass the first-level cache, which does not see other multiprocessors' writes.
-    constexpr int kWords = kSlotBytes / 8;
-    for (int w = threadIdx.x; w < blocks * kWords; w += blockDim.x) {
-      reinterpret_cast<unsigned long long*>(storage.recv_slots)[w] =
-          __ldcg(reinterpret_cast<const unsigned long long*>(slots) + w);
+    return {slots};
+  }
+  template <class V>
+  __device__ int all_gather_list(V* list, int count, int capacity) {
+    const auto sizes = all_gather(count);
+    ListSizes of_all;
+    for (int r = threadIdx.x % kWarp; r < blocks; r += kWarp) {
+      const int size = sizes[r];
+      of_all.merge({size, r < rank() ? size : 0});
     }
-    __syncthreads();  // all values have been received
-    return storage.recv_slots;
+    of_all = merge_lanes<kWarp>(of_all);
+    if (of_all.total > capacity) return of_all.total;
+    V* all = reinterpret_cast<V*>(scratch->list);
+    for (int k = threadIdx.x; k < count; k += blockDim.x) all[of_all.before + k] = list[k];
+    sync();  // every block has written its list
+    for (int k = threadIdx.x; k < of_all.total; k += blockDim.x) list[k] = load_from_peer(&all[k]);
+    __syncthreads();  // this block's list is complete
+    return of_all.total;
   }
   __device__ void exit_barrier() {}
 };
+
+/// Every block's value, merged in an order that the group's size alone decides: the same bits for
+/// every thread of every block.
+template <class V, class BlockGroup>
+__device__ V all_reduce(BlockGroup& group, const V& value) {
+  const auto values = group.all_gather(value);
+  if constexpr (BlockGroup::kMaxBlocks == 1) return values[0];
+  // Lane l merges the values of blocks l, l + width, ..., then the lanes merge theirs in pairs.
+  constexpr int kWidth = BlockGroup::kMaxBlocks < kWarp ? BlockGroup::kMaxBlocks : kWarp;
+  V result{};
+  for (int r = threadIdx.x % kWidth; r < group.size(); r += kWidth) result.merge(values[r]);
+  return merge_lanes<kWidth>(result);
+}
 
 }  // namespace gkd::cuda

@@ -50,7 +50,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
       moments =
           accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments);
     }
-    const Slot* slots = group.all_gather(moments);
+    const auto gathered = group.all_gather(moments);
     if (threadIdx.x == 0) {
       shared.row.kind = RowKind::kCounted;
       shared.row.cut = cut;
@@ -59,8 +59,8 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     __syncthreads();  // the row is in place for the warp that completes it
     if (threadIdx.x < kWarp) {
       const RowReport report = merge_into_row(
-          p, [&](std::int64_t r) { return read_slot<SegmentMoments>(slots, static_cast<int>(r)); },
-          group.size(), static_cast<double>(*c.w.weight), &shared.row, shared.temp.merge);
+          p, [&](std::int64_t r) { return gathered[static_cast<int>(r)]; }, group.size(),
+          static_cast<double>(*c.w.weight), &shared.row, shared.temp.merge);
       if (threadIdx.x == 0) {
         shared.report = report;
         shared.done = !vectors;
@@ -85,13 +85,10 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     kl = vector_gradient(loader, classes, vector_row(), shared.row, c.all_kl, gradient,
                          shared.temp.kl);
   }
-  const Slot* slots =
-      group.all_gather(kl);  // its barriers also keep the segment until all threads have read it
+  kl = all_reduce(group, kl);  // its barriers also keep the segment until all threads have read it
   if (group.rank() == 0 && threadIdx.x == 0) {
-    SegmentKl sum{};
-    for (int r = 0; r < group.size(); ++r) sum.merge(read_slot<SegmentKl>(slots, r));
     RowReport report = shared.report;
-    finalize_row(p, shared.row.kind, sum, &report);
+    finalize_row(p, shared.row.kind, kl, &report);
     c.w.report[row] = report;
     c.w.state[row].kind = shared.row.kind;
     c.w.state[row].cut = cut;
@@ -100,7 +97,8 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
 }
 
 template <class Elem, class BlockGroup>
-__global__ void __launch_bounds__(kFusedThreads) fused_kernel(const FusedCall<Arithmetic<Elem>> c) {
+__global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
+    fused_kernel(const FusedCall<Arithmetic<Elem>> c) {
   using T = Arithmetic<Elem>;
   using Layout = FusedLayout<Elem, BlockGroup>;
   extern __shared__ __align__(16) char memory[];

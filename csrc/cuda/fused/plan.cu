@@ -9,6 +9,15 @@ namespace {
 
 template <class Elem>
 FusedPlan plan_for(const Problem& p, const Device& d) {
+  // Two blocks on a multiprocessor wherever a row fits so, else one with all of its shared memory.
+  if (kFusedBlocks<Arithmetic<Elem>> == 2 && d.paired_bytes > 0) {
+    Device pairs = d;
+    pairs.multiprocessors *= 2;
+    pairs.shared_bytes = d.paired_bytes;
+    pairs.paired_bytes = 0;
+    const FusedPlan plan = plan_for<Elem>(p, pairs);
+    if (plan.strategy != LaunchStrategy::kMultiKernel) return plan;
+  }
   FusedPlan plan;
   auto fit = [&](auto layout, LaunchStrategy strategy, std::int64_t blocks) {
     using Layout = decltype(layout);
