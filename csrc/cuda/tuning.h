@@ -79,20 +79,20 @@ constexpr int kFusedBlocks = sizeof(T) == sizeof(float) ? 2 : 1;
 constexpr int kFusedListedKeys = 2048;
 constexpr int kFusedListBytes = kFusedListedKeys * 8;
 
-/// A fused segment shorter than one tile of its block leaves threads idle and costs as many
-/// barriers.
-constexpr std::int64_t kMinFusedSegment = std::int64_t(kFusedThreads) * kItems;
+/// What decides how many blocks share a row: a multiprocessor's cycles for the passes over one
+/// class, and for the serial part of a row by one block and by a cluster (modelled from the machine
+/// code for sm_90). Only their ratios matter.
+constexpr double kClassCycles = 1, kBlockRowCycles = 7000, kClusterRowCycles = 10000;
 
-/// The cluster size that every device with clusters grants, and the largest one that exists, which
-/// a device has to be asked for.
-constexpr int kPortableCluster = 8, kMaxCluster = 16;
+/// The largest cluster that exists. Those of more than 8 blocks are not portable: a kernel has to
+/// allow them.
+constexpr int kMaxCluster = 16;
 
 /// Blocks per row of a cooperative launch at most: enough for a float row of 3 million classes
 /// (227 KiB of shared memory per block).
 constexpr int kMaxGridGroup = 128;
 
-/// Bytes of one block's value in an all-gather: the largest, a segment's moments, has 104; 128 are
-/// a line of the L2 cache.
-constexpr int kSlotBytes = 128;
+/// Bytes of one block's value in an all-gather: the largest, a segment's moments, has 104.
+constexpr int kSlotBytes = 112;
 
 }  // namespace gkd::cuda

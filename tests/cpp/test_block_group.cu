@@ -18,24 +18,36 @@ struct Item {
   int rank, place, round;
 };
 struct Sum {
-  double total = 0;
-  __device__ void merge(const Sum& y) { total += y.total; }
+  double total = 0, rounds = 0;
+  __device__ void merge(const Sum& y) {
+    total += y.total;
+    rounds += y.rounds;
+  }
 };
+
+/// A sum of bins, after others of their own have been read.
+template <class V, class BlockGroup>
+__device__ void check_sum(BlockGroup& group, V* bins, int round, int* errors) {
+  const int blocks = group.size();
+  for (int b = threadIdx.x; b < kBins; b += kFusedThreads) bins[b] = b * round + group.rank();
+  group.all_reduce_sum(bins);
+  for (int b = threadIdx.x; b < kBins; b += kFusedThreads) {
+    *errors += bins[b] != static_cast<V>(b * round * blocks + blocks * (blocks - 1) / 2);
+  }
+  group.sync();  // all peers have read the bins
+}
 
 /// Counts in *wrong what a collective got wrong. In round `overflow` the lists exceed the capacity.
 template <class BlockGroup>
 __global__ void __launch_bounds__(kFusedThreads)
-    collectives_kernel(int blocks, int overflow, GridScratch* scratch, int* wrong) {
+    collectives_kernel(int blocks, int overflow, void* scratch, int* wrong) {
   __shared__ GroupStorage<BlockGroup::kMaxBlocks> storage;
-  __shared__ unsigned long long bins[kBins];
+  __shared__ alignas(16) int bins[2 * kBins];
   constexpr int kCapacity = kFusedListBytes / int(sizeof(Item)) / 2;
   __shared__ Item list[2 * kCapacity];
   BlockGroup group{storage};
-  if constexpr (std::is_same_v<BlockGroup, GridGroup>) {
-    group.blocks = blocks;
-    group.scratch = scratch + blockIdx.x / blocks;
-  }
-  int errors = group.size() != blocks;
+  group.start(scratch, blocks);
+  int errors = group.size() != blocks, results = 0;
   const auto length = [&](int rank, int round) {
     return round == overflow ? kCapacity / blocks + 1 : (rank * 7 + round * 5) % 23;
   };
@@ -46,14 +58,8 @@ __global__ void __launch_bounds__(kFusedThreads)
       errors += v.rank != r || v.round != round;
     }
     errors += all_reduce(group, Sum{1.0 + group.rank()}).total != blocks * (blocks + 1) / 2;
-
-    for (int b = threadIdx.x; b < kBins; b += kFusedThreads) bins[b] = b * round + group.rank();
-    group.all_reduce_sum(bins);
-    for (int b = threadIdx.x; b < kBins; b += kFusedThreads) {
-      errors += bins[b] !=
-                static_cast<unsigned long long>(b * round * blocks + blocks * (blocks - 1) / 2);
-    }
-
+    check_sum(group, bins, round, &errors);
+    if (round % 2) check_sum(group, reinterpret_cast<unsigned long long*>(bins), round, &errors);
     const int count = length(group.rank(), round);
     for (int k = threadIdx.x; k < count; k += kFusedThreads) {
       list[k] = {unsigned(k) * 3, group.rank(), k, round};
@@ -69,6 +75,11 @@ __global__ void __launch_bounds__(kFusedThreads)
       }
     }
     errors += total != expected;
+    Sum sum{1.0 + group.rank(), 1.0 * round};
+    if (group.reduce_to_one(&sum) && threadIdx.x == 0) {
+      ++results;
+      errors += sum.total != blocks * (blocks + 1) / 2 || sum.rounds != blocks * round;
+    }
     if (round == overflow) {
       for (int k = threadIdx.x; k < count; k += kFusedThreads) {
         errors += list[k].rank != group.rank() || list[k].place != k;
@@ -76,7 +87,9 @@ __global__ void __launch_bounds__(kFusedThreads)
     }
   }
   if (errors != 0) atomicAdd(wrong, errors);
-  group.exit_barrier();
+  // Each round of each group has one result.
+  if (results != 0) atomicAdd(wrong, -results);
+  if (threadIdx.x == 0 && group.rank() == 0) atomicAdd(wrong, kRounds);
 }
 
 class BlockGroups : public testing::Test {
@@ -91,10 +104,10 @@ class BlockGroups : public testing::Test {
   template <class BlockGroup>
   void run(cudaLaunchAttributeID id, int blocks, int groups, int overflow) {
     SCOPED_TRACE(testing::Message() << blocks << " blocks, " << groups << " groups");
-    GridScratch* scratch = nullptr;
+    void* scratch = nullptr;
     int* wrong = nullptr;
-    ASSERT_EQ(cudaMalloc(&scratch, groups * sizeof(GridScratch)), cudaSuccess);
-    ASSERT_EQ(cudaMemset(scratch, 0, groups * sizeof(GridScratch)), cudaSuccess);
+    ASSERT_EQ(cudaMalloc(&scratch, GridGroup::scratch_bytes(groups, blocks)), cudaSuccess);
+    ASSERT_EQ(cudaMemset(scratch, 0, GridGroup::zero_bytes(groups)), cudaSuccess);
     ASSERT_EQ(cudaMalloc(&wrong, sizeof(int)), cudaSuccess);
     ASSERT_EQ(cudaMemset(wrong, 0, sizeof(int)), cudaSuccess);
     cudaLaunchConfig_t config{};
