@@ -23,14 +23,17 @@ Workspace<T> workspace_of(const Problem& p, const Device& device, const FusedPla
 
 /// Cuts, moments and gradients of all rows, chunk by chunk where they take several kernels.
 template <class T>
-cudaError_t run_rows(const RowsCall<T>& c, const FusedPlan& plan, const Device& device,
+cudaError_t run_rows(RowsCall<T> c, const FusedPlan& plan, const Device& device,
                      cudaStream_t stream) {
   const Problem& p = c.p;
   const CutSearch<T> search = cut_search<T>(p.selection, p.row_classes());
   const bool has_constant = search.constant.has_value();
   if (has_constant) GKD_TRY(fill_cuts(p, c.w, *search.constant, stream));
   if (plan.strategy != LaunchStrategy::kMultiKernel) {
-    return run_fused(FusedCall<T>{c, plan, has_constant}, stream);
+    const cudaError_t error = run_fused(FusedCall<T>{c, plan, has_constant}, stream);
+    if (plan.blocks_per_row == 1 || !is_refusal(error)) return error;
+    (void)cudaGetLastError();
+    c.w = workspace_of<T>(p, device, FusedPlan{}, c.w.state);  // rows keep their place
   }
   for (std::int64_t row = 0; row < p.rows; row += c.w.chunk_rows) {
     const Chunk chunk = chunk_of(row, std::min(c.w.chunk_rows, p.rows - row), p, device);
@@ -64,12 +67,16 @@ cudaError_t run(const Call& call, const Results& results, bool all_kl, void* wor
 }  // namespace
 
 cudaError_t query_device(int index, Device* device) {
-  int shared = 0, major = 0, cooperative = 0;
+  int shared = 0, all_shared = 0, reserved = 0, major = 0, cooperative = 0;
   GKD_TRY(cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, index));
   GKD_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+  GKD_TRY(cudaDeviceGetAttribute(&all_shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index));
+  GKD_TRY(cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, index));
   GKD_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
   GKD_TRY(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, index));
   device->shared_bytes = static_cast<std::size_t>(shared);
+  device->paired_bytes = static_cast<std::size_t>(all_shared / 2 - reserved);
+  device->residency = &residency;
   device->cluster = major >= 9 ? kMaxCluster : 0;
   device->cooperative = cooperative != 0;
   return cudaSuccess;
@@ -77,7 +84,12 @@ cudaError_t query_device(int index, Device* device) {
 
 std::size_t workspace_bytes(const Problem& p, const Device& device) {
   return with_arithmetic(p, [&](auto arithmetic) {
-    return workspace_of<decltype(arithmetic)>(p, device, plan_fused(p, device), nullptr).bytes;
+    using T = decltype(arithmetic);
+    const FusedPlan plan = plan_fused(p, device);
+    const std::size_t planned = workspace_of<T>(p, device, plan, nullptr).bytes;
+    // A launch of several blocks per row can be refused.
+    if (plan.blocks_per_row == 1) return planned;
+    return std::max(planned, workspace_of<T>(p, device, FusedPlan{}, nullptr).bytes);
   });
 }
 

@@ -99,12 +99,18 @@ struct ScaleCall {
   void* out = nullptr;
 };
 
+struct FusedPlan;
+
 /// A device's limits. Tests and benchmarks lower them to choose a kernel.
 struct Device {
   int multiprocessors = 1;
   std::size_t shared_bytes = 0;  ///< dynamic shared memory that a block may opt in to
   int cluster = 0;               ///< blocks of the largest cluster to try; 0: no clusters
   bool cooperative = false;      ///< grants cooperative launches
+  std::size_t paired_bytes = 0;  ///< as shared_bytes, where two blocks share a multiprocessor
+  /// How many groups of a plan's blocks it holds at a time (fused/plan.h); null: as many as the
+  /// limits above allow.
+  std::int64_t (*residency)(Dtype, const FusedPlan&) = nullptr;
 };
 
 /// The kernels that a call runs.

@@ -67,28 +67,32 @@ constexpr std::int64_t kCacheBytes = std::int64_t(24) << 20;
 constexpr std::int64_t kClassesPerListedKey = 16, kMinListedKeys = 1024,
                        kMaxListedKeys = std::int64_t(1) << 30;
 
-/// Threads of a fused block: its segments take a multiprocessor's shared memory, so one block has
-/// to keep it busy; 512 threads leave 128 registers each.
+/// Threads of a fused block, and blocks on a multiprocessor at a time: while one is in the serial
+/// part of a row, the other one's passes keep the multiprocessor busy. 2 blocks of 256 threads
+/// leave 128 registers each; double arithmetic takes 255 of one block.
 constexpr int kFusedThreads = 256;
+template <class T>
+constexpr int kFusedBlocks = sizeof(T) == sizeof(float) ? 2 : 1;
 
 /// Keys of a row's window that a fused block lists in shared memory, 8 KiB of them for 32-bit keys:
 /// at least 4% of its segment, where a flat row's window holds 1 to 3% of the classes.
 constexpr int kFusedListedKeys = 2048;
+constexpr int kFusedListBytes = kFusedListedKeys * 8;
 
-/// A fused segment shorter than one tile of its block leaves threads idle and costs as many
-/// barriers.
-constexpr std::int64_t kMinFusedSegment = std::int64_t(kFusedThreads) * kItems;
+/// What decides how many blocks share a row: a multiprocessor's cycles for the passes over one
+/// class, and for the serial part of a row by one block and by a cluster (modelled from the machine
+/// code for sm_90). Only their ratios matter.
+constexpr double kClassCycles = 1, kBlockRowCycles = 7000, kClusterRowCycles = 10000;
 
-/// The cluster size that every device with clusters grants, and the largest one that exists, which
-/// a device has to be asked for.
-constexpr int kPortableCluster = 8, kMaxCluster = 16;
+/// The largest cluster that exists. Those of more than 8 blocks are not portable: a kernel has to
+/// allow them.
+constexpr int kMaxCluster = 16;
 
-/// Blocks per row of a cooperative launch at most: enough for a float row of 2.8 million classes
-/// (227 KiB of shared memory per block), while the received slots take 16 KiB of it.
+/// Blocks per row of a cooperative launch at most: enough for a float row of 3 million classes
+/// (227 KiB of shared memory per block).
 constexpr int kMaxGridGroup = 128;
 
-/// Bytes of one block's value in an all-gather: the largest, a segment's moments, has 104; 128 are
-/// a line of the L2 cache.
-constexpr int kSlotBytes = 128;
+/// Bytes of one block's value in an all-gather: the largest, a segment's moments, has 104.
+constexpr int kSlotBytes = 112;
 
 }  // namespace gkd::cuda

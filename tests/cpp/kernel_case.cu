@@ -40,7 +40,7 @@ std::vector<Way> ways_of(const Problem& p) {
     bool cooperative;
   };
   const Limits all[] = {{"block", LaunchStrategy::kBlock, 1, 0, false},
-                        {"cluster", LaunchStrategy::kCluster, 1, 16, false},
+                        {"cluster", LaunchStrategy::kCluster, 16, 16, false},
                         {"grid", LaunchStrategy::kGrid, 12, 0, true}};
   for (const Limits& l : all) {
     std::vector<Way> found;

@@ -146,6 +146,66 @@ TEST(Index, LongRowsAreNoFusedKernels) {
   EXPECT_EQ(plan.groups, kInt);  // one block a row: the largest grid there is
 }
 
+/// An H100: 132 multiprocessors of 228 KiB.
+Device h100() {
+  Device d = device_of(132);
+  d.paired_bytes = (114 << 10) - 1024;
+  d.cluster = kMaxCluster;
+  return d;
+}
+
+TEST(Plan, BlocksShareAMultiprocessorWhereARowFitsSo) {
+  const FusedPlan plan = plan_fused(problem_of(783, 85742, Dtype::kFloat), h100());
+  EXPECT_EQ(plan.strategy, LaunchStrategy::kCluster);
+  EXPECT_EQ(plan.blocks_per_row, 8);
+  EXPECT_LE(plan.shared_bytes, h100().paired_bytes);
+  EXPECT_EQ(plan_fused(problem_of(783, 85742, Dtype::kDouble), h100()).blocks_per_row, 8);
+  EXPECT_GT(plan_fused(problem_of(187, 360232, Dtype::kFloat), h100()).shared_bytes,
+            h100().paired_bytes);
+}
+
+TEST(Plan, AFewMoreRowsThanHalfTheMultiprocessorsAreNotSplit) {
+  for (std::int64_t rows : {128, 132, 4096}) {
+    EXPECT_EQ(plan_fused(problem_of(rows, 10000, Dtype::kFloat), h100()).blocks_per_row, 1) << rows;
+  }
+  EXPECT_GT(plan_fused(problem_of(8, 10000, Dtype::kFloat), h100()).blocks_per_row, 1);
+  EXPECT_EQ(plan_fused(problem_of(8, 1000, Dtype::kFloat), h100()).blocks_per_row, 1);
+}
+
+TEST(Plan, APartOfADeviceTakesWhatItHolds) {
+  const Problem large = problem_of(4, 360232, Dtype::kFloat);
+  Device d = h100();
+  EXPECT_EQ(plan_fused(large, d).strategy, LaunchStrategy::kCluster);
+  d.residency = [](Dtype, const FusedPlan& plan) -> std::int64_t {
+    return plan.strategy == LaunchStrategy::kCluster ? 0 : 132;
+  };
+  EXPECT_EQ(plan_fused(large, d).strategy, LaunchStrategy::kGrid);
+  // Clusters of 8 are asked for too.
+  d.residency = [](Dtype, const FusedPlan& plan) -> std::int64_t {
+    return plan.strategy != LaunchStrategy::kCluster ? 10 : plan.blocks_per_row > 4 ? 0 : 2;
+  };
+  EXPECT_EQ(plan_fused(large, d).strategy, LaunchStrategy::kMultiKernel);
+  EXPECT_EQ(plan_fused(problem_of(783, 85742, Dtype::kFloat), d).blocks_per_row, 4);
+  d.residency = [](Dtype, const FusedPlan&) -> std::int64_t { return 0; };
+  EXPECT_EQ(plan_fused(problem_of(2, 10, Dtype::kFloat), d).strategy, LaunchStrategy::kMultiKernel);
+}
+
+TEST(Plan, ASegmentIsWholeVectorsAndEveryClassHasABlock) {
+  for (Dtype dtype : {Dtype::kHalf, Dtype::kFloat, Dtype::kDouble}) {
+    for (std::int64_t classes : {1, 33, 10001, 85742, 360232}) {
+      const FusedPlan plan = plan_fused(problem_of(3, classes, dtype), h100());
+      EXPECT_EQ(plan.segment_classes * element_size(dtype) % kVectorBytes, 0);
+      EXPECT_GE(plan.segment_classes * plan.blocks_per_row, classes);
+    }
+  }
+}
+
+TEST(Plan, AGridKeepsToTheLargestLaunch) {
+  const FusedPlan plan = plan_fused(problem_of(kInt, 40000, Dtype::kFloat), h100());
+  EXPECT_GT(plan.blocks_per_row, 1);
+  EXPECT_LE(plan.groups * plan.blocks_per_row, kMaxGridBlocks);
+}
+
 TEST(Index, BinsOfLongRows) {
   for (std::int64_t classes : long_rows()) {
     const StopRule goal{true, 0.93, 0};

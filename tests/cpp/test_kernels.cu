@@ -2,6 +2,7 @@
 // Sizes straddle what the kernels tile by (a tile is 256 threads x 8 classes) and stay small: the
 // program also runs on an emulated device.
 #include <string>
+#include <thread>
 
 #include "kernel_case.h"
 
@@ -265,6 +266,29 @@ TEST_F(Kernels, GroupsFarApartKeepTheirDigits) {
       check(c, "groups far apart");
     }
   }
+}
+
+TEST_F(Kernels, ARefusedLaunchTakesSeveralKernels) {
+  // More blocks than the emulated device holds. A real one with 100 multiprocessors runs the grid.
+  const Device device{100, 30 << 10, 0, true};
+  Case c(1, 20000);
+  ASSERT_EQ(plan_fused(c.p, device).strategy, LaunchStrategy::kGrid);
+  ASSERT_GT(plan_fused(c.p, device).blocks_per_row, 64);
+  check_with({"refused", false, device}, c, "a large grid");
+}
+
+TEST_F(Kernels, ThreadsWithDifferentShapesDoNotDisturbEachOther) {
+  // Both take more than the 48 KiB that a kernel has without asking for them, and not the same.
+  std::vector<std::thread> threads;
+  for (std::int64_t classes : {3500, 6500}) {
+    threads.emplace_back([classes] {
+      Case c(1, classes);
+      const Device device{1, 100 << 10};
+      ASSERT_EQ(plan_fused(c.p, device).strategy, LaunchStrategy::kBlock);
+      for (int k = 0; k < 8; ++k) run(c, {"block", false, device});
+    });
+  }
+  for (std::thread& t : threads) t.join();
 }
 
 TEST_F(Kernels, NearlyEqualLogitsKeepTheirDigits) {

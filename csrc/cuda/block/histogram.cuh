@@ -123,7 +123,7 @@ struct PrefixSums {
 
 template <int kThreads>
 struct WindowStorage {
-  typename cub::BlockScan<PrefixSums, kThreads>::TempStorage scan;
+  typename cub::BlockScan<PrefixSums, kThreads, cub::BLOCK_SCAN_WARP_SCANS>::TempStorage scan;
   int first, last;
 };
 
@@ -149,7 +149,8 @@ __device__ BinRange find_window(const int* counts, const StopRule& rule, const B
     prefix[k] = {rule.by_mass ? c * bins.weight(bin) * (1 + kBinTolerance) : 0.0,
                  rule.by_mass ? c * bins.weight(bin + 1) * (1 - kBinTolerance) : 0.0, count};
   }
-  cub::BlockScan<PrefixSums, kThreads>(storage.scan).InclusiveScan(prefix, prefix, Merge{}, total);
+  cub::BlockScan<PrefixSums, kThreads, cub::BLOCK_SCAN_WARP_SCANS>(storage.scan)
+      .InclusiveScan(prefix, prefix, Merge{}, total);
   __syncthreads();  // the window's first values are written before any thread lowers them
   const double tail = static_cast<double>(classes - total.count) * bins.weight(kBins - 1);
   const double least = rule.threshold * total.lower;

@@ -22,7 +22,8 @@ __device__ __forceinline__ void add_to_histogram(const RadixSearch<T>& search, i
 
 template <int kThreads>
 struct RefineStorage {
-  typename cub::BlockScan<unsigned long long, kThreads>::TempStorage scan;
+  typename cub::BlockScan<unsigned long long, kThreads, cub::BLOCK_SCAN_WARP_SCANS>::TempStorage
+      scan;
   int bin;
   unsigned long long above;
 };
@@ -39,7 +40,8 @@ __device__ RadixSearch<T> refine_search(const unsigned long long* histogram, con
   const int begin = threadIdx.x * kBinsPerThread;
 #pragma unroll
   for (int k = 0; k < kBinsPerThread; ++k) prefix[k] = histogram[begin + k];
-  cub::BlockScan<unsigned long long, kThreads>(storage.scan).InclusiveSum(prefix, prefix);
+  cub::BlockScan<unsigned long long, kThreads, cub::BLOCK_SCAN_WARP_SCANS>(storage.scan)
+      .InclusiveSum(prefix, prefix);
   __syncthreads();  // the fallback is written before any thread lowers it
 #pragma unroll
   for (int k = kBinsPerThread - 1; k >= 0; --k) {

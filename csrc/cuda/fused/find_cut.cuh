@@ -5,15 +5,6 @@
 
 namespace gkd::cuda {
 
-/// Every block's value, merged in rank order.
-template <class V, class BlockGroup>
-__device__ V all_reduce(BlockGroup& group, const V& value) {
-  const Slot* slots = group.all_gather(value);
-  V result{};
-  for (int r = 0; r < group.size(); ++r) result.merge(read_slot<V>(slots, r));
-  return result;
-}
-
 /// The row's cut, for every thread of every block. `vectors`: by passes over vectors; `maxima` are
 /// the row's then.
 template <class T, class Loader, class BlockGroup>

@@ -5,13 +5,15 @@
 // float32 and 16-bit rows are read as vectors (vector_passes.cuh), float64 rows by class.
 #pragma once
 
+#include <atomic>
+
 #include "cuda/fused/find_cut.cuh"
 #include "cuda/fused/plan.h"
 
 namespace gkd::cuda {
 
-/// One segment of a counted row, by one block: cut, moments, coefficients, gradient. Thread 0 of
-/// rank 0 writes the row's report.
+/// One segment of a counted row, by one block: cut, moments, coefficients, gradient. One block
+/// writes the row's report.
 template <class T, class Elem, class BlockGroup>
 __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t row,
                                             std::int64_t begin,
@@ -50,7 +52,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
       moments =
           accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments);
     }
-    const Slot* slots = group.all_gather(moments);
+    const auto gathered = group.all_gather(moments);
     if (threadIdx.x == 0) {
       shared.row.kind = RowKind::kCounted;
       shared.row.cut = cut;
@@ -59,8 +61,8 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     __syncthreads();  // the row is in place for the warp that completes it
     if (threadIdx.x < kWarp) {
       const RowReport report = merge_into_row(
-          p, [&](std::int64_t r) { return read_slot<SegmentMoments>(slots, static_cast<int>(r)); },
-          group.size(), static_cast<double>(*c.w.weight), &shared.row, shared.temp.merge);
+          p, [&](std::int64_t r) { return gathered[static_cast<int>(r)]; }, group.size(),
+          static_cast<double>(*c.w.weight), &shared.row, shared.temp.merge);
       if (threadIdx.x == 0) {
         shared.report = report;
         shared.done = !vectors;
@@ -85,13 +87,9 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     kl = vector_gradient(loader, classes, vector_row, range, shared.row, c.all_kl, gradient,
                          shared.temp.kl);
   }
-  const Slot* slots =
-      group.all_gather(kl);  // its barriers also keep the segment until all threads have read it
-  if (group.rank() == 0 && threadIdx.x == 0) {
-    SegmentKl sum{};
-    for (int r = 0; r < group.size(); ++r) sum.merge(read_slot<SegmentKl>(slots, r));
+  if (group.reduce_to_one(&kl) && threadIdx.x == 0) {
     RowReport report = shared.report;
-    finalize_row(p, shared.row.kind, sum, &report);
+    finalize_row(p, shared.row.kind, kl, &report);
     c.w.report[row] = report;
     c.w.state[row].kind = shared.row.kind;
     c.w.state[row].cut = cut;
@@ -100,7 +98,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
 }
 
 template <class Elem, class BlockGroup>
-__global__ void __launch_bounds__(kFusedThreads, sizeof(Elem) == 8 ? 1 : 2)
+__global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
     fused_kernel(const FusedCall<Arithmetic<Elem>> c) {
   using T = Arithmetic<Elem>;
   using Layout = FusedLayout<Elem, BlockGroup>;
@@ -111,10 +109,7 @@ __global__ void __launch_bounds__(kFusedThreads, sizeof(Elem) == 8 ? 1 : 2)
   Elem* teacher_segment =
       reinterpret_cast<Elem*>(segments + Layout::segment_bytes(c.plan.segment_classes));
   BlockGroup group{shared.group};
-  if constexpr (std::is_same_v<BlockGroup, GridGroup>) {
-    group.blocks = c.plan.blocks_per_row;
-    group.scratch = static_cast<GridScratch*>(c.w.selection) + blockIdx.x / group.blocks;
-  }
+  group.start(c.w.selection, c.plan.blocks_per_row);
   const std::int64_t begin = min(group.rank() * c.plan.segment_classes, c.p.classes);
   const int classes = static_cast<int>(min(c.plan.segment_classes, c.p.classes - begin));
   for (std::int64_t row = group.group(); row < c.p.rows; row += group.num_groups()) {
@@ -139,15 +134,33 @@ __global__ void __launch_bounds__(kFusedThreads, sizeof(Elem) == 8 ? 1 : 2)
     __syncthreads();  // the copies of all threads have landed
     process_row(c, row, begin, loader, classes, shared, group);
   }
-  group.exit_barrier();  // peers may still read this block's shared memory
+}
+
+/// Allows a kernel all shared memory of the current device, once: a smaller limit, set for one
+/// call, would fail another thread's call between its limit and its launch.
+template <class Elem, class BlockGroup>
+cudaError_t prepare_kernel() {
+  constexpr int kDevices = 64;  // more are prepared in every call
+  static std::atomic<bool> prepared[kDevices];
+  int device = 0, bytes = 0;
+  GKD_TRY(cudaGetDevice(&device));
+  if (device < kDevices && prepared[device]) return cudaSuccess;
+  const auto kernel = &fused_kernel<Elem, BlockGroup>;
+  GKD_TRY(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared));
+  if (std::is_same_v<BlockGroup, ClusterGroup>) {
+    GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  }
+  if (device < kDevices) prepared[device] = true;
+  return cudaSuccess;
 }
 
 /// Calls use(kernel, config) with the configuration of a plan's launch.
 template <class Elem, class BlockGroup, class Use>
 cudaError_t with_config(const FusedPlan& plan, cudaStream_t stream, Use use) {
-  const auto kernel = &fused_kernel<Elem, BlockGroup>;
-  GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(plan.shared_bytes)));
+  GKD_TRY((prepare_kernel<Elem, BlockGroup>()));
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(plan.groups * plan.blocks_per_row));
   config.blockDim = dim3(kFusedThreads);
@@ -155,9 +168,6 @@ cudaError_t with_config(const FusedPlan& plan, cudaStream_t stream, Use use) {
   config.stream = stream;
   cudaLaunchAttribute attribute{};
   if (plan.strategy == LaunchStrategy::kCluster) {
-    if (plan.blocks_per_row > kPortableCluster) {
-      GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    }
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = static_cast<unsigned>(plan.blocks_per_row);
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
@@ -167,7 +177,7 @@ cudaError_t with_config(const FusedPlan& plan, cudaStream_t stream, Use use) {
   }
   config.attrs = &attribute;
   config.numAttrs = plan.strategy == LaunchStrategy::kBlock ? 0 : 1;
-  return use(kernel, config);
+  return use(&fused_kernel<Elem, BlockGroup>, config);
 }
 
 template <class BlockGroup, class T>
@@ -178,6 +188,28 @@ cudaError_t launch_fused(const FusedCall<T>& call, cudaStream_t stream) {
           return cudaLaunchKernelEx(&config, kernel, call);
         });
   });
+}
+
+template <class BlockGroup>
+std::int64_t ask_residency(Dtype dtype, const FusedPlan& plan) {
+  int groups = 0;
+  const auto ask = [&](auto kernel, const cudaLaunchConfig_t& config) -> cudaError_t {
+    if constexpr (std::is_same_v<BlockGroup, ClusterGroup>) {
+      return cudaOccupancyMaxActiveClusters(&groups, kernel, &config);
+    }
+    int device = 0, multiprocessors = 0;
+    GKD_TRY(cudaGetDevice(&device));
+    GKD_TRY(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    GKD_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&groups, kernel, kFusedThreads,
+                                                          config.dynamicSmemBytes));
+    groups *= multiprocessors;
+    return cudaSuccess;
+  };
+  const cudaError_t error = with_dtype(dtype, [&](auto elem) {
+    return with_config<decltype(elem), BlockGroup>(plan, nullptr, ask);
+  });
+  if (error != cudaSuccess) (void)cudaGetLastError();  // a refusal is an answer, not an error
+  return error == cudaSuccess ? groups : 0;
 }
 
 }  // namespace gkd::cuda

@@ -1,5 +1,8 @@
 // Chooses a fused kernel by shapes, dtypes and the device's limits, and runs it.
 #include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "cuda/fused/plan.h"
 #include "cuda/fused/shared_memory.cuh"
@@ -7,55 +10,129 @@
 namespace gkd::cuda {
 namespace {
 
+/// Plans of one problem on one device.
 template <class Elem>
-FusedPlan plan_for(const Problem& p, const Device& d) {
-  FusedPlan plan;
-  auto fit = [&](auto layout, LaunchStrategy strategy, std::int64_t blocks) {
-    using Layout = decltype(layout);
-    const std::int64_t longest = Layout::max_segment_classes(d.shared_bytes);
-    const std::int64_t segment = ceil_div(p.classes, blocks);
-    if (longest <= 0 || segment > longest) return false;
-    plan = {strategy, static_cast<int>(blocks), segment, Layout::shared_bytes(segment), p.rows};
-    return true;
-  };
-  const bool fits_block = fit(FusedLayout<Elem, SingleBlock>{}, LaunchStrategy::kBlock, 1);
-  // A row that fits one block gets several if there are too few rows to fill the device.
-  if (fits_block && (p.rows >= d.multiprocessors || p.classes < 2 * kMinFusedSegment)) return plan;
-  for (int blocks = 2; blocks <= d.cluster; blocks *= 2) {
-    const bool enough = p.rows * blocks >= d.multiprocessors ||
-                        p.classes < 2 * blocks * kMinFusedSegment || 2 * blocks > d.cluster;
-    const FusedPlan before = plan;
-    if (!fit(FusedLayout<Elem, ClusterGroup>{}, LaunchStrategy::kCluster, blocks)) continue;
-    if (blocks > kPortableCluster && !grants_cluster(p.student.dtype, plan)) {
-      plan = before;
-      break;
-    }
-    if (enough) return plan;
+struct Planner {
+  const Problem& p;
+  const Device& d;
+  FusedPlan best;
+  double least = std::numeric_limits<double>::infinity();
+
+  /// Groups that are resident at a time, of a grid blocks. `paired`: two blocks of them share a
+  /// multiprocessor.
+  std::int64_t resident(FusedPlan plan, bool paired) const {
+    // The most that any row takes, so that few questions are asked of a device.
+    plan.shared_bytes = paired ? d.paired_bytes : d.shared_bytes;
+    if (d.residency != nullptr) return d.residency(p.student.dtype, plan);
+    const int blocks = d.multiprocessors * (paired ? 2 : 1);
+    return plan.strategy == LaunchStrategy::kCluster ? blocks / plan.blocks_per_row : blocks;
   }
-  if (plan.strategy != LaunchStrategy::kMultiKernel || !d.cooperative) return plan;
-  using Grid = FusedLayout<Elem, GridGroup>;
-  const std::int64_t longest = Grid::max_segment_classes(d.shared_bytes);
-  if (longest <= 0) return plan;
-  const std::int64_t min_blocks = ceil_div(p.classes, longest);
-  const std::int64_t resident = d.multiprocessors;  // one block each: segments fill their memory
-  if (min_blocks > std::min<std::int64_t>(resident, kMaxGridGroup)) return plan;
-  const std::int64_t groups = std::min(p.rows, resident / min_blocks);
-  const std::int64_t blocks = std::min<std::int64_t>(resident / groups, kMaxGridGroup);
-  if (fit(Grid{}, LaunchStrategy::kGrid, blocks)) plan.groups = groups;
-  return plan;
-}
+
+  /// Whether segments of a row fit, and the plan if so.
+  template <class BlockGroup>
+  bool fits(LaunchStrategy strategy, std::int64_t blocks, bool paired, FusedPlan* plan) const {
+    using Layout = FusedLayout<Elem, BlockGroup>;
+    const std::int64_t longest =
+        Layout::max_segment_classes(paired ? d.paired_bytes : d.shared_bytes);
+    // Whole vectors: a segment is then aligned as its row is.
+    constexpr std::int64_t kVector = kVectorBytes / sizeof(Elem);
+    const std::int64_t segment = ceil_div(ceil_div(p.classes, blocks), kVector) * kVector;
+    if (segment > longest) return false;
+    *plan = {strategy, static_cast<int>(blocks), segment, Layout::shared_bytes(segment),
+             std::min(p.rows, kMaxGridBlocks / blocks)};
+    return true;
+  }
+
+  /// Takes a group of `blocks` blocks per row if it is the cheapest so far.
+  template <class BlockGroup>
+  void consider(LaunchStrategy strategy, int blocks, bool paired) {
+    FusedPlan plan;
+    if (!fits<BlockGroup>(strategy, blocks, paired, &plan)) return;
+    const std::int64_t groups = std::min(resident(plan, paired), p.rows);
+    if (groups < 1) return;
+    const auto waves = static_cast<double>(ceil_div(p.rows, groups));
+    const bool share = paired && groups * blocks > d.multiprocessors;
+    const double passes = kClassCycles * static_cast<double>(plan.segment_classes);
+    const double serial = blocks == 1 ? kBlockRowCycles : kClusterRowCycles;
+    // The blocks of the first wave start together; later ones fill each other's serial part.
+    const double first = (share ? 2 : 1) * passes + serial;
+    const double later = share ? std::max(2 * passes, passes + serial) : first;
+    const double cycles = first + (waves - 1) * later;
+    if (cycles >= least) return;
+    least = cycles;
+    best = plan;
+  }
+
+  /// A cooperative grid for a row that nothing else takes.
+  void consider_grid(bool paired) {
+    FusedPlan plan;
+    if (!fits<GridGroup>(LaunchStrategy::kGrid, kMaxGridGroup, paired, &plan)) return;
+    const std::int64_t blocks = resident(plan, paired);
+    std::int64_t least_blocks = 2;
+    while (least_blocks <= kMaxGridGroup &&
+           !fits<GridGroup>(LaunchStrategy::kGrid, least_blocks, paired, &plan)) {
+      ++least_blocks;
+    }
+    if (least_blocks > std::min<std::int64_t>(blocks, kMaxGridGroup)) return;
+    const std::int64_t groups = std::min(p.rows, blocks / least_blocks);
+    if (!fits<GridGroup>(LaunchStrategy::kGrid,
+                         std::min<std::int64_t>(blocks / groups, kMaxGridGroup), paired, &plan)) {
+      return;
+    }
+    plan.groups = groups;
+    best = plan;
+  }
+
+  FusedPlan plan() {
+    const bool pairs = kFusedBlocks<Arithmetic<Elem>> == 2 && d.paired_bytes > 0;
+    for (int paired = pairs ? 1 : 0; paired >= 0; --paired) {
+      consider<SingleBlock>(LaunchStrategy::kBlock, 1, paired);
+      for (int blocks = 2; blocks <= d.cluster; blocks *= 2) {
+        consider<ClusterGroup>(LaunchStrategy::kCluster, blocks, paired);
+      }
+    }
+    for (int paired = pairs ? 1 : 0; paired >= 0; --paired) {
+      if (best.strategy == LaunchStrategy::kMultiKernel && d.cooperative) consider_grid(paired);
+    }
+    return best;
+  }
+};
 
 }  // namespace
 
 FusedPlan plan_fused(const Problem& p, const Device& d) {
   // A threshold and a size take two searches, which the fused kernels do not have.
   if (!p.is_contiguous() || p.selection.sort || p.selection.by_both) return {};
-  return with_dtype(p.student.dtype, [&](auto elem) { return plan_for<decltype(elem)>(p, d); });
+  return with_dtype(p.student.dtype, [&](auto elem) {
+    return Planner<decltype(elem)>{p, d}.plan();
+  });
+}
+
+std::int64_t residency(Dtype dtype, const FusedPlan& plan) {
+  // A question takes tens of microseconds, so that each is asked once.
+  using Question = std::tuple<int, Dtype, LaunchStrategy, int, std::size_t>;
+  static std::mutex mutex;
+  static std::map<Question, std::int64_t> answers;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  const Question question{device, dtype, plan.strategy, plan.blocks_per_row, plan.shared_bytes};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto known = answers.find(question);
+  if (known != answers.end()) return known->second;
+  const auto ask = plan.strategy == LaunchStrategy::kBlock     ? &ask_residency<SingleBlock>
+                   : plan.strategy == LaunchStrategy::kCluster ? &ask_residency<ClusterGroup>
+                                                               : &ask_residency<GridGroup>;
+  return answers[question] = ask(dtype, plan);
+}
+
+bool is_refusal(cudaError_t error) {
+  return error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorInvalidClusterSize ||
+         error == cudaErrorInvalidConfiguration || error == cudaErrorLaunchOutOfResources;
 }
 
 std::size_t fused_scratch_bytes(const FusedPlan& plan) {
   return plan.strategy == LaunchStrategy::kGrid
-             ? static_cast<std::size_t>(plan.groups) * sizeof(GridScratch)
+             ? GridGroup::scratch_bytes(plan.groups, plan.blocks_per_row)
              : 0;
 }
 
@@ -67,7 +144,8 @@ cudaError_t run_fused(const FusedCall<T>& call, cudaStream_t stream) {
     case LaunchStrategy::kCluster:
       return launch_fused<ClusterGroup>(call, stream);
     case LaunchStrategy::kGrid:
-      GKD_TRY(cudaMemsetAsync(call.w.selection, 0, fused_scratch_bytes(call.plan), stream));
+      GKD_TRY(
+          cudaMemsetAsync(call.w.selection, 0, GridGroup::zero_bytes(call.plan.groups), stream));
       return launch_fused<GridGroup>(call, stream);
     default:
       return cudaErrorInvalidValue;

@@ -21,7 +21,8 @@ struct FusedCall : RowsCall<T> {
   bool constant_cut;  ///< the rows' cuts are in place
 };
 
-/// Decides from shapes, dtypes and the device's limits alone.
+/// Decides from shapes, dtypes and the device's limits alone: the plan that takes the fewest cycles
+/// by the constants of tuning.h.
 FusedPlan plan_fused(const Problem& problem, const Device& device);
 
 /// Bytes of scratch that a plan needs.
@@ -31,12 +32,23 @@ std::size_t fused_scratch_bytes(const FusedPlan& plan);
 template <class T>
 cudaError_t run_fused(const FusedCall<T>& call, cudaStream_t stream);
 
-/// Launches the kernel of one kind of block group. block.cu, cluster.cu and grid.cu have one kind
-/// each, so that a build compiles them in parallel.
+/// Whether a launch failed since the device does not hold a cluster, or all blocks of a cooperative
+/// launch, at once: a stream may have a part of the device that residency() was asked about.
+bool is_refusal(cudaError_t error);
+
+/// Device::residency of the current device: how many groups of a plan's blocks it holds at a time,
+/// of a grid how many blocks, as it says itself. 0: it grants none.
+std::int64_t residency(Dtype dtype, const FusedPlan& plan);
+
+// block.cu, cluster.cu and grid.cu have one kind of block group each, so that a build compiles them
+// in parallel:
+
+/// Launches the kernel.
 template <class BlockGroup, class T>
 cudaError_t launch_fused(const FusedCall<T>& call, cudaStream_t stream);
 
-/// Whether the device grants a plan's cluster for logits of `dtype`.
-bool grants_cluster(Dtype dtype, const FusedPlan& plan);
+/// residency() without a cache.
+template <class BlockGroup>
+std::int64_t ask_residency(Dtype dtype, const FusedPlan& plan);
 
 }  // namespace gkd::cuda
