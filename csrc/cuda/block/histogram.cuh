@@ -109,14 +109,13 @@ __device__ __forceinline__ void count_segment(const Loader& loader, Segment segm
   });
 }
 
-/// Bounds of the mass, and the number of classes, in all bins up to one.
+/// The mass at the bins' upper edges, and the number of classes, in all bins up to one.
 struct PrefixSums {
-  double upper, lower;
-  long long count;
+  float mass;
+  unsigned count;
 
   __device__ __forceinline__ void merge(const PrefixSums& y) {
-    upper += y.upper;
-    lower += y.lower;
+    mass += y.mass;
     count += y.count;
   }
 };
@@ -129,42 +128,45 @@ struct WindowStorage {
 
 /// The window from the counts in counts[0, kBins - 1), block-wide: every thread gets it. It never
 /// misses the cut: its first bin is the earliest at which the rule can be met, its last one the
-/// earliest at which it must be.
+/// earliest at which it must be. In float: kBinTolerance is far above the rounding of the sums.
 template <class T, int kThreads>
 __device__ BinRange find_window(const int* counts, const StopRule& rule, const Bins<T>& bins,
                                 std::int64_t classes, WindowStorage<kThreads>& storage) {
   constexpr int kBinsPerThread = kBins / kThreads;
   static_assert(kBins % kThreads == 0, "every thread scans the same number of bins");
+  constexpr float kMore = 1 + kBinTolerance, kLess = 1 - kBinTolerance;
   if (threadIdx.x == 0) {
     storage.first = kBins - 1;
     storage.last = kBins - 1;
   }
-  PrefixSums prefix[kBinsPerThread], total;
   const int begin = threadIdx.x * kBinsPerThread;
+  const float reach = static_cast<float>(bins.reach), width = reach / (kBins - 1);
+  const float edge_ratio = expf(-width);  // of the masses at a bin's lower and upper edge
+  float edge = rule.by_mass ? expf(-width * begin) : 0;
+  PrefixSums prefix[kBinsPerThread], total;
 #pragma unroll
   for (int k = 0; k < kBinsPerThread; ++k) {
-    const int bin = begin + k;
-    const long long count = bin < kBins - 1 ? counts[bin] : 0;
-    const double c = static_cast<double>(count);
-    prefix[k] = {rule.by_mass ? c * bins.weight(bin) * (1 + kBinTolerance) : 0.0,
-                 rule.by_mass ? c * bins.weight(bin + 1) * (1 - kBinTolerance) : 0.0, count};
+    const int count = begin + k < kBins - 1 ? counts[begin + k] : 0;
+    prefix[k] = {static_cast<float>(count) * edge, static_cast<unsigned>(count)};
+    edge *= edge_ratio;
   }
   cub::BlockScan<PrefixSums, kThreads, cub::BLOCK_SCAN_WARP_SCANS>(storage.scan)
       .InclusiveScan(prefix, prefix, Merge{}, total);
   __syncthreads();  // the window's first values are written before any thread lowers them
-  const double tail = static_cast<double>(classes - total.count) * bins.weight(kBins - 1);
-  const double least = rule.threshold * total.lower;
-  const double most = rule.threshold * (total.upper + tail * (1 + kBinTolerance));
+  const float tail = static_cast<float>(classes - total.count) * expf(-reach);
+  const float threshold = static_cast<float>(rule.threshold);
+  const float least = threshold * (total.mass * edge_ratio * kLess);
+  const float most = threshold * ((total.mass + tail) * kMore);
+  int may = kBins, must = kBins;  // the thread's first bins, the last one apart
 #pragma unroll
   for (int k = kBinsPerThread - 1; k >= 0; --k) {
-    const bool may = rule.by_mass
-                         ? prefix[k].upper >= least
-                         : static_cast<std::uint64_t>(prefix[k].count) >= rule.target_count;
-    const bool must = rule.by_mass ? prefix[k].lower >= most : may;
     if (begin + k == kBins - 1) continue;  // the initial values name the last bin already
-    if (may) atomicMin(&storage.first, begin + k);
-    if (must) atomicMin(&storage.last, begin + k);
+    const bool counted = prefix[k].count >= rule.target_count;
+    if (rule.by_mass ? prefix[k].mass * kMore >= least : counted) may = begin + k;
+    if (rule.by_mass ? prefix[k].mass * edge_ratio * kLess >= most : counted) must = begin + k;
   }
+  lower_to_first(&storage.first, may);
+  lower_to_first(&storage.last, must);
   __syncthreads();  // both ends are known
   return {storage.first, storage.last};
 }

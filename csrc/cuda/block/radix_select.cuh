@@ -20,6 +20,15 @@ __device__ __forceinline__ void add_to_histogram(const RadixSearch<T>& search, i
             static_cast<unsigned long long>(weight.of(keys.logit(key))));
 }
 
+/// Lowers *least to the first bin that a thread of the warp has found, if one has. Bins rise with
+/// the threads, so the first lane that found one has it.
+__device__ __forceinline__ void lower_to_first(int* least, int bin) {
+  const unsigned found = __ballot_sync(~0u, bin < kBins);
+  if (static_cast<int>(threadIdx.x % kWarp) == __ffs(static_cast<int>(found)) - 1) {
+    atomicMin(least, bin);
+  }
+}
+
 template <int kThreads>
 struct RefineStorage {
   typename cub::BlockScan<unsigned long long, kThreads, cub::BLOCK_SCAN_WARP_SCANS>::TempStorage
@@ -43,16 +52,17 @@ __device__ RadixSearch<T> refine_search(const unsigned long long* histogram, con
   cub::BlockScan<unsigned long long, kThreads, cub::BLOCK_SCAN_WARP_SCANS>(storage.scan)
       .InclusiveSum(prefix, prefix);
   __syncthreads();  // the fallback is written before any thread lowers it
+  int met = kBins;
 #pragma unroll
   for (int k = kBinsPerThread - 1; k >= 0; --k) {
-    if (rule.is_met(search.above + prefix[k], search.total)) atomicMin(&storage.bin, begin + k);
+    if (rule.is_met(search.above + prefix[k], search.total)) met = begin + k;
   }
-  if (threadIdx.x == 0) storage.above = 0;
+  lower_to_first(&storage.bin, met);
   __syncthreads();  // the bin is known
   const int bin = storage.bin;
 #pragma unroll
   for (int k = 0; k < kBinsPerThread; ++k) {
-    if (begin + k == bin - 1) storage.above = prefix[k];
+    if (begin + k == bin) storage.above = prefix[k] - histogram[bin];
   }
   __syncthreads();  // the weight above the bin is known
   const RadixSearch<T> next = search.refined(bin, shift, storage.above);

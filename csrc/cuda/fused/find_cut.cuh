@@ -51,21 +51,25 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
   sums = all_reduce(group, sums);
 
   RadixSearch<T> search{sums.high, sums.low, sums.above, sums.total};
+  // Where the window's keys fit one list, every block has them all and searches by itself.
+  const int num_listed =
+      group.all_gather_list(shared.list, shared.num_listed, kFusedListedKeys);
+  const bool listed = num_listed <= kFusedListedKeys;
   while (!search.found()) {  // the same number of passes in every block: all have the same search
     const int shift = search.bin_bits();
-    group.sync();  // no peer still reads the bins
+    if (!listed) group.sync();  // no peer still reads the bins
     for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.histogram[b] = 0;
     __syncthreads();  // all bins are zero before the first weight is added
-    if (shared.num_listed <= kFusedListedKeys) {
-      for (int k = threadIdx.x; k < shared.num_listed; k += kFusedThreads) {
-        add_to_histogram(search, shift, keys, weight, shared.list[k], shared.histogram);
-      }
+    const auto add = [&](KeyOf<T> key) {
+      add_to_histogram(search, shift, keys, weight, key, shared.histogram);
+    };
+    if (listed) {
+      for (int k = threadIdx.x; k < num_listed; k += kFusedThreads) add(shared.list[k]);
+      __syncthreads();  // every thread has added its keys
     } else {
-      for_each_rank<T, kFusedThreads>(loader, segment, [&](T r) {
-        add_to_histogram(search, shift, keys, weight, keys.of(r), shared.histogram);
-      });
+      for_each_rank<T, kFusedThreads>(loader, segment, [&](T r) { add(keys.of(r)); });
+      group.all_reduce_sum(shared.histogram);
     }
-    group.all_reduce_sum(shared.histogram);
     search = refine_search(shared.histogram, rule, search, shared.temp.refine);
   }
   return keys.logit(search.high);
