@@ -1,51 +1,148 @@
-"""Instructions of the fused CUDA kernels per class, counted on an emulated device.
+"""Counts of the fused CUDA kernels on an emulated device, held against those in the repository.
 
-    python benchmarks/count_cuda.py EMULATOR gkd_count_cuda > counts.csv
+    python -m benchmarks.count_cuda EMULATOR build/cpp/gkd_count_cuda            # checks
+    python -m benchmarks.count_cuda EMULATOR build/cpp/gkd_count_cuda --rewrite  # writes the CSV
 
-`benchmarks/cpp/count_cuda.cu` says how to build the program.
+EMULATOR runs a program and appends each launch's counts, a line of JSON, to the file that
+PTXEMU_COUNT names. The check fails if a count is more than 5% above that in
+`results/counts_cuda.csv`. **Nothing is measured**: these are counts of PTX, of which machine code
+has fewer instructions; those that never become machine instructions are left out.
 
-These are counts of PTX, not measurements: machine code has about 1/1.2 as many instructions. The
-unit is warp instructions per 32 classes, without moves and parameters, and it includes the work
-that a row costs whatever its length. "no_selection" is a call whose cut is constant: the copy, the
-maxima, the moments and the gradient.
+One row per call, T = 4, with a gradient. Rows: "flat", normal logits of spread 1; "small", the same
+with 8 of the teacher's logits 40 higher, which are the group. What grows with the classes is the
+slope between two lengths, in warp instructions per 32 classes; "per_row" is what is left for all
+blocks of a row together, in warp instructions. The other counts are of the longer row.
 """
 
+from __future__ import annotations
+
+import argparse
+import csv
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-FREE = ("move", "param", "predicate", "total")
+RESULTS = Path(__file__).parent / "results" / "counts_cuda.csv"
+COLUMNS = ("strategy", "dtype", "row", "quantity", "value")
+ROOM = 1.05
+#: Less than this is no change: a count of nearly nothing has no 5%.
+LEAST = 0.02
+#: PTX that names registers, and what ptxas folds into other instructions.
+FREE = {"move", "param", "predicate", "fp32_sign", "total"}
+DOUBLE = {"fp64", "fp64_div", "compare_fp64"}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+WARP = 32
+#: Classes of the longer row, and blocks. A block's segment differs by whole tiles of 8,192 classes
+#: between the rows.
+ROWS = {"block": (20_000, 1), "cluster": (85_742, 8), "grid": (120_000, 8)}
+TILE = 8192
 
 
-def count(emulator: str, program: str, arguments: tuple[str, ...]) -> float:
-    """Warp instructions per 32 classes of one call."""
-    rows, classes = (int(a) for a in arguments[2:4])
+def run(emulator: str, program: str, *arguments: str) -> dict[str, Any]:
+    """The counts of the fused kernel's launch."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "counts"
+        path = Path(folder, "counts")
         environment = {**os.environ, "PTXEMU_COUNT": str(path)}
         subprocess.run([emulator, program, *arguments], check=True, env=environment)
         launches = [json.loads(line) for line in path.read_text().splitlines()]
-    return sum(
-        32 / (rows * classes) * number
-        for launch in launches
-        if "fused_kernel" in launch["kernel"]
-        for kind, number in launch["warp_instructions"].items()
-        if kind not in FREE
+    (launch,) = [found for found in launches if "fused_kernel" in found["kernel"]]
+    return launch  # type: ignore[no-any-return]
+
+
+def _instructions(launch: dict[str, Any]) -> Counter[str]:
+    counts: dict[str, int] = launch["warp_instructions"]
+    return Counter(
+        all=sum(number for kind, number in counts.items() if kind not in FREE),
+        double=sum(number for kind, number in counts.items() if kind in DOUBLE),
+        barriers=counts.get("barrier", 0),
     )
 
 
+def quantities(
+    long: dict[str, Any], short: dict[str, Any], classes: int, fewer: int, element_bytes: int
+) -> Iterator[tuple[str, float]]:
+    """What is held of a row of some classes and one of fewer."""
+    whole, part = _instructions(long), _instructions(short)
+    for kind in ("all", "double"):
+        per_class = (whole[kind] - part[kind]) / (classes - fewer)
+        name = "instructions" if kind == "all" else "double"
+        yield f"{name}_per_class", WARP * per_class
+        yield f"{name}_per_row", whole[kind] - per_class * classes
+    yield "barriers_per_row", whole["barriers"] / long["warps"]
+    memory = {name: Counter(counts) for name, counts in long["memory"].items()}
+    atomic, stores = memory["shared.atomic"], memory["global.store"]
+    # Additions of 1: one for each class, which is counted, and one for each key in the window.
+    yield "window_visits_per_class", atomic["merged"] / (classes / WARP) - 1
+    yield "sectors_per_store", stores["sectors"] / stores["requests"]
+    for name in ("load", "store", "atomic"):
+        shared = memory[f"shared.{name}"]
+        yield f"shared_wavefronts_per_{name}", shared["wavefronts"] / shared["requests"]
+    moved = sum(c["bytes"] for name, c in memory.items() if name.startswith("global."))
+    yield "global_elements_per_class", moved / classes / element_bytes
+
+
+def count(emulator: str, program: str) -> dict[tuple[str, ...], float]:
+    """Every quantity, by strategy, dtype, kind of row and name."""
+
+    def both(case: tuple[str, str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
+        strategy, dtype, row = case
+        classes, blocks = ROWS[strategy]
+        fewer = classes - TILE * blocks
+        long, short = (
+            run(emulator, program, dtype, strategy, row, str(length)) for length in (classes, fewer)
+        )
+        for name, value in quantities(long, short, classes, fewer, BYTES[dtype]):
+            yield (*case, name), value
+
+    cases = list(product(ROWS, BYTES, ("flat", "small")))
+    first = dict(both(cases[0]))  # fills the emulator's cache
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rest = pool.map(lambda case: list(both(case)), cases[1:])
+    return first | {key: value for part in rest for key, value in part}
+
+
+def risen(
+    found: dict[tuple[str, ...], float], held: dict[tuple[str, ...], float]
+) -> Iterator[str]:
+    """The counts that rose, or that are not held."""
+    for key, value in found.items():
+        if key not in held:
+            yield f"{' '.join(key)}: not in {RESULTS.name}"
+        elif value > ROOM * held[key] + LEAST:
+            yield f"{' '.join(key)}: {value:.2f}, was {held[key]:.2f}"
+
+
+def read() -> dict[tuple[str, ...], float]:
+    with RESULTS.open() as file:
+        return {tuple(line[:-1]): float(line[-1]) for line in list(csv.reader(file))[1:]}
+
+
 def main() -> None:
-    emulator, program = sys.argv[1:3]
-    print("dtype,strategy,rows,classes,spread,passes,instructions_per_class", flush=True)
-    for dtype in ("float32", "bfloat16"):
-        for strategy, classes in (("block", 20_000), ("cluster", 85_742), ("grid", 85_742)):
-            for spread in (1, 12):  # flat, and a small group at temperature 4
-                for passes in ("all", "no_selection"):
-                    call = (dtype, strategy, "1", str(classes), str(spread), passes)
-                    print(*call, f"{count(emulator, program, call):.1f}", sep=",", flush=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("emulator")
+    parser.add_argument("program")
+    parser.add_argument("--rewrite", action="store_true", help="write the CSV instead of checking")
+    args = parser.parse_args()
+    found = count(args.emulator, args.program)
+    if args.rewrite:
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows([*key, f"{value:.3f}"] for key, value in found.items())
+        return
+    if faults := list(risen(found, read())):
+        sys.exit("\n".join(["counts that rose by more than 5% (--rewrite accepts them):", *faults]))
+    print(f"{len(found)} counts, none above {RESULTS.name}")
 
 
 if __name__ == "__main__":

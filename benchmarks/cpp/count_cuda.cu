@@ -1,19 +1,16 @@
-// One call of a fused kernel, for a tool that counts its instructions (benchmarks/count_cuda.py).
-// No target of the build: with OBJECTS those of the target gkd_kernels, built with
-// -Xfatbin=-compress=false,
-//   nvcc -std=c++17 -arch=sm_90 -cudart=shared -Xfatbin=-compress=false --expt-relaxed-constexpr
-//     -Icsrc benchmarks/cpp/count_cuda.cu OBJECTS -o gkd_count_cuda
-// Usage: gkd_count_cuda float32|bfloat16 block|cluster|grid ROWS CLASSES SPREAD all|no_selection
+// One call of a fused kernel on one row, for a tool that counts its instructions
+// (benchmarks/count_cuda.py): T = 4, threshold 0.93, with a gradient.
+// Usage: gkd_count_cuda float32|bfloat16|float16 block|cluster|grid flat|small CLASSES
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <random>
 #include <string>
-#include <vector>
 
+#include "benchmarks/cpp/rows.cuh"
 #include "cuda/fused/plan.h"
 #include "cuda/launch.h"
 
@@ -21,58 +18,56 @@ namespace {
 
 using namespace gkd::cuda;
 using gkd::Dtype;
+using gkd::benchmark::Logits;
 
-/// Normal logits of a spread, in device memory.
-template <class Elem>
-void* logits(std::int64_t count, float spread, unsigned seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> normal(0, spread);
-  std::vector<Elem> host(static_cast<std::size_t>(count));
-  for (Elem& x : host) x = static_cast<Elem>(normal(engine));
-  void* device = nullptr;
-  cudaMalloc(&device, host.size() * sizeof(Elem));
-  cudaMemcpy(device, host.data(), host.size() * sizeof(Elem), cudaMemcpyHostToDevice);
-  return device;
+constexpr std::size_t kSharedBytes = 227 << 10;  // of a block on an H100
+constexpr int kBlocks = 8;                       // of a cluster, and of a grid
+
+/// Limits under which the planner has no choice but this strategy.
+Device device_for(const std::string& strategy, std::int64_t classes, std::size_t element_bytes) {
+  if (strategy == "block") return {1, kSharedBytes, 0, false};
+  // An eighth of the row, and what a block needs besides: less than all of the row.
+  const std::size_t segment = 2 * classes * element_bytes / kBlocks;
+  const std::size_t bytes = std::min(kSharedBytes, segment + (std::size_t(56) << 10));
+  if (strategy == "cluster") return {kBlocks, bytes, kBlocks, false};
+  return {kBlocks, bytes, 0, true};
 }
 
 template <class Elem>
-int run(Dtype dtype, const std::string& strategy, std::int64_t rows, std::int64_t classes,
-        float spread, bool select) {
+int run(Dtype dtype, const std::string& strategy, Logits kind, std::int64_t classes) {
   Problem p;
-  p.rows = rows;
+  p.rows = 1;
   p.classes = classes;
-  p.student = {logits<Elem>(rows * classes, spread, 1), classes, 1, dtype};
-  p.teacher = {logits<Elem>(rows * classes, spread, 2), classes, 1, dtype};
-  if (!select) p.selection.threshold = 1;  // its cut is constant
-  Device device{1, 231424, 0, false};      // 226 KiB of shared memory, as on an H100
-  if (strategy == "cluster")
-    device.multiprocessors = 4 * static_cast<int>(rows), device.cluster = 4;
-  if (strategy == "grid") device = {4 * static_cast<int>(rows), 231424, 0, true};
-  if (strategy == "grid") device.shared_bytes = 65536 + classes * sizeof(Elem) / 2;
+  void* pointers[6];
+  const std::size_t bytes = static_cast<std::size_t>(classes) * sizeof(Elem);
+  for (int k = 0; k < 3; ++k) cudaMalloc(&pointers[k], bytes);
+  cudaMalloc(&pointers[3], 8);
+  cudaMalloc(&pointers[4], 8);
+  gkd::benchmark::fill_inputs<Elem>(pointers[0], pointers[1], 1, classes, kind);
+  p.student = {pointers[0], classes, 1, dtype};
+  p.teacher = {pointers[1], classes, 1, dtype};
+  const Device device = device_for(strategy, classes, sizeof(Elem));
   const char* names[] = {"multi_kernel", "block", "cluster", "grid"};
-  const char* planned = names[static_cast<int>(plan_fused(p, device).strategy)];
-  if (planned != strategy) {
-    std::fprintf(stderr, "the plan is %s\n", planned);
+  const FusedPlan plan = plan_fused(p, device);
+  const char* planned = names[static_cast<int>(plan.strategy)];
+  if (planned != strategy || plan.blocks_per_row != (strategy == "block" ? 1 : kBlocks)) {
+    std::fprintf(stderr, "the plan is %s of %d blocks\n", planned, plan.blocks_per_row);
     return 1;
   }
-  void *gradient, *loss, *grad_scale, *workspace;
-  cudaMalloc(&gradient, static_cast<std::size_t>(rows * classes) * sizeof(Elem));
-  cudaMalloc(&loss, 8);
-  cudaMalloc(&grad_scale, 8);
-  cudaMalloc(&workspace, workspace_bytes(p, device));
-  const cudaError_t error = forward({p, device}, {loss, grad_scale, gradient}, workspace);
+  cudaMalloc(&pointers[5], workspace_bytes(p, device));
+  const cudaError_t error =
+      forward({p, device}, {pointers[3], pointers[4], pointers[2]}, pointers[5]);
   return error != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 7) return 2;
+  if (argc != 5) return 2;
   const std::string dtype = argv[1], strategy = argv[2];
-  const auto rows = std::atoll(argv[3]), classes = std::atoll(argv[4]);
-  const auto spread = static_cast<float>(std::atof(argv[5]));
-  const bool select = std::string(argv[6]) == "all";
-  return dtype == "float32"
-             ? run<float>(Dtype::kFloat, strategy, rows, classes, spread, select)
-             : run<__nv_bfloat16>(Dtype::kBFloat16, strategy, rows, classes, spread, select);
+  const Logits kind = argv[3] == std::string("small") ? Logits::kSmall : Logits::kFlat;
+  const auto classes = std::atoll(argv[4]);
+  if (dtype == "float32") return run<float>(Dtype::kFloat, strategy, kind, classes);
+  if (dtype == "float16") return run<__half>(Dtype::kHalf, strategy, kind, classes);
+  return run<__nv_bfloat16>(Dtype::kBFloat16, strategy, kind, classes);
 }

@@ -1,0 +1,94 @@
+"""What a class may cost in the machine code of a fused kernel, and what it does cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from benchmarks.sweeps import Cost
+
+#: For 256 threads twice on a multiprocessor.
+MOST_REGISTERS = 128
+#: Warp instructions per 32 classes, by bytes of an element and kind of row.
+MOST_INSTRUCTIONS = {(4, "flat"): 100, (4, "small"): 75, (2, "flat"): 90, (2, "small"): 70}
+ROWS = ("flat", "small")
+#: The forms of each pass that a kernel has, and the gradient's paths in each form.
+FORMS = {"maxima": 2, "count": 1, "weigh by mass": 1, "weigh by size": 1, "moments": 2}
+GRADIENTS = ["near any", "near any", "outside near any", "outside near any"]
+KINDS = ("total", "mufu", "convert", "branch", "double", "local")
+COLUMNS = ("architecture", "strategy", "dtype", "loop", "path", "instructions", *KINDS[1:])
+
+#: Visits of a key in the window per 32 classes, by dtype and kind of row.
+Visits = Mapping[tuple[str, str], float]
+
+
+@dataclass
+class Kernel:
+    architecture: int
+    strategy: str
+    dtype: str
+    element_bytes: int
+    registers: int
+    stack: int
+    spills: int  # bytes stored and loaded
+    fences: int  # in the loop over rows
+    costs: list[Cost]
+
+    @property
+    def name(self) -> str:
+        return f"sm_{self.architecture} {self.strategy} {self.dtype}"
+
+    def missing(self) -> list[str]:
+        """Passes that were not found as expected: then there are no totals."""
+        loops = [c.loop.rstrip(" 1234") for c in self.costs if c.path == "vector"]
+        wrong = [
+            f"{loops.count(loop)} loops for {loop}, {expected} expected"
+            for loop, expected in FORMS.items()
+            if loops.count(loop) != expected
+        ]
+        forms = {c.loop: "" for c in self.costs if c.loop.startswith("gradient")}
+        paths = sorted(" ".join(c.path for c in self.costs if c.loop == form) for form in forms)
+        return wrong + ([f"the gradient's paths are {paths}"] if paths != GRADIENTS else [])
+
+    def total(self, row: str, visits: Visits) -> float:
+        """Per 32 classes of a row whose cut is found by mass and whose rest has no weight; of a pass
+        in several forms the longest."""
+
+        def longest(loop: str, path: str = "vector") -> float:
+            return max(c["total"] for c in self.costs if c.loop.startswith(loop) and c.path == path)
+
+        # The forms that leave the rest's KL out have a path outside the group.
+        without_rest = {c.loop for c in self.costs if c.path == "outside"}
+        path = "near" if row == "flat" else "outside"
+        gradient = max(c["total"] for c in self.costs if c.loop in without_rest and c.path == path)
+        weigh = longest("weigh by mass")
+        weigh += visits[self.dtype, row] * longest("weigh by mass", "visit")
+        return 2 * longest("maxima") + longest("count") + weigh + longest("moments") + gradient
+
+    def faults(self, visits: Visits) -> Iterator[str]:
+        """What is above the budget, or was not found."""
+        if missing := self.missing():
+            yield from missing
+            return
+        if self.registers > MOST_REGISTERS:
+            yield f"{self.registers} registers, {MOST_REGISTERS} allowed"
+        for cost in self.costs:
+            for kind in ("local", "double"):
+                if cost.counts[kind]:
+                    yield f"{cost.counts[kind]} {kind} instructions in {cost.loop}, {cost.path}"
+        if self.strategy == "cluster" and self.fences:
+            yield f"{self.fences} fences between the passes of a row"
+        for row in ROWS:
+            total, most = self.total(row, visits), MOST_INSTRUCTIONS[self.element_bytes, row]
+            if total > most:
+                yield f"{total:.1f} instructions per class of a {row} row, {most} allowed"
+
+    def lines(self, visits: Visits) -> Iterator[list[object]]:
+        """The kernel's lines of a CSV with these columns."""
+        name = [self.architecture, self.strategy, self.dtype]
+        for what in ("registers", "stack", "spills", "fences"):
+            yield [*name, "kernel", what, getattr(self, what)]
+        for cost in self.costs:
+            yield [*name, cost.loop, cost.path, *(f"{cost[kind]:.2f}" for kind in KINDS)]
+        for row in ROWS if not self.missing() else ():
+            yield [*name, "total", row, f"{self.total(row, visits):.2f}"]
