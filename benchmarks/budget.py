@@ -51,8 +51,8 @@ class Kernel:
         return wrong + ([f"the gradient's paths are {paths}"] if paths != GRADIENTS else [])
 
     def total(self, row: str, visits: Visits) -> float:
-        """Per 32 classes of a row whose cut is found by mass and whose rest has no weight; of a pass
-        in several forms the longest."""
+        """Per 32 classes of a row whose cut is found by mass and whose rest has no weight; the
+        longest form of each pass."""
 
         def longest(loop: str, path: str = "vector") -> float:
             return max(c["total"] for c in self.costs if c.loop.startswith(loop) and c.path == path)

@@ -134,8 +134,10 @@ def main() -> None:
     faults = [f"{kernel.name}: {fault}" for kernel in kernels for fault in kernel.faults(visits)]
     for kernel in kernels:
         totals = [f"{kernel.total(row, visits):.1f} {row}" for row in ("flat", "small")]
-        print(f"{kernel.name}: {kernel.registers} registers, {kernel.spills} bytes spilled,"
-              f" {' and '.join(totals)} instructions per class")
+        print(
+            f"{kernel.name}: {kernel.registers} registers, {kernel.spills} bytes spilled,"
+            f" {' and '.join(totals)} instructions per class"
+        )
     if faults:
         sys.exit("\n".join(["above the budget:", *faults]))
 

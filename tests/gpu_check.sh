@@ -108,9 +108,10 @@ sanitize_python() {
 }
 
 bench_kernels() {
-  $rehearsal "$build/gkd_bench_cuda" $tiny >"$out/kernels.csv" || return
-  cat "$out/kernels.csv"
-  echo "counted: $(grep -cv -e '^#' -e '^dtype' "$out/kernels.csv") lines"
+  $rehearsal "$build/gkd_bench_cuda" $tiny >"$out/kernels.csv" &&
+    $rehearsal "$build/gkd_bench_cuda" --parts $tiny >"$out/kernel_parts.csv" || return
+  cat "$out/kernels.csv" "$out/kernel_parts.csv"
+  echo "counted: $(cat "$out"/kernel{s,_parts}.csv | grep -cv -e '^#' -e '^dtype') lines"
 }
 
 # grid DTYPE DISTRIBUTION: 16 points, two stages each; 3 s a line beside torch.compile's minutes.
@@ -133,9 +134,9 @@ page() {
     if [ -s "$out/kernels.csv" ]; then
       echo
       grep '^#' "$out/kernels.csv"
-      echo "Flat logits, the kernels that the library picks, cold cache: percentage of a copy's speed"
+      echo "The kernels that the library picks, cold cache: percentage of a copy's speed"
       # The line after a copy's is that of the library's own choice.
-      awk -F, 'own && $4 == 1 { printf "%-8s %5d x %-8d %-7s %10s us %6s%%\n", $1, $2, $3, $5, $6, $10 }
+      awk -F, 'own { printf "%-8s %5d x %-8d %-5s %-12s %10s us %7s GB/s %6s%%\n", $1, $2, $3, $4, $5, $6, $9, $10 }
                { own = $5 == "copy" }' "$out/kernels.csv"
     fi
   } >"$out/summary.txt" 2>/dev/null

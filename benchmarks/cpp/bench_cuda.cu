@@ -3,7 +3,9 @@
 //
 // One line of CSV per problem and way: median, 20th and 80th percentile of the time in
 // microseconds, GB/s of the least traffic there is (both inputs read, the gradient written, once
-// each), and that as a percentage of the copy's. Usage: gkd_bench_cuda [REPEATS | --tiny]
+// each), and that as a percentage of the copy's. Usage: gkd_bench_cuda [--parts] [REPEATS | --tiny]
+// --parts: instead of whole calls what tells where their time goes: without finding the cut
+// (constant_cut), without a gradient, and each strategy that the planner has for the rows.
 // --tiny runs every way once, on few and short rows, and prints nan for every time: a rehearsal.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -16,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/cpp/rows.cuh"
 #include "cuda/fused/plan.h"
 #include "cuda/launch.h"
 
@@ -23,6 +26,7 @@ namespace {
 
 using namespace gkd::cuda;
 using gkd::Dtype;
+using gkd::benchmark::Logits;
 
 void require(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -45,20 +49,6 @@ class Memory {
   void* data_ = nullptr;
   std::size_t bytes_;
 };
-
-/// Normal logits of this spread from a hash of their place: no library, no host copy.
-template <class Elem>
-__global__ void fill(Elem* to, long long count, float spread, unsigned seed) {
-  for (long long k = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; k < count;
-       k += static_cast<long long>(gridDim.x) * blockDim.x) {
-    unsigned long long x = (k + 1) * 0x9e3779b97f4a7c15ull + seed;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    const float u = (static_cast<unsigned>(x >> 40) + 1) * (1.0f / 16777217.0f);
-    const float v = static_cast<unsigned>(x & 0xffffff) * (1.0f / 16777216.0f);
-    to[k] = static_cast<Elem>(spread * sqrtf(-2 * logf(u)) * cosf(6.2831853f * v));
-  }
-}
 
 struct Times {
   double median, p20, p80;  ///< microseconds
@@ -95,34 +85,75 @@ Times measure(const std::function<void()>& run, const Memory& flush, int repeats
 
 const char* name_of(const Problem& p, const Device& device) {
   if (p.selection.sort) return "sort";
-  switch (plan_fused(p, device).strategy) {
-    case LaunchStrategy::kBlock:
-      return "block";
-    case LaunchStrategy::kCluster:
-      return "cluster";
-    case LaunchStrategy::kGrid:
-      return "grid";
-    default:
-      return "split";
-  }
+  const char* names[] = {"multi_kernel", "block", "cluster", "grid"};
+  return names[static_cast<int>(plan_fused(p, device).strategy)];
 }
+
+/// One call among those that are timed on the same logits.
+struct Way {
+  std::string name;
+  Problem p;
+  Device device;
+  bool gradient = true;
+};
+
+/// A device's limits for one strategy: whole rows do not fit a block where that is to be left out.
+/// The planner may still have none for it.
+Device limited(Device device, const std::string& strategy, std::size_t row_bytes) {
+  if (strategy == "multi_kernel") return {device.multiprocessors};
+  if (strategy != "cluster") device.cluster = 0;
+  if (strategy != "grid") device.cooperative = false;
+  if (strategy != "block") {
+    const std::size_t fixed = 56 << 10;  // at least what a block needs besides its segment
+    device.shared_bytes = std::min(device.shared_bytes, row_bytes / 2 + fixed);
+    device.paired_bytes = std::min(device.paired_bytes, device.shared_bytes);
+  }
+  return device;
+}
+
+/// What a user runs: the library's own choice, the multi-kernel strategy, the sort.
+std::vector<Way> whole_calls(const Problem& p, const Device& device) {
+  std::vector<Way> ways = {{name_of(p, device), p, device},
+                           {"multi_kernel", p, limited(device, "multi_kernel", 0)},
+                           {"sort", p, device}};
+  ways.back().p.selection.sort = true;
+  return ways;
+}
+
+/// What tells where the time goes: without finding the cut, without a gradient, each strategy.
+std::vector<Way> parts(const Problem& p, const Device& device, std::size_t row_bytes) {
+  std::vector<Way> ways(3, {name_of(p, device), p, device});
+  ways[1].name += " constant_cut";
+  ways[1].p.selection.threshold = 1;
+  ways[2].name += " no_gradient";
+  ways[2].gradient = false;
+  for (const char* strategy : {"block", "cluster", "grid", "multi_kernel"}) {
+    const Device limits = limited(device, strategy, row_bytes);
+    if (name_of(p, limits) == std::string(strategy)) {
+      ways.push_back({std::string("forced ") + strategy, p, limits});
+    }
+  }
+  return ways;
+}
+
+struct Options {
+  bool tiny, parts;
+  int repeats;
+};
 
 template <class Elem>
 void bench(const char* dtype_name, Dtype dtype, std::int64_t rows, std::int64_t classes,
-           float spread, const Device& device, const Memory& flush, int repeats) {
+           Logits logits, const Device& device, const Memory& flush, const Options& options) {
   const auto count = static_cast<std::size_t>(rows * classes);
   const Memory student(count * sizeof(Elem)), teacher(count * sizeof(Elem));
   const Memory gradient(count * sizeof(Elem)), loss(8), grad_scale(8);
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(1024, rows * classes / 256 + 1));
-  fill<<<blocks, 256>>>(static_cast<Elem*>(student.get()), rows * classes, spread, 1u);
-  fill<<<blocks, 256>>>(static_cast<Elem*>(teacher.get()), rows * classes, spread, 2u);
+  gkd::benchmark::fill_inputs<Elem>(student.get(), teacher.get(), rows, classes, logits);
   require(cudaGetLastError(), "fill");
   Problem p;
   p.rows = rows;
   p.classes = classes;
   p.student = {student.get(), classes, 1, dtype};
   p.teacher = {teacher.get(), classes, 1, dtype};
-  const Results results{loss.get(), grad_scale.get(), gradient.get()};
   const double bytes = 3.0 * static_cast<double>(count * sizeof(Elem));
 
   // Half the bytes read and half written: the traffic of 1.5 matrices copied.
@@ -132,38 +163,50 @@ void bench(const char* dtype_name, Dtype dtype, std::int64_t rows, std::int64_t 
         cudaMemcpyAsync(gradient.get(), teacher.get(), 2 * half, cudaMemcpyDeviceToDevice);
         cudaMemcpyAsync(gradient.get(), student.get(), half, cudaMemcpyDeviceToDevice);
       },
-      flush, repeats);
+      flush, options.repeats);
   auto report = [&](const char* way, const Times& t) {
-    std::printf("%s,%lld,%lld,%g,%s,%.2f,%.2f,%.2f,%.1f,%.1f\n", dtype_name,
-                static_cast<long long>(rows), static_cast<long long>(classes), spread, way,
-                t.median, t.p20, t.p80, bytes / t.median / 1e3, 100 * copy.median / t.median);
+    std::printf("%s,%lld,%lld,%s,%s,%.2f,%.2f,%.2f,%.1f,%.1f\n", dtype_name,
+                static_cast<long long>(rows), static_cast<long long>(classes),
+                gkd::benchmark::kLogitNames[static_cast<int>(logits)], way, t.median, t.p20, t.p80,
+                bytes / t.median / 1e3, 100 * copy.median / t.median);
     std::fflush(stdout);
   };
   report("copy", copy);
-  const Device split{device.multiprocessors};  // no on-chip limits: the kernels of every device
-  struct Way {
-    bool sort;
-    Device device;
-  };
-  for (const Way& way : {Way{false, device}, Way{false, split}, Way{true, device}}) {
-    p.selection.sort = way.sort;
-    const Memory workspace(workspace_bytes(p, way.device));
+  const std::size_t row_bytes = 2 * static_cast<std::size_t>(classes) * sizeof(Elem);
+  for (const Way& way : options.parts ? parts(p, device, row_bytes) : whole_calls(p, device)) {
+    const Memory workspace(workspace_bytes(way.p, way.device));
+    const Results results{loss.get(), grad_scale.get(), way.gradient ? gradient.get() : nullptr};
     const Times t = measure(
         [&] {
-          require(forward({p, way.device}, results, workspace.get()), "forward");
+          require(forward({way.p, way.device}, results, workspace.get()), "forward");
         },
-        flush, way.sort ? std::min(repeats, 5) : repeats);
-    report(name_of(p, way.device), t);
+        flush, way.p.selection.sort ? std::min(options.repeats, 5) : options.repeats);
+    report(way.name.c_str(), t);
   }
+}
+
+/// False where the arguments are wrong.
+bool read_options(int argc, char** argv, Options* options) {
+  for (int k = 1; k < argc; ++k) {
+    const std::string argument = argv[k];
+    if (argument == "--tiny") {
+      options->tiny = true;
+    } else if (argument == "--parts") {
+      options->parts = true;
+    } else if ((options->repeats = std::atoi(argv[k])) < 1) {
+      return false;
+    }
+  }
+  if (options->tiny) options->repeats = 0;
+  return true;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool tiny = argc > 1 && std::string(argv[1]) == "--tiny";
-  const int repeats = tiny ? 0 : argc > 1 ? std::atoi(argv[1]) : 21;
-  if (argc > 2 || (!tiny && repeats < 1)) {
-    std::fprintf(stderr, "usage: gkd_bench_cuda [REPEATS | --tiny]\n");
+  Options options{false, false, 21};
+  if (!read_options(argc, argv, &options)) {
+    std::fprintf(stderr, "usage: gkd_bench_cuda [--parts] [REPEATS | --tiny]\n");
     return 2;
   }
   int index = 0;
@@ -173,23 +216,23 @@ int main(int argc, char** argv) {
   Device device;
   require(query_device(index, &device), "limits");
   std::printf("# %s, %d multiprocessors, L2 %d MiB, %d repeats\n", properties.name,
-              properties.multiProcessorCount, properties.l2CacheSize >> 20, repeats);
-  if (tiny) std::printf("# --tiny: a rehearsal, nothing is measured\n");
-  std::printf("dtype,rows,classes,spread,way,median_us,p20_us,p80_us,GB_per_s,percent_of_copy\n");
+              properties.multiProcessorCount, properties.l2CacheSize >> 20, options.repeats);
+  if (options.tiny) std::printf("# --tiny: a rehearsal, nothing is measured\n");
+  std::printf("dtype,rows,classes,logits,way,median_us,p20_us,p80_us,GB_per_s,percent_of_copy\n");
   const auto cache = static_cast<std::size_t>(properties.l2CacheSize);
-  const Memory flush(tiny ? 0 : std::max<std::size_t>(4 * cache, std::size_t(64) << 20));
+  const Memory flush(options.tiny ? 0 : std::max<std::size_t>(4 * cache, std::size_t(64) << 20));
   struct Shape {
     std::int64_t rows, classes;
   };
-  // 1,000: small heads; 10,000 launch-bound and not; the faces' heads; a vocabulary; two millions.
-  const std::vector<Shape> measured = {{4096, 1000},   {64, 10000},   {1024, 10000}, {128, 85742},
-                                       {1024, 131072}, {128, 360232}, {64, 1000000}, {32, 2059906}};
-  const std::vector<Shape> rehearsed = {{3, 50}, {2, 3000}};
-  for (const Shape& s : tiny ? rehearsed : measured) {
-    for (float spread : {1.0f, 12.0f}) {  // flat and peaked at temperature 4
-      bench<float>("float32", Dtype::kFloat, s.rows, s.classes, spread, device, flush, repeats);
-      bench<__nv_bfloat16>("bfloat16", Dtype::kBFloat16, s.rows, s.classes, spread, device, flush,
-                           repeats);
+  // 2^26 classes of small heads, of the faces' heads and of two million; a vocabulary; few rows.
+  const std::vector<Shape> measured = {{65536, 1000}, {6711, 10000}, {783, 85742}, {4096, 131072},
+                                       {187, 360232}, {33, 2059906}, {64, 10000},  {128, 85742}};
+  const std::vector<Shape> rehearsed = {{3, 50}, {1, 20000}};
+  for (const Shape& s : options.tiny ? rehearsed : measured) {
+    for (const Logits logits : {Logits::kFlat, Logits::kSmall}) {
+      bench<float>("float32", Dtype::kFloat, s.rows, s.classes, logits, device, flush, options);
+      bench<__nv_bfloat16>("bfloat16", Dtype::kBFloat16, s.rows, s.classes, logits, device, flush,
+                           options);
     }
   }
   return 0;

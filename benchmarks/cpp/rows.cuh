@@ -5,8 +5,8 @@
 
 namespace gkd::benchmark {
 
-/// Of T = 4 and the default threshold: normal logits of spread 1 have a group of most classes, and 8
-/// teacher's logits that are 40 higher have nearly all mass.
+/// Of T = 4 and the default threshold: normal logits of spread 1 have a group of most classes, and
+/// 8 teacher's logits that are 40 higher have nearly all mass.
 enum class Logits { kFlat, kSmall };
 
 constexpr const char* kLogitNames[] = {"flat", "small"};
