@@ -33,7 +33,7 @@ MATHS = [
         name="rest-by-subtraction",
         fault="P' = 1 - P, which keeps no digit of a small P'",
         file="csrc/math/loss.h",
-        old="row->p_rest = sigmoid(-u);",
+        old="row->p_rest = mass[1];",
         new="row->p_rest = 1 - row->p;",
         by=("gkd_math_test Binary*",),
     ),
