@@ -78,15 +78,20 @@ __device__ __forceinline__ V merge_lanes(V value) {
   return value;
 }
 
-/// Merges the values of a block's threads: each of them gets the same bits. `of_warps` has room for
-/// one value per warp; a barrier has to follow before it is used again.
-template <class V>
-__device__ V reduce_block(const V& value, V* of_warps) {
-  const V of_warp = merge_lanes<kWarp>(value);
+/// Merges the values of a block's threads: each of them gets the same bits. The values of warps are
+/// merged as V, whatever the threads' are. `of_warps` has room for one of each warp; a barrier has to
+/// follow before it is used again.
+template <class V, class OfThread>
+__device__ V reduce_block(const OfThread& value, OfThread* of_warps) {
+  const OfThread of_warp = merge_lanes<kWarp>(value);
   if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = of_warp;
   __syncthreads();  // every warp's value is written
   constexpr int kWarps = kFusedThreads / kWarp;
-  return merge_lanes<kWarps>(of_warps[threadIdx.x % kWarps]);
+  return merge_lanes<kWarps>(V(of_warps[threadIdx.x % kWarps]));
+}
+template <class V>
+__device__ V reduce_block(const V& value, V* of_warps) {
+  return reduce_block<V, V>(value, of_warps);
 }
 
 struct SingleBlock {

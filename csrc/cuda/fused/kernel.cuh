@@ -10,22 +10,6 @@
 
 namespace gkd::cuda {
 
-/// A segment's sums relative to the row's maxima: A, B and X of both groups, and the number of
-/// classes in the primary one.
-struct PlainSums {
-  double sum[7];
-
-  PlainSums() = default;
-  __device__ explicit PlainSums(const SegmentMoments& m)
-      : sum{m.group[0].sum_teacher,
-            m.group[1].sum_teacher,
-            m.group[0].sum_student,
-            m.group[1].sum_student,
-            m.group[0].sum_diff,
-            m.group[1].sum_diff,
-            static_cast<double>(m.group[0].count)} {}
-};
-
 /// A warp adds the sums of a row's segments, in an order that their number alone decides.
 template <bool kGlobal>
 __device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count, RowMaxima maxima,
@@ -82,14 +66,6 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
                              static_cast<float>(cut));
   const VectorRange range = VectorRange::of<Elem>(classes, target);
   for (bool done = false; !done;) {  // again by class if the vectors' sums are not accurate
-    SegmentMoments moments;
-    if constexpr (kVectors) {
-      if (vectors) moments = vector_moments(loader, classes, vector_row, range, shared.temp.sums);
-    }
-    if (!vectors) {
-      moments =
-          accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments);
-    }
     const auto complete = [&](auto set) {  // by the first warp
       if (threadIdx.x >= kWarp) return;
       if (threadIdx.x == 0) {
@@ -109,14 +85,16 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     };
     if (vectors) {
       if constexpr (kVectors) {
-        const auto sums = group.all_gather(PlainSums(moments));
+        const auto sums = group.all_gather(
+            vector_moments(loader, classes, vector_row, range, shared.temp.vector_sums));
         complete([&](double weight) {
           add_sums(sums, group.size(), maxima, p.classes, &shared.temp.merge.row);
           return set_row(p, shared.temp.merge.row, weight, &shared.row);
         });
       }
     } else {
-      const auto segments = group.all_gather(moments);
+      const auto segments = group.all_gather(
+          accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments));
       complete([&](double weight) {
         return merge_into_row(
             p, [&](std::int64_t r) { return segments[static_cast<int>(r)]; }, group.size(), weight,
@@ -136,7 +114,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   } else if constexpr (kVectors) {
     Elem* gradient = c.gradient == nullptr ? nullptr : static_cast<Elem*>(c.gradient) + offset;
     kl = vector_gradient(loader, classes, vector_row, range, shared.row, c.all_kl, gradient,
-                         shared.temp.kl);
+                         shared.temp.vector_kl);
   }
   if (group.reduce_to_one(&kl) && threadIdx.x == 0) {
     RowReport report = shared.report;

@@ -19,11 +19,12 @@ struct FusedStorage {
   KeyOf<T> list[kFusedListedKeys];
   union {
     typename cub::BlockReduce<Extremes<T>, kFusedThreads>::TempStorage extremes;
-    typename cub::BlockReduce<WeightSums<T>, kFusedThreads>::TempStorage weights;
+    WeightSums<T> weights[kFusedThreads / kWarp];
     WindowStorage<kFusedThreads> window;
     RefineStorage<kFusedThreads> refine;
     MomentsStorage<T, kFusedThreads> moments;
-    typename cub::BlockReduce<MomentSums, kFusedThreads>::TempStorage sums;
+    VectorSums vector_sums[kFusedThreads / kWarp];
+    SegmentKl vector_kl[kFusedThreads / kWarp];
     MergeStorage merge;
     KlStorage<kFusedThreads> kl;
   } temp;
