@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <tuple>
 #include <vector>
 
 #include "math/cut.h"
@@ -46,7 +47,6 @@ struct ShardTask {
 /// Sums over the classes of a segment or a row: group[0] is the primary group, group[1] the rest.
 struct RowSums {
   GroupMoments<double> group[2];
-  std::uint64_t mass_in = 0, mass_total = 0;  ///< fixed-point ranking masses, where asked for
 
   /// Both have the same shifts. Unlike GroupMoments::merge() this keeps the NaN of a group without
   /// classes.
@@ -57,8 +57,6 @@ struct RowSums {
       group[g].sum_diff += other.group[g].sum_diff;
       group[g].count += other.group[g].count;
     }
-    mass_in += other.mass_in;
-    mass_total += other.mass_total;
   }
 };
 
@@ -71,8 +69,9 @@ constexpr std::int64_t kSegment = 16384;
 struct Segment {
   double high = 0, low = 0;  ///< extremes of the ranking logits
   double teacher_high = 0;
+  double weight_above = 0, weight_total = 0;  ///< of the classes above the window, and of all
+  std::tuple<std::vector<float>, std::vector<double>> in_window;  ///< its logits, of either type
   RowSums sums;
-  std::vector<std::uint32_t> in_window;  ///< undecided classes, counted from the segment's first
   double kl[2] = {0, 0};
 };
 

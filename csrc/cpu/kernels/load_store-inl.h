@@ -46,21 +46,27 @@ inline bool is_half_row(const LogitsRow& row) {
   return row.stride == 1 && element_size(row.dtype) == 2;
 }
 
-/// Logits [begin, begin + count), count <= kTile, padded to whole vectors with -inf: classes of
-/// probability 0, which add nothing to any sum. Points into the tensor where it can.
 template <class T>
-const T* read_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count, T* buffer) {
-  const std::int64_t whole = padded<T>(count);
+void convert_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count, T* buffer) {
   if (row.stride == 1 && row.dtype == kDtype<T>) {
     const T* direct = static_cast<const T*>(row.data) + begin;
-    if (whole == count) return direct;
     std::copy(direct, direct + count, buffer);
   } else if (is_half_row(row)) {
     read_u16(static_cast<const std::uint16_t*>(row.data) + begin, row.dtype, count, buffer);
   } else {
     for (std::int64_t k = 0; k < count; ++k) buffer[k] = read_one<T>(row, begin + k);
   }
-  std::fill(buffer + count, buffer + whole, -kInfinity<T>);
+  std::fill(buffer + count, buffer + padded<T>(count), -kInfinity<T>);
+}
+
+/// Logits [begin, begin + count), count <= kTile, padded to whole vectors with -inf: classes of
+/// probability 0, which add nothing to any sum. Points into the tensor where it can.
+template <class T>
+const T* read_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count, T* buffer) {
+  if (row.stride == 1 && row.dtype == kDtype<T> && padded<T>(count) == count) {
+    return static_cast<const T*>(row.data) + begin;
+  }
+  convert_tile(row, begin, count, buffer);
   return buffer;
 }
 

@@ -1,7 +1,6 @@
-// A row: extremes, the cut, moments of each group, loss and gradient. The row is read three times,
-// and once more to count classes, when the first estimate of the cut is right, which is nearly
-// always; every estimate is checked against exact sums, otherwise exact_cut() is the fallback, with
-// the same result.
+// A row: extremes, the cut, moments of each group, loss and gradient. Each is one pass over the
+// row, if the first estimate of the cut is right, which is nearly always; every estimate is
+// checked, and exact_cut() is the fallback, with the same result.
 #include "cpu/kernels/estimate_range-inl.h"
 #include "cpu/kernels/row_passes-inl.h"
 
@@ -22,103 +21,95 @@ struct WholeRow : RowPasses<T> {
   const T group_temperature =
       static_cast<T>(task.selection.temperature_or(task.weights.temperature));
 
-  /// In class order, for determinism.
-  template <class Visit>
-  void for_each_window_class(Visit visit) const {
-    for (std::int64_t k = 0; k < row.segments(); ++k) {
-      for (std::uint32_t offset : scratch->segments[k].in_window) visit(k * kSegment + offset);
-    }
-  }
-
-  /// Adds the window's classes, skipped in the first pass, now that the cut is known.
-  void add_window_classes(T cut, const Shift<T> (&shift)[2], const MassRule<T>& rule,
-                          RowSums* sums) {
-    MomentsAccumulator<T, MassFrom::kNothing> moments{
-        {cut, cut}, {shift[0], shift[1]}, inv_t, rule, false};
-    alignas(64) T s[kTile], u[kTile], r[kTile];
-    std::int64_t buffered = 0;
-    auto flush = [&] {
-      for (T* tile : {s, u, r}) {
-        std::fill(tile + buffered, tile + padded<T>(buffered), -kInfinity<T>);
-      }
-      moments.add(Tile<T>{s}, Tile<T>{u}, Tile<T>{r}, buffered, 0, nullptr);
-      buffered = 0;
-    };
-    for_each_window_class([&](std::int64_t j) {
-      s[buffered] = read_one<T>(row.s, j);
-      u[buffered] = read_one<T>(row.u, j);
-      r[buffered] = row.by_student ? s[buffered] : u[buffered];
-      if (++buffered == kTile) flush();
+  /// One pass over the ranking logits: the weights of the classes above the window and of all, and
+  /// each segment's list of those inside. Where these masses are the terms a_j of the moments too,
+  /// the gradient's memory keeps them, which saves computing them twice.
+  template <bool kByMass>
+  WindowWeights weigh(const LogitRange<T>& window, const MassRule<T>& rule) {
+    using V = VecOf<T>;
+    const bool keep = kByMass && !row.by_student && group_temperature == temperature &&
+                      task.gradient.data && task.gradient.dtype == kDtype<T>;
+    Passes::for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
+      auto& in_window = std::get<std::vector<T>>(segment.in_window);
+      in_window.clear();
+      ExactAccumulator<V> above, total;
+      std::int64_t num_above = 0, j = begin;
+      row.for_each_ranking_tile(begin, end, [&](std::int64_t count, auto r) {
+        alignas(64) T found[kTile + kWidth<T>], buffer[kTile];
+        T *next = found, *out = keep ? writable_tile(task.gradient, j, count, buffer) : buffer;
+        const V high = splat<V>(window.high), low = splat<V>(window.low), zero{};
+        const V top = splat<V>(rule.high);
+        ExactAccumulator<V> tile_above = above, tile_total = total;  // in registers
+        for (std::int64_t k = 0; k < count; k += kWidth<T>) {
+          const V v = r[k];
+          const MaskOf<V> over = v >= high;
+          const unsigned over_bits = compare_bits(v, high);
+          if (kByMass) {
+            const V mass = exp_of_nonpositive(V((v - top) * rule.inv_temperature));
+            store(mass, out + k);
+            tile_total.add(mass);
+            tile_above.add(over ? mass : zero);
+          } else {
+            num_above += __builtin_popcount(over_bits);
+          }
+          next = append_lanes(v, compare_bits(v, low) & ~over_bits, next);
+        }
+        above = tile_above;
+        total = tile_total;
+        in_window.insert(in_window.end(), found, next);
+        if (keep) write_tile(task.gradient, j, count, out);
+        j += count;
+      });
+      segment.weight_above = kByMass ? above.sum() : static_cast<double>(num_above);
+      segment.weight_total = kByMass ? total.sum() : static_cast<double>(end - begin);
     });
-    flush();
-    sums->add(moments.result());
+    if (keep) Passes::kept_shift = rule.high;
+    WindowWeights sum;
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      sum.above += scratch->segments[k].weight_above;
+      sum.total += scratch->segments[k].weight_total;
+    }
+    return sum;
   }
 
-  /// The cut from window and sums; false where the window does not hold it.
-  bool try_window(const StopRule& stop, const RangeEstimate<T>& estimate, const MassRule<T>& rule,
-                  CutResult<T>* cut) {
-    const LogitRange<T>& window = estimate.window;
-    guess_shifts(row, window.low, temperature, scratch->segments, cut->shift);
-    RowSums sums;
-    if (!stop.by_mass) {
-      sums = this->template sum<MassFrom::kNothing>(window, cut->shift, rule);
-    } else if (row.by_student || group_temperature != temperature) {
-      sums = this->template sum<MassFrom::kRank>(window, cut->shift, rule);
-    } else {
-      sums = this->template sum<MassFrom::kTeacherTerm>(window, cut->shift, rule);
+  /// The cut from the window; false where the window does not hold it.
+  bool try_window(const StopRule& stop, const LogitRange<T>& window, const MassRule<T>& rule,
+                  T* cut) {
+    if (!(window.high > window.low)) return false;
+    const WindowWeights sum = stop.by_mass ? weigh<true>(window, rule) : weigh<false>(window, rule);
+    const WeightBracket bracket(stop, row.classes, rule.scale, sum.total);
+    std::vector<T> logits;
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      const auto& found = std::get<std::vector<T>>(scratch->segments[k].in_window);
+      logits.insert(logits.end(), found.begin(), found.end());
     }
-    // The target was counted in the group wherever it ranks; selection ignores it.
-    std::uint64_t above =
-        stop.by_mass ? sums.mass_in : static_cast<std::uint64_t>(sums.group[0].count);
-    std::vector<T> candidates;
-    if (row.target >= 0) {
-      const T rank = read_one<T>(row.rank, row.target);
-      if (rank < window.high) above -= total_weight(stop, rule, &rank, 1);
-      if (rank < window.high && rank >= window.low) candidates.push_back(rank);
-    }
-    const std::uint64_t total = sums.mass_total;
-    if (window.low == window.high) {
-      cut->value = window.low;
-      const std::uint64_t tied =
-          total_weight(stop, rule, &window.low, 1) * static_cast<std::uint64_t>(estimate.ties);
-      if (!stop.is_met(above, total)) return false;
-      if (estimate.ties > 0 && stop.is_met(above - tied, total)) return false;
-    } else {
-      for_each_window_class(
-          [&](std::int64_t j) { candidates.push_back(read_one<T>(row.rank, j)); });
-      if (candidates.empty() || stop.is_met(above, total)) return false;
-      if (!cut_in_window(stop, rule, candidates, above, total, &cut->value)) return false;
-      add_window_classes(cut->value, cut->shift, rule, &sums);
-    }
-    cut->sums = sums;
-    cut->has_sums = true;
-    return true;
+    logits.resize(padded<T>(static_cast<std::int64_t>(logits.size())), -kInfinity<T>);
+    return cut_in_window(bracket, rule, window, logits, sum.above, cut);
   }
 
-  CutResult<T> find_cut(T high, T low, const MassRule<T>& rule) {
+  T find_cut(T high, T low, const MassRule<T>& rule) {
     const CutSearch<T> search = cut_search<T>(task.selection, row.classes);
-    CutResult<T> cut;
-    if (search.constant) cut.value = *search.constant;
+    T cut = search.constant.value_or(-kInfinity<T>);
     for (int k = 0; k < search.num_selections; ++k) {
-      const CutResult<T> found = find_cut(stop_rule(search.selection[k]), high, low, rule);
-      if ((k == 0 && !search.constant) || found.value > cut.value) cut = found;
+      const T found = find_cut(stop_rule(search.selection[k]), high, low, rule);
+      if ((k == 0 && !search.constant) || found > cut) cut = found;
     }
     return cut;
   }
 
-  CutResult<T> find_cut(const StopRule& stop, T high, T low, const MassRule<T>& rule) {
-    CutResult<T> cut;
-    if (task.selection.sort) {
-      cut.value = sorted_cut(row, stop, rule);
-      return cut;
+  T find_cut(const StopRule& stop, T high, T low, const MassRule<T>& rule) {
+    if (task.selection.sort) return sorted_cut(row, stop, rule);
+    T cut;
+    for (bool sample : {true, false}) {
+      if (sample && row.classes < 2 * kSample) continue;
+      if (try_window(
+              stop,
+              estimate_range(row, stop, high, low, group_temperature, sample, executor, scratch),
+              rule, &cut)) {
+        return cut;
+      }
     }
-    const RangeEstimate<T> estimate =
-        estimate_range(row, stop, high, low,
-                       task.selection.temperature_or(task.weights.temperature), executor, scratch);
-    if (!estimate.found || !try_window(stop, estimate, rule, &cut)) {
-      cut.value = exact_cut(row, stop, rule, scratch);
-    }
-    return cut;
+    return exact_cut(row, stop, rule, scratch);
   }
 
   RowResult run() {
@@ -127,13 +118,14 @@ struct WholeRow : RowPasses<T> {
     // NaN is detected later, in the sums.
     if (!std::isfinite(high) || !std::isfinite(extremes.teacher_high)) return invalid_row();
     const MassRule<T> rule(row.classes, high, T(1) / group_temperature);
-    CutResult<T> cut = find_cut(high, static_cast<T>(extremes.low), rule);
-    if (!Passes::accumulate_moments(&cut, rule, /*whole=*/true)) return invalid_row();
+    const T cut = find_cut(high, static_cast<T>(extremes.low), rule);
+    RowSums sums;
+    if (!Passes::accumulate_moments(cut, /*whole=*/true, &sums)) return invalid_row();
     RowResult result;
-    result.cut = cut.value + T(0);  // canonicalises -0.0 to +0.0
-    result.size = cut.sums.group[0].count;
+    result.cut = cut + T(0);  // canonicalises -0.0 to +0.0
+    result.size = sums.group[0].count;
     double kl[2];
-    result.summary = Passes::write_gradient(cut.value, cut.sums.group, kl);
+    result.summary = Passes::write_gradient(cut, sums.group, kl);
     result.primary = kl[0];
     result.secondary = kl[1];
     result.loss = row_loss(result.summary, task.weights, kl[0], kl[1]);

@@ -19,15 +19,6 @@ GroupCoef<V> map_fields(F f, const Coefs&... coefs) {
           f(coefs.coef_diff...)};
 }
 
-/// The cut, and the sums if the search for it has computed them already.
-template <class T>
-struct CutResult {
-  T value;
-  bool has_sums = false;
-  RowSums sums;
-  Shift<T> shift[2];
-};
-
 template <class T>
 struct RowPasses {
   const RowTask& task;
@@ -37,6 +28,8 @@ struct RowPasses {
   const Row<T> row{task.student, task.teacher, by_student ? task.student : task.teacher,
                    task.classes, task.target,  by_student};
   const T temperature = static_cast<T>(task.weights.temperature), inv_t = T(1) / temperature;
+  /// Not +inf: the gradient's memory holds a_j of every class, with this shift.
+  T kept_shift = kInfinity<T>;
 
   RowPasses(const RowTask& task, const Executor& executor, Scratch* scratch)
       : task(task), executor(executor), scratch(scratch) {
@@ -52,16 +45,20 @@ struct RowPasses {
     });
   }
 
-  template <MassFrom kMass>
-  RowSums sum(const LogitRange<T>& window, const Shift<T> (&shift)[2], const MassRule<T>& rule) {
+  /// A tile of the kept a_j.
+  const T* kept_tile(std::int64_t begin, std::int64_t count, T* buffer) const {
+    return read_tile<T>({task.gradient.data, 1, task.gradient.dtype}, begin, count, buffer);
+  }
+
+  RowSums sum(T cut, const Shift<T> (&shift)[2]) {
+    const bool kept = shift[0].teacher == kept_shift && shift[1].teacher == kept_shift;
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
-      MomentsAccumulator<T, kMass> moments{
-          window, {shift[0], shift[1]}, inv_t, rule, row.by_student};
-      segment.in_window.clear();
-      row.for_each_tile(
-          begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
-            moments.add(s, u, r, count, static_cast<std::uint32_t>(j - begin), &segment.in_window);
-          });
+      MomentsAccumulator<T> moments{cut, {shift[0], shift[1]}, inv_t};
+      row.for_each_tile(begin, end,
+                        [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
+                          alignas(64) T buffer[kTile];
+                          moments.add(s, u, r, count, kept ? kept_tile(j, count, buffer) : nullptr);
+                        });
       segment.sums = moments.result();
     });
     RowSums total;
@@ -97,25 +94,23 @@ struct RowPasses {
 
   /// The moments of a row whose cut and extremes are known, with shifts that keep their digits;
   /// false where the row is invalid (is_invalid()).
-  bool accumulate_moments(CutResult<T>* cut, const MassRule<T>& rule, bool whole) {
-    const LogitRange<T> known{cut->value, cut->value};
-    if (!cut->has_sums) {
-      guess_shifts(row, cut->value, temperature, scratch->segments, cut->shift);
-      cut->sums = sum<MassFrom::kNothing>(known, cut->shift, rule);
-    }
+  bool accumulate_moments(T cut, bool whole, RowSums* sums) {
+    Shift<T> shift[2];
+    guess_shifts(row, cut, temperature, scratch->segments, shift);
+    *sums = sum(cut, shift);
     // With few classes rounding errors do not average out, so use a shift from inside the group.
     const auto has_few = [&](int g) {
-      const long long count = cut->sums.group[g].count;
+      const long long count = sums->group[g].count;
       return count > 0 && count <= kFewClasses;
     };
     const bool rest_has_kl = task.weights.secondary != 0;
-    const T rank = row.by_student ? cut->shift[0].student : cut->shift[0].teacher;
-    const bool shift_from_outside = !(rank >= cut->value);
-    if (!sums_are_accurate(cut->sums.group, rest_has_kl) || (shift_from_outside && has_few(0)) ||
+    const T rank = row.by_student ? shift[0].student : shift[0].teacher;
+    const bool shift_from_outside = !(rank >= cut);
+    if (!sums_are_accurate(sums->group, rest_has_kl) || (shift_from_outside && has_few(0)) ||
         (rest_has_kl && has_few(1))) {
       if (is_invalid(row, whole)) return false;
-      exact_shifts(row, cut->value, temperature, cut->shift);
-      cut->sums = sum<MassFrom::kNothing>(known, cut->shift, rule);
+      exact_shifts(row, cut, temperature, shift);
+      *sums = sum(cut, shift);
     }
     return true;
   }
@@ -153,33 +148,62 @@ struct RowPasses {
       const T inv_t = this->inv_t, scale = static_cast<T>(task.gradient_scale);
       const V cut_vector = splat<V>(cut), zero{};
       const V rest_scale = splat<V>(coef[1].coef_q * coef[1].inv_sum_student * scale);
+      const NearGradient<T> near(coef, inv_t, scale);
+      const V in_gap = splat<V>(near.gap[0]), out_gap = splat<V>(near.gap[1]);
+      const V in_log = primary.log_ratio, out_log = rest.log_ratio;
+      const V in_p = splat<V>(near.of_p[0]), out_p = splat<V>(near.of_p[1]);
+      const V in_diff = splat<V>(near.of_diff[0]), out_diff = splat<V>(near.of_diff[1]);
       const GradientRow gradient = task.gradient;
       DoubleAccumulator<V> sum[2];
+      bool kept = kGradient && kept_shift < kInfinity<T>;
+      for (const GroupCoef<T>& c : coef) {
+        kept &= c.shift.teacher == kept_shift || c.inv_sum_teacher == T(0);
+      }
       row.for_each_tile(
           begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
-            alignas(64) T buffer[kTile];
+            alignas(64) T buffer[kTile], kept_buffer[kTile];
+            const T* known = kept ? kept_tile(j, count, kept_buffer) : nullptr;
             T* out = kGradient ? writable_tile(gradient, j, count, buffer) : nullptr;
-            V tile_kl[2] = {};
+            V tile_kl[2] = {}, near_kl[2] = {};
             for (std::int64_t k = 0; k < count; k += kWidth<T>) {
               const V student = s[k];
               const MaskOf<V> in = r[k] >= cut_vector;
-              const unsigned bits = movemask(in);
+              const unsigned bits = compare_bits(r[k], cut_vector);
               if (!kRest && bits == 0) {
                 if (!kGradient) continue;
                 store(V(exp_of(V((student - rest.shift.student) * inv_t)) * rest_scale), out + k);
+                continue;
+              }
+              const V teacher = u[k];
+              const Shift<V> shift{in ? primary.shift.teacher : rest.shift.teacher,
+                                   in ? primary.shift.student : rest.shift.student};
+              const V ratio = near.log_ratio(student, teacher, shift, in ? in_gap : out_gap);
+              if (near.holds(ratio)) {
+                const V a = known ? load<V>(known + k) : near.exp_teacher(teacher, shift.teacher);
+                const WideTerms<V> x = wide_terms(V(ratio * inv_t + (in ? in_log : out_log)));
+                const V kl = a * x.phi;
+                near_kl[0] += in ? kl : zero;
+                if (kRest) near_kl[1] += in ? zero : kl;
+                if (kGradient) {
+                  store(V(a * ((in ? in_p : out_p) + (in ? in_diff : out_diff) * x.expm1)),
+                        out + k);
+                }
                 continue;
               }
               GroupCoef<V> c = primary;
               if (bits != kAllTrue<V>) {
                 c = map_fields<V>([in](V x, V y) { return in ? x : y; }, primary, rest);
               }
-              const ClassTerms<V> t = class_kl(student, u[k], c, inv_t);
+              const V a = !std::is_same_v<T, float> && known
+                              ? load<V>(known + k)
+                              : exp_of(V((teacher - shift.teacher) * inv_t));
+              const ClassTerms<V> t = class_kl(student, teacher, c, inv_t, a);
               tile_kl[0] += in ? t.kl : zero;
               if (kRest) tile_kl[1] += in ? zero : t.kl;
               if (kGradient) store(V(class_grad(t, c) * scale), out + k);
             }
-            sum[0].add(tile_kl[0]);
-            if (kRest) sum[1].add(tile_kl[1]);
+            sum[0].add(tile_kl[0] + near_kl[0] * primary.inv_sum_teacher);
+            if (kRest) sum[1].add(tile_kl[1] + near_kl[1] * rest.inv_sum_teacher);
             if (kGradient) write_tile(gradient, j, count, out);
           });
       for (int g = 0; g < 2; ++g) segment.kl[g] = sum[g].sum();

@@ -1,10 +1,13 @@
 // The cut of a row, the smallest ranking logit in its group, without sorting the row.
 //
-// - estimate_range() guesses a small window that holds the cut. The pass that sums the row weighs
-//   both sides of it exactly, in integers, and cut_in_window() finds the cut inside.
+// - estimate_range() guesses a small window that holds the cut. One pass weighs the classes above
+// it
+//   and all together, and lists those inside, among which cut_in_window() finds the cut.
 // - exact_cut() always succeeds: a radix search over ordered keys, three passes over a float row.
-//   It is the fallback for rows whose window stays too large or was wrong.
-// - sorted_cut() sorts. All three weigh classes by the same integers, so all give the same cut.
+//   It is the fallback for rows whose window stays too large or was wrong, or whose sums in double
+//   leave open which class is the cut.
+// - sorted_cut() sorts. Both weigh classes by integers, and the first decides only where these
+//   would decide alike, so all give the same cut.
 #pragma once
 
 #include <functional>
@@ -15,43 +18,99 @@
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
-/// The first of `logits`, which descend, on top of `above`, at which the stop rule is met; false
-/// where none is.
+/// A window: ranking logits from `high` up are above it, those under `low` below.
 template <class T>
-bool first_met(const StopRule& stop, const MassRule<T>& rule, const T* logits, std::int64_t count,
-               std::uint64_t above, std::uint64_t total, T* cut) {
-  std::uint64_t weights[kTile];
-  for (std::int64_t j = 0; j < count; ++j) {
-    const std::int64_t k = j % kTile;
-    if (k == 0) class_weights(stop, rule, logits + j, std::min(kTile, count - j), weights);
-    above += weights[k];
-    if (stop.is_met(above, total)) {
-      *cut = logits[j];
-      return true;
+struct LogitRange {
+  T high, low;
+};
+
+/// Of the classes above the window and of all: masses in units of the largest class's, or counts.
+struct WindowWeights {
+  double above = 0, total = 0;
+};
+
+/// Where sums of masses in double decide as the integers of fixed_mass() do. For n classes, of
+/// which the largest has the mass 1:
+/// - a sum in double, in any order, is off by less than n 2^-53 of itself (ExactAccumulator);
+/// - it exceeds the sum of the integers, in units of 1/scale, by less than n such units, since each
+///   of those is truncated;
+/// - is_met() rounds twice, by 2^-53 each.
+/// What is above the cut is a part of the total, so twice the total's error bounds the error of
+/// `weight - threshold * total`. Counts are exact.
+struct WeightBracket {
+  const StopRule& stop;
+  double total, error;
+
+  WeightBracket(const StopRule& stop, std::int64_t classes, double scale, double total)
+      : stop(stop), total(total), error(0) {
+    const auto n = static_cast<double>(classes + 8);
+    if (stop.by_mass) error = 2 * n * (1 / scale + 0x1p-53 * total);
+  }
+  /// What is missing at `weight`: surely none where it is <= -error, surely some where > error.
+  double missing(double weight) const {
+    return (stop.by_mass ? stop.threshold * total : static_cast<double>(stop.target_count)) -
+           weight;
+  }
+  bool is_met(double weight) const { return missing(weight) <= -error; }
+  bool is_not_met(double weight) const { return missing(weight) > error; }
+};
+
+/// The cut among a window's classes, in any order, with `above` on top of them: the first in
+/// descending order at which the stop rule is met. False where none is, or where the sums leave it
+/// open. `logits` end in padding of -inf to whole vectors.
+template <class T>
+bool cut_in_window(const WeightBracket& bracket, const MassRule<T>& rule, LogitRange<T> window,
+                   std::vector<T>& logits, double above, T* cut) {
+  using V = VecOf<T>;
+  const auto padded_size = static_cast<std::int64_t>(logits.size());
+  const bool by_mass = bracket.stop.by_mass;
+  std::vector<T> weight(logits.size(), T(1));
+  for (std::int64_t k = 0; by_mass && k < padded_size; k += kWidth<T>) {
+    store(rule.weight(load<V>(&logits[k])), &weight[k]);
+  }
+  const double start = above;
+  // Halves the window until few classes are left, or they are ties. Where logits differ by orders
+  // of magnitude that takes too many steps.
+  constexpr std::int64_t kFew = 64, kMany = 100000;
+  std::int64_t inside = padded_size;
+  for (int step = 0; step < 40 && inside > kFew; ++step) {
+    const T middle = window.low / 2 + window.high / 2;
+    if (!(middle > window.low && middle < window.high)) break;
+    const V high = splat<V>(window.high), split = splat<V>(middle), zero{};
+    ExactAccumulator<V> sum;
+    std::int64_t upper = 0;
+    for (std::int64_t k = 0; k < padded_size; k += kWidth<T>) {
+      const V v = load<V>(&logits[k]);
+      const MaskOf<V> in = v >= split;
+      sum.add(in ? load<V>(&weight[k]) : zero);
+      upper += __builtin_popcount(movemask(in & (v < high)));
     }
+    if (bracket.missing(start + sum.sum()) <= 0) {
+      window.low = middle;
+      inside = upper;
+    } else {
+      window.high = middle;
+      above = start + sum.sum();
+      inside -= upper;
+    }
+  }
+  if (inside > kMany) return false;
+  T *rest = logits.data(), *end = rest;
+  for (std::int64_t k = 0; k < padded_size; k += kWidth<T>) {
+    const V v = load<V>(&logits[k]);
+    end = append_lanes(v, movemask((v >= window.low) & (v < window.high)), end);
+  }
+  std::sort(rest, end, std::greater<T>());
+  for (std::int64_t k = 0; k < end - rest; ++k) {
+    const auto lane = k % kWidth<T>;
+    if (by_mass && lane == 0) store(rule.weight(load<V>(rest + k)), weight.data());
+    const double before = above;
+    above += static_cast<double>(weight[lane]);
+    if (bracket.missing(above) > 0) continue;
+    *cut = rest[k];
+    return bracket.is_not_met(before) && bracket.is_met(above);
   }
   return false;
-}
-
-/// The same of logits in any order. Halves the candidates until few are left: linear time in total.
-template <class T>
-bool cut_in_window(const StopRule& stop, const MassRule<T>& rule, std::vector<T>& logits,
-                   std::uint64_t above, std::uint64_t total, T* cut) {
-  constexpr std::int64_t kSortLimit = 64;
-  T *first = logits.data(), *last = first + logits.size();
-  while (last - first > kSortLimit) {
-    T* middle = first + (last - first) / 2;
-    std::nth_element(first, middle, last, std::greater<T>());
-    const std::uint64_t upper = total_weight(stop, rule, first, middle - first);
-    if (stop.is_met(above + upper, total)) {
-      last = middle;
-    } else {
-      above += upper;
-      first = middle;
-    }
-  }
-  std::sort(first, last, std::greater<T>());
-  return first_met(stop, rule, first, last - first, above, total, cut);
 }
 
 template <class T>
@@ -62,9 +121,16 @@ T sorted_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule) {
                 [&](std::int64_t count, const T* r) { logits.insert(logits.end(), r, r + count); });
   const std::uint64_t total = total_weight(stop, rule, logits.data(), row.classes);
   std::sort(logits.begin(), logits.end(), std::greater<T>());
-  T cut = logits.back();
-  first_met(stop, rule, logits.data(), row.classes, 0, total, &cut);
-  return cut;
+  std::uint64_t weights[kTile], above = 0;
+  for (std::int64_t j = 0; j < row.classes; ++j) {
+    const std::int64_t k = j % kTile;
+    if (k == 0) {
+      class_weights(stop, rule, &logits[j], std::min(kTile, row.classes - j), weights);
+    }
+    above += weights[k];
+    if (stop.is_met(above, total)) return logits[j];
+  }
+  return logits.back();
 }
 
 /// One radix pass: the weights of the keys that the search holds, by bin, highest first.
@@ -92,7 +158,8 @@ struct KeyHistogram {
   }
 };
 
-/// Copies those of a tile's logits that the search may hold to `out`; returns their number.
+/// Copies those of a tile's logits that the search may hold to `out`, which has room for a tile;
+/// returns their number.
 template <class T>
 std::int64_t candidates_of(const RadixSearch<T>& search, const Keys<T>& keys, const T* logits,
                            std::int64_t count, T* out) {
@@ -103,16 +170,14 @@ std::int64_t candidates_of(const RadixSearch<T>& search, const Keys<T>& keys, co
   // NOLINTNEXTLINE(misc-redundant-expression): false for a NaN
   const V first = splat<V>(lowest == lowest ? lowest : -kInfinity<T>);
   const V last = splat<V>(keys.logit(search.high));
-  std::int64_t n = 0;
+  T* end = out;
   for (std::int64_t k = 0; k < count; k += kWidth<T>) {
     const V v = load<V>(logits + k);
     unsigned bits = movemask((v >= first) & (v <= last));
-    for (; bits != 0; bits &= bits - 1) {
-      const std::int64_t j = k + __builtin_ctz(bits);
-      if (j < count) out[n++] = logits[j];
-    }
+    if (count - k < kWidth<T>) bits &= (1u << (count - k)) - 1;  // no padding
+    end = append_lanes(v, bits, end);
   }
-  return n;
+  return end - out;
 }
 
 /// The search inside the first bin at which the stop rule is met; the last one where it is not met.

@@ -47,6 +47,53 @@ ScalarOf<V> reduce_max(V v) {
   return high;
 }
 
+/// One bit per lane of x >= y, or of x <= y: movemask() of the comparison, which the compiler makes
+/// of three instructions.
+template <bool kGreater = true, class V>
+unsigned compare_bits(V x, V y) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, VecF32>) {
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(y),
+                              kGreater ? _CMP_GE_OQ : _CMP_LE_OQ);
+  }
+#endif
+  return kGreater ? movemask(x >= y) : movemask(x <= y);
+}
+
+/// mask ? x : y. For a scalar without a branch, which would often be mispredicted.
+template <class V>
+V pick(MaskOf<V> mask, V x, V y) {
+  if constexpr (VecTraits<V>::kWidth > 1) {
+    return mask ? x : y;
+  } else {
+    std::uint64_t bits[2];
+    std::memcpy(&bits[0], &x, sizeof(x));
+    std::memcpy(&bits[1], &y, sizeof(y));
+    const std::uint64_t all = mask ? ~std::uint64_t(0) : 0;
+    bits[0] = (bits[0] & all) | (bits[1] & ~all);
+    std::memcpy(&x, &bits[0], sizeof(x));
+    return x;
+  }
+}
+
+/// Appends the lanes of `v` whose bits are set to `out`, which has room for a whole vector; returns
+/// the new end.
+template <class V>
+ScalarOf<V>* append_lanes(V v, unsigned bits, ScalarOf<V>* out) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, VecF32>) {
+    const auto lanes = reinterpret_cast<__m512>(v);
+    _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), lanes));
+    return out + __builtin_popcount(bits);
+  }
+#endif
+  if (bits == 0) return out;
+  ScalarOf<V> lanes[VecTraits<V>::kWidth];
+  store(v, lanes);
+  for (; bits != 0; bits &= bits - 1) *out++ = lanes[__builtin_ctz(bits)];
+  return out;
+}
+
 /// Adds a tile's float sums, one per lane, in double: neither precision nor speed is lost.
 template <class V>
 struct DoubleAccumulator {
@@ -60,6 +107,42 @@ struct DoubleAccumulator {
     double total = 0;
     for (double lane : lanes) total += lane;
     return total;
+  }
+};
+
+/// Adds every term in double. n terms, in any order, have a relative error under n 2^-53 where none
+/// is negative.
+template <class V>
+struct ExactAccumulator {
+  double lanes = 0;
+  void add(V v) { lanes += v; }
+  double sum() const { return lanes; }
+};
+template <>
+struct ExactAccumulator<VecF32> {
+  typedef double Lanes __attribute__((vector_size(GKD_VEC_BYTES)));
+  typedef float Half __attribute__((vector_size(GKD_VEC_BYTES / 2)));
+  Lanes low = {}, high = {};
+  void add(VecF32 v) {
+    Half half[2];
+    std::memcpy(half, &v, sizeof(v));
+    low += widened(half[0]);
+    high += widened(half[1]);
+  }
+  double sum() const {
+    const Lanes both = low + high;
+    double total = 0;
+    for (int k = 0; k < kFloats / 2; ++k) total += both[k];
+    return total;
+  }
+  static Lanes widened(Half v) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Lanes>(_mm512_cvtps_pd(reinterpret_cast<__m256>(v)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Lanes>(_mm256_cvtps_pd(reinterpret_cast<__m128>(v)));
+#else
+    return __builtin_convertvector(v, Lanes);
+#endif
   }
 };
 

@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "cpu/kernels/load_store-inl.h"
+#include "cpu/kernels/near_terms-inl.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
@@ -123,84 +123,82 @@ std::uint64_t total_weight(const StopRule& stop, const MassRule<T>& rule, const 
   return total;
 }
 
-/// Ranking logits from `high` up are in the group, those under `low` are not, and those between are
-/// undecided: the moments leave them out and list them. high == low: the cut is known.
-template <class T>
-struct LogitRange {
-  T high, low;
-};
-
-/// What the masses of the ranking logits are computed from.
-enum class MassFrom { kNothing, kTeacherTerm, kRank };
-
 /// Accumulates a segment's moments tile by tile.
-template <class T, MassFrom kMass>
+template <class T>
 struct MomentsAccumulator {
   using V = VecOf<T>;
-  LogitRange<T> window;
+  T cut;
   Shift<T> shift[2];
   T inv_t;
-  MassRule<T> rule;
-  bool by_student;
+  const NearTerms<T> near{shift, inv_t};
   DoubleAccumulator<V> sum_teacher[2], sum_student[2], sum_diff[2];
-  RowSums sums;
+  long long count[2] = {0, 0};
 
-  /// Classes [0, count) of a tile; `in_window` receives first_class + k for each class k in the
-  /// window.
+  /// Classes [0, size) of a tile. `kept`: null, or a_j of every class, with one shift for all.
   template <class Logits>
-  void add(Logits s, Logits u, Logits r, std::int64_t count, std::uint32_t first_class,
-           std::vector<std::uint32_t>* in_window) {
-    const V high = splat<V>(window.high), low = splat<V>(window.low), zero{};
+  void add(Logits s, Logits u, Logits r, std::int64_t size, const T* kept) {
+    // Two short loops: one long one would leave the processor fewer vectors to overlap.
+    alignas(64) T exp_teacher[kTile], exp_student[kTile], diff[kTile];
+    const V cut_vector = splat<V>(cut), zero{};
     const V in_u = splat<V>(shift[0].teacher), in_s = splat<V>(shift[0].student);
     const V out_u = splat<V>(shift[1].teacher), out_s = splat<V>(shift[1].student);
-    V tile_teacher[2] = {}, tile_student[2] = {}, tile_diff[2] = {};
-    MassAccumulator<V> mass;
-    std::int64_t inside = 0, undecided = 0;
-    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-      const V student = s[k], teacher = u[k], rank = r[k];
-      const MaskOf<V> in = rank >= high;
-      const Shift<V> lane_shift{kMass == MassFrom::kTeacherTerm ? in_u : (in ? in_u : out_u),
-                                in ? in_s : out_s};
-      const Terms<V> t = class_terms(student, teacher, lane_shift, inv_t);
-      if constexpr (kMass == MassFrom::kTeacherTerm) {
-        mass.add(t.exp_teacher, in, rule);
-      } else if constexpr (kMass == MassFrom::kRank) {
-        mass.add(rule.weight(by_student ? student : teacher), in, rule);
+    const V in_gap = splat<V>(near.gap[0]), out_gap = splat<V>(near.gap[1]);
+    const auto terms = [&](auto exp_of_teacher) {
+      for (std::int64_t k = 0; k < size; k += kWidth<T>) {
+        const V student = s[k], teacher = u[k];
+        const MaskOf<V> in = r[k] >= cut_vector;
+        const Shift<V> lane_shift{pick(in, in_u, out_u), pick(in, in_s, out_s)};
+        const V ratio = near.log_ratio(student, teacher, lane_shift, pick(in, in_gap, out_gap));
+        Terms<V> t;
+        if (near.holds(ratio)) {
+          t = near.terms(exp_of_teacher(k, teacher, lane_shift.teacher), ratio);
+        } else if (std::is_same_v<T, float>) {
+          t = class_terms(student, teacher, lane_shift, inv_t);
+        } else {
+          t = class_terms(student, teacher, lane_shift, inv_t,
+                          exp_of_teacher(k, teacher, lane_shift.teacher));
+        }
+        store(t.exp_teacher, exp_teacher + k);
+        store(t.exp_student, exp_student + k);
+        store(t.diff, diff + k);
       }
-      const unsigned in_bits = movemask(in);
-      const MaskOf<V> not_under = rank >= low;
-      unsigned window_bits = movemask(not_under) & ~in_bits;
-      undecided += __builtin_popcount(window_bits);
-      for (; window_bits != 0; window_bits &= window_bits - 1) {
-        in_window->push_back(first_class +
-                             static_cast<std::uint32_t>(k + __builtin_ctz(window_bits)));
-      }
-      tile_teacher[0] += in ? t.exp_teacher : zero;
-      tile_student[0] += in ? t.exp_student : zero;
-      tile_diff[0] += in ? t.diff : zero;
-      tile_teacher[1] += not_under ? zero : t.exp_teacher;
-      tile_student[1] += not_under ? zero : t.exp_student;
-      tile_diff[1] += not_under ? zero : t.diff;
-      inside += __builtin_popcount(in_bits);
+    };
+    if (kept) {
+      terms([&](std::int64_t k, V, V) { return load<V>(kept + k); });
+    } else {
+      terms([&](std::int64_t, V teacher, V m) { return near.exp_teacher(teacher, m); });
+    }
+    V teacher_sum[2] = {}, student_sum[2] = {}, diff_sum[2] = {};
+    std::int64_t inside = 0;
+    for (std::int64_t k = 0; k < size; k += kWidth<T>) {
+      const MaskOf<V> in = r[k] >= cut_vector;
+      const V a = load<V>(exp_teacher + k), b = load<V>(exp_student + k), x = load<V>(diff + k);
+      inside += __builtin_popcount(compare_bits(r[k], cut_vector));
+      teacher_sum[0] += pick(in, a, zero);
+      teacher_sum[1] += pick(in, zero, a);
+      student_sum[0] += pick(in, b, zero);
+      student_sum[1] += pick(in, zero, b);
+      diff_sum[0] += pick(in, x, zero);
+      diff_sum[1] += pick(in, zero, x);
     }
     for (int g = 0; g < 2; ++g) {
-      sum_teacher[g].add(tile_teacher[g]);
-      sum_student[g].add(tile_student[g]);
-      sum_diff[g].add(tile_diff[g]);
+      sum_teacher[g].add(teacher_sum[g]);
+      sum_student[g].add(student_sum[g]);
+      sum_diff[g].add(diff_sum[g]);
     }
     // Padding has the ranking logit -inf, which is in the group where every class is.
-    if (window.high == -kInfinity<T>) inside = count;
-    sums.group[0].count += inside;
-    sums.group[1].count += count - inside - undecided;
-    if (kMass != MassFrom::kNothing) mass.flush(rule, &sums.mass_in, &sums.mass_total);
+    if (cut == -kInfinity<T>) inside = size;
+    count[0] += inside;
+    count[1] += size - inside;
   }
 
   RowSums result() const {
-    RowSums result = sums;
+    RowSums result;
     for (int g = 0; g < 2; ++g) {
       result.group[g].sum_teacher = sum_teacher[g].sum();
       result.group[g].sum_student = sum_student[g].sum();
       result.group[g].sum_diff = sum_diff[g].sum();
+      result.group[g].count = count[g];
     }
     return result;
   }
