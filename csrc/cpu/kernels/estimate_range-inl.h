@@ -88,39 +88,32 @@ struct WindowEstimate {
   /// count. `nat`: the bins' width, which leaves open where in a bin a class lies. The row's
   /// largest class, of weight 1, is known.
   std::pair<int, int> bins(double nat) const {
-    double sum = 0, squares = 0;
-    for (std::size_t b = 0; b < weight.size(); ++b) {
-      sum += in_bin(b);
-      squares += in_bin(b) * weight[b];
-    }
+    // Sums to the end of each bin.
+    std::vector<double> above(weight.size()), squares(weight.size());
     const double first = 1 / scale;
-    const double target = stop.by_mass ? stop.threshold * (sum + first)
-                                       : static_cast<double>(stop.target_count) / scale;
-    double above = first, squares_above = 0;
-    for (std::size_t b = 0; b < weight.size() && above < target; ++b) {
-      above += in_bin(b);
-      squares_above += in_bin(b) * weight[b];
+    double sum = first, sum_squares = 0;
+    for (std::size_t b = 0; b < weight.size(); ++b) {
+      const double w = weight[b], in_bin = w * counts[b];
+      above[b] = sum += in_bin;
+      squares[b] = sum_squares += in_bin * w;
     }
-    const double share = stop.by_mass ? stop.threshold : squares_above / squares;
+    const double target =
+        stop.by_mass ? stop.threshold * sum : static_cast<double>(stop.target_count) / scale;
+    const auto last = static_cast<int>(weight.size()) - 1;
+    const auto bin_of = [&](double x) {  // the first at whose end x is reached
+      return std::min(
+          static_cast<int>(std::lower_bound(above.begin(), above.end(), x) - above.begin()), last);
+    };
+    const double squares_above = squares[bin_of(target)];
+    const double share = stop.by_mass ? stop.threshold : squares_above / sum_squares;
     const double variance =
-        (1 - share) * (1 - share) * squares_above + share * share * (squares - squares_above);
+        (1 - share) * (1 - share) * squares_above + share * share * (sum_squares - squares_above);
     double error = 3 * std::sqrt(variance * (1 - first));
     if (stop.by_mass) {
-      error += nat * std::sqrt(squares) + 1e-4 * (1 - stop.threshold) * first + 2e-6 * sum;
+      error += nat * std::sqrt(sum_squares) + 1e-4 * (1 - stop.threshold) * first + 2e-6 * sum;
     }
-    std::pair<int, int> result{-1, static_cast<int>(weight.size()) - 1};
-    above = first;
-    for (int b = 0; b < result.second; ++b) {
-      above += in_bin(b);
-      if (result.first < 0 && above >= target - error) result.first = b;
-      if (above >= target + error) result.second = b;
-    }
-    if (result.first < 0) result.first = result.second;
-    return result;
+    return {bin_of(target - error), bin_of(target + error)};
   }
-
- private:
-  double in_bin(std::size_t b) const { return static_cast<double>(weight[b]) * counts[b]; }
 };
 
 /// The masses of classes at the bins' centres, `nat` nats apart; the first is the row's largest.
@@ -156,7 +149,9 @@ LogitRange<T> estimate_range(const Row<T>& row, const StopRule& stop, T high, T 
     counted.classes = kSample;
   }
   int bin_count = kMinBins;
-  while (bin_count < kMaxBins && bin_count < counted.classes / (sample ? 16 : 4)) bin_count *= 2;
+  const std::int64_t bins_wanted =
+      std::max(counted.classes / 16, std::min<std::int64_t>(counted.classes / 4, 128));
+  while (bin_count < kMaxBins && bin_count < bins_wanted) bin_count *= 2;
   const double width = depth / (bin_count - 1);
   const T per_unit = static_cast<T>(1 / width);
   if (!(width > 0) || !(per_unit < kInfinity<T>) || !(per_unit > T(0))) return {high, high};

@@ -22,6 +22,14 @@ std::int64_t padded(std::int64_t count) {
   return (count + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
 }
 
+/// Classes of the tile at `begin`. Those that fill no vector are a tile of their own, since they
+/// need a padded copy.
+template <class T>
+std::int64_t tile_size(std::int64_t begin, std::int64_t end) {
+  const std::int64_t left = std::min(kTile, end - begin);
+  return left < kWidth<T> ? left : left / kWidth<T> * kWidth<T>;
+}
+
 template <class T>
 T scalar_from_bits(std::uint16_t bits, Dtype dtype) {
   return static_cast<T>(to_float(VecU16{bits}, dtype)[0]);
@@ -126,8 +134,8 @@ void visit_half_tiles(Dtype dtype, std::int64_t begin, Visit visit, const Rows&.
 template <class T, class Visit>
 void read_tiles(const LogitsRow& row, std::int64_t begin, std::int64_t end, Visit visit) {
   alignas(64) T buffer[kTile];
-  for (std::int64_t j = begin; j < end; j += kTile) {
-    const std::int64_t count = std::min(kTile, end - j);
+  for (std::int64_t j = begin, count; j < end; j += count) {
+    count = tile_size<T>(j, end);
     visit(count, read_tile(row, j, count, buffer));
   }
 }
@@ -152,8 +160,8 @@ struct Row {
   template <class Visit>
   void for_each_ranking_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
     alignas(64) T buffer[kTile];
-    for (std::int64_t j = begin; j < end; j += kTile) {
-      const std::int64_t count = std::min(kTile, end - j);
+    for (std::int64_t j = begin, count; j < end; j += count) {
+      count = tile_size<T>(j, end);
       if constexpr (std::is_same_v<T, float>) {
         if (is_half_row(rank) && padded<T>(count) == count) {
           visit_half_tiles(
@@ -186,8 +194,8 @@ struct Row {
     Buffers buffers;
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
-    for (std::int64_t j = begin; j < end; j += kTile) {
-      const std::int64_t count = std::min(kTile, end - j);
+    for (std::int64_t j = begin, count; j < end; j += count) {
+      count = tile_size<T>(j, end);
       if constexpr (std::is_same_v<T, float>) {
         if (halves && padded<T>(count) == count && !has_target(j, count)) {
           visit_half_tiles(

@@ -21,95 +21,89 @@ struct WholeRow : RowPasses<T> {
   const T group_temperature =
       static_cast<T>(task.selection.temperature_or(task.weights.temperature));
 
-  /// One pass over the ranking logits: the weights of the classes above the window and of all, and
-  /// each segment's list of those inside. Where these masses are the terms a_j of the moments too,
-  /// the gradient's memory keeps them, which saves computing them twice.
-  template <bool kByMass>
-  WindowWeights weigh(const LogitRange<T>& window, const MassRule<T>& rule) {
-    using V = VecOf<T>;
-    const bool keep = kByMass && !row.by_student && group_temperature == temperature &&
-                      task.gradient.data && task.gradient.dtype == kDtype<T>;
-    Passes::for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
-      auto& in_window = std::get<std::vector<T>>(segment.in_window);
-      in_window.clear();
-      ExactAccumulator<V> above, total;
-      std::int64_t num_above = 0, j = begin;
-      row.for_each_ranking_tile(begin, end, [&](std::int64_t count, auto r) {
-        alignas(64) T found[kTile + kWidth<T>], buffer[kTile];
-        T *next = found, *out = keep ? writable_tile(task.gradient, j, count, buffer) : buffer;
-        const V high = splat<V>(window.high), low = splat<V>(window.low), zero{};
-        const V top = splat<V>(rule.high);
-        ExactAccumulator<V> tile_above = above, tile_total = total;  // in registers
-        for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-          const V v = r[k];
-          const MaskOf<V> over = v >= high;
-          const unsigned over_bits = compare_bits(v, high);
-          if (kByMass) {
-            const V mass = exp_of_nonpositive(V((v - top) * rule.inv_temperature));
-            store(mass, out + k);
-            tile_total.add(mass);
-            tile_above.add(over ? mass : zero);
-          } else {
-            num_above += __builtin_popcount(over_bits);
-          }
-          next = append_lanes(v, compare_bits(v, low) & ~over_bits, next);
-        }
-        above = tile_above;
-        total = tile_total;
-        in_window.insert(in_window.end(), found, next);
-        if (keep) write_tile(task.gradient, j, count, out);
-        j += count;
-      });
-      segment.weight_above = kByMass ? above.sum() : static_cast<double>(num_above);
-      segment.weight_total = kByMass ? total.sum() : static_cast<double>(end - begin);
-    });
-    if (keep) Passes::kept_shift = rule.high;
-    WindowWeights sum;
-    for (std::int64_t k = 0; k < row.segments(); ++k) {
-      sum.above += scratch->segments[k].weight_above;
-      sum.total += scratch->segments[k].weight_total;
-    }
-    return sum;
-  }
-
-  /// The cut from the window; false where the window does not hold it.
+  /// The cut from the window, and the moments; false where the window does not hold the cut.
   bool try_window(const StopRule& stop, const LogitRange<T>& window, const MassRule<T>& rule,
-                  T* cut) {
+                  CutResult<T>* cut) {
     if (!(window.high > window.low)) return false;
-    const WindowWeights sum = stop.by_mass ? weigh<true>(window, rule) : weigh<false>(window, rule);
-    const WeightBracket bracket(stop, row.classes, rule.scale, sum.total);
+    guess_shifts(row, window.low, temperature, scratch->segments, cut->shift);
+    RowSums sums;
+    if (!stop.by_mass) {
+      sums = this->template sum<MassFrom::kNothing>(window, cut->shift, nullptr);
+    } else if (row.by_student || group_temperature != temperature) {
+      sums = this->template sum<MassFrom::kRank>(window, cut->shift, &rule);
+    } else {
+      sums = this->template sum<MassFrom::kTeacherTerm>(window, cut->shift, &rule);
+    }
+    double weight[2];  // above and below the window
+    for (int g = 0; g < 2; ++g) {
+      weight[g] = stop.by_mass ? sums.mass[g] : static_cast<double>(sums.group[g].count);
+    }
     std::vector<T> logits;
     for (std::int64_t k = 0; k < row.segments(); ++k) {
-      const auto& found = std::get<std::vector<T>>(scratch->segments[k].in_window);
-      logits.insert(logits.end(), found.begin(), found.end());
+      const LogitPairs<T>& found = undecided(k);
+      const std::vector<T>& ranking = row.by_student ? found.s : found.u;
+      logits.insert(logits.end(), ranking.begin(), ranking.end());
     }
-    logits.resize(padded<T>(static_cast<std::int64_t>(logits.size())), -kInfinity<T>);
-    return cut_in_window(bracket, rule, window, logits, sum.above, cut);
+    // The target was counted in the group wherever it ranks; selection ignores it.
+    const T rank = row.target < 0 ? kInfinity<T> : read_one<T>(row.rank, row.target);
+    if (rank < window.high) {
+      const double own = stop.by_mass ? reduce_max(rule.weight(splat<VecOf<T>>(rank))) : 1;
+      weight[0] -= own;
+      if (rank < window.low) weight[1] += own;
+      if (rank >= window.low) logits.push_back(rank);
+    }
+    if (!cut_in_window(stop, row.classes, rule, window, logits, weight, &cut->value)) return false;
+    add_undecided(*cut, &sums);
+    cut->sums = sums;
+    return cut->has_sums = true;
   }
 
-  T find_cut(T high, T low, const MassRule<T>& rule) {
+  LogitPairs<T>& undecided(std::int64_t segment) {
+    return std::get<LogitPairs<T>>(scratch->segments[segment].undecided);
+  }
+
+  /// The moments of the window's classes, now that the cut is known.
+  void add_undecided(const CutResult<T>& cut, RowSums* sums) {
+    MomentsAccumulator<T, MassFrom::kKnownCut> moments{
+        {cut.value, cut.value}, {cut.shift[0], cut.shift[1]}, inv_t};
+    alignas(64) T unused[kTile];
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      LogitPairs<T>& found = undecided(k);
+      const auto size = static_cast<std::int64_t>(found.s.size());
+      for (std::vector<T>* v : {&found.s, &found.u}) v->resize(padded<T>(size), -kInfinity<T>);
+      for (std::int64_t j = 0; j < size; j += kTile) {
+        const Tile<T> s{&found.s[j]}, u{&found.u[j]};
+        moments.add(s, u, row.by_student ? s : u, std::min(kTile, size - j), unused);
+      }
+    }
+    sums->add(moments.result());
+  }
+
+  CutResult<T> find_cut(T high, T low, const MassRule<T>& rule) {
     const CutSearch<T> search = cut_search<T>(task.selection, row.classes);
-    T cut = search.constant.value_or(-kInfinity<T>);
+    CutResult<T> cut;
+    if (search.constant) cut.value = *search.constant;
     for (int k = 0; k < search.num_selections; ++k) {
-      const T found = find_cut(stop_rule(search.selection[k]), high, low, rule);
-      if ((k == 0 && !search.constant) || found > cut) cut = found;
+      const CutResult<T> found = find_cut(stop_rule(search.selection[k]), high, low, rule);
+      if ((k == 0 && !search.constant) || found.value > cut.value) cut = found;
     }
     return cut;
   }
 
-  T find_cut(const StopRule& stop, T high, T low, const MassRule<T>& rule) {
-    if (task.selection.sort) return sorted_cut(row, stop, rule);
-    T cut;
+  CutResult<T> find_cut(const StopRule& stop, T high, T low, const MassRule<T>& rule) {
+    CutResult<T> cut;
+    if (task.selection.sort) {
+      cut.value = sorted_cut(row, stop, rule);
+      return cut;
+    }
     for (bool sample : {true, false}) {
       if (sample && row.classes < 2 * kSample) continue;
-      if (try_window(
-              stop,
-              estimate_range(row, stop, high, low, group_temperature, sample, executor, scratch),
-              rule, &cut)) {
-        return cut;
-      }
+      const LogitRange<T> window =
+          estimate_range(row, stop, high, low, group_temperature, sample, executor, scratch);
+      if (try_window(stop, window, rule, &cut)) return cut;
     }
-    return exact_cut(row, stop, rule, scratch);
+    cut.value = exact_cut(row, stop, rule, scratch);
+    return cut;
   }
 
   RowResult run() {
@@ -118,14 +112,13 @@ struct WholeRow : RowPasses<T> {
     // NaN is detected later, in the sums.
     if (!std::isfinite(high) || !std::isfinite(extremes.teacher_high)) return invalid_row();
     const MassRule<T> rule(row.classes, high, T(1) / group_temperature);
-    const T cut = find_cut(high, static_cast<T>(extremes.low), rule);
-    RowSums sums;
-    if (!Passes::accumulate_moments(cut, /*whole=*/true, &sums)) return invalid_row();
+    CutResult<T> cut = find_cut(high, static_cast<T>(extremes.low), rule);
+    if (!Passes::accumulate_moments(&cut, /*whole=*/true)) return invalid_row();
     RowResult result;
-    result.cut = cut + T(0);  // canonicalises -0.0 to +0.0
-    result.size = sums.group[0].count;
+    result.cut = cut.value + T(0);  // canonicalises -0.0 to +0.0
+    result.size = cut.sums.group[0].count;
     double kl[2];
-    result.summary = Passes::write_gradient(cut, sums.group, kl);
+    result.summary = Passes::write_gradient(cut.value, cut.sums.group, kl);
     result.primary = kl[0];
     result.secondary = kl[1];
     result.loss = row_loss(result.summary, task.weights, kl[0], kl[1]);

@@ -19,6 +19,15 @@ GroupCoef<V> map_fields(F f, const Coefs&... coefs) {
           f(coefs.coef_diff...)};
 }
 
+/// A cut, and the moments if they are known already.
+template <class T>
+struct CutResult {
+  T value = -kInfinity<T>;
+  bool has_sums = false;
+  Shift<T> shift[2]{};
+  RowSums sums;
+};
+
 template <class T>
 struct RowPasses {
   const RowTask& task;
@@ -45,22 +54,35 @@ struct RowPasses {
     });
   }
 
-  /// A tile of the kept a_j.
+  /// A tile of the kept a_j, padded with 0.
   const T* kept_tile(std::int64_t begin, std::int64_t count, T* buffer) const {
-    return read_tile<T>({task.gradient.data, 1, task.gradient.dtype}, begin, count, buffer);
+    const T* tile =
+        read_tile<T>({task.gradient.data, 1, task.gradient.dtype}, begin, count, buffer);
+    if (tile == buffer) std::fill(buffer + count, buffer + padded<T>(count), T(0));
+    return tile;
   }
 
-  RowSums sum(T cut, const Shift<T> (&shift)[2]) {
-    const bool kept = shift[0].teacher == kept_shift && shift[1].teacher == kept_shift;
+  /// Keeps the a_j in the gradient's memory, where they have one shift and its dtype.
+  template <MassFrom kMass>
+  RowSums sum(const LogitRange<T>& window, const Shift<T> (&shift)[2], const MassRule<T>* rule) {
+    const bool keep = task.gradient.data && task.gradient.dtype == kDtype<T> &&
+                      shift[0].teacher == shift[1].teacher;
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
-      MomentsAccumulator<T> moments{cut, {shift[0], shift[1]}, inv_t};
+      auto& undecided = std::get<LogitPairs<T>>(segment.undecided);
+      undecided.s.clear();
+      undecided.u.clear();
+      MomentsAccumulator<T, kMass> moments{window, {shift[0], shift[1]}, inv_t,
+                                           rule,   by_student,           &undecided};
       row.for_each_tile(begin, end,
                         [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
                           alignas(64) T buffer[kTile];
-                          moments.add(s, u, r, count, kept ? kept_tile(j, count, buffer) : nullptr);
+                          T* out = keep ? writable_tile(task.gradient, j, count, buffer) : buffer;
+                          moments.add(s, u, r, count, out);
+                          if (keep) write_tile(task.gradient, j, count, out);
                         });
       segment.sums = moments.result();
     });
+    kept_shift = keep ? shift[0].teacher : kInfinity<T>;
     RowSums total;
     for (int g = 0; g < 2; ++g) total.group[g].shift = {shift[g].teacher, shift[g].student};
     for (std::int64_t k = 0; k < row.segments(); ++k) total.add(scratch->segments[k].sums);
@@ -94,23 +116,25 @@ struct RowPasses {
 
   /// The moments of a row whose cut and extremes are known, with shifts that keep their digits;
   /// false where the row is invalid (is_invalid()).
-  bool accumulate_moments(T cut, bool whole, RowSums* sums) {
-    Shift<T> shift[2];
-    guess_shifts(row, cut, temperature, scratch->segments, shift);
-    *sums = sum(cut, shift);
+  bool accumulate_moments(CutResult<T>* cut, bool whole) {
+    const LogitRange<T> known{cut->value, cut->value};
+    if (!cut->has_sums) {
+      guess_shifts(row, cut->value, temperature, scratch->segments, cut->shift);
+      cut->sums = sum<MassFrom::kKnownCut>(known, cut->shift, nullptr);
+    }
     // With few classes rounding errors do not average out, so use a shift from inside the group.
     const auto has_few = [&](int g) {
-      const long long count = sums->group[g].count;
+      const long long count = cut->sums.group[g].count;
       return count > 0 && count <= kFewClasses;
     };
     const bool rest_has_kl = task.weights.secondary != 0;
-    const T rank = row.by_student ? shift[0].student : shift[0].teacher;
-    const bool shift_from_outside = !(rank >= cut);
-    if (!sums_are_accurate(sums->group, rest_has_kl) || (shift_from_outside && has_few(0)) ||
+    const T rank = row.by_student ? cut->shift[0].student : cut->shift[0].teacher;
+    const bool shift_from_outside = !(rank >= cut->value);
+    if (!sums_are_accurate(cut->sums.group, rest_has_kl) || (shift_from_outside && has_few(0)) ||
         (rest_has_kl && has_few(1))) {
       if (is_invalid(row, whole)) return false;
-      exact_shifts(row, cut, temperature, shift);
-      *sums = sum(cut, shift);
+      exact_shifts(row, cut->value, temperature, cut->shift);
+      cut->sums = sum<MassFrom::kKnownCut>(known, cut->shift, nullptr);
     }
     return true;
   }
@@ -194,9 +218,7 @@ struct RowPasses {
               if (bits != kAllTrue<V>) {
                 c = map_fields<V>([in](V x, V y) { return in ? x : y; }, primary, rest);
               }
-              const V a = !std::is_same_v<T, float> && known
-                              ? load<V>(known + k)
-                              : exp_of(V((teacher - shift.teacher) * inv_t));
+              const V a = known ? load<V>(known + k) : exp_of(V((teacher - shift.teacher) * inv_t));
               const ClassTerms<V> t = class_kl(student, teacher, c, inv_t, a);
               tile_kl[0] += in ? t.kl : zero;
               if (kRest) tile_kl[1] += in ? zero : t.kl;

@@ -18,17 +18,6 @@
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
-/// A window: ranking logits from `high` up are above it, those under `low` below.
-template <class T>
-struct LogitRange {
-  T high, low;
-};
-
-/// Of the classes above the window and of all: masses in units of the largest class's, or counts.
-struct WindowWeights {
-  double above = 0, total = 0;
-};
-
 /// Where sums of masses in double decide as the integers of fixed_mass() do. For n classes, of
 /// which the largest has the mass 1:
 /// - a sum in double, in any order, is off by less than n 2^-53 of itself (ExactAccumulator);
@@ -43,7 +32,7 @@ struct WeightBracket {
 
   WeightBracket(const StopRule& stop, std::int64_t classes, double scale, double total)
       : stop(stop), total(total), error(0) {
-    const auto n = static_cast<double>(classes + 8);
+    const auto n = static_cast<double>(classes + 64);
     if (stop.by_mass) error = 2 * n * (1 / scale + 0x1p-53 * total);
   }
   /// What is missing at `weight`: surely none where it is <= -error, surely some where > error.
@@ -55,59 +44,67 @@ struct WeightBracket {
   bool is_not_met(double weight) const { return missing(weight) > error; }
 };
 
-/// The cut among a window's classes, in any order, with `above` on top of them: the first in
-/// descending order at which the stop rule is met. False where none is, or where the sums leave it
-/// open. `logits` end in padding of -inf to whole vectors.
+/// The cut among a window's classes, in any order: the first in descending order at which the stop
+/// rule is met. `outside`: the weights of the classes above the window and below. False where none
+/// is met, or where the sums leave it open.
 template <class T>
-bool cut_in_window(const WeightBracket& bracket, const MassRule<T>& rule, LogitRange<T> window,
-                   std::vector<T>& logits, double above, T* cut) {
+bool cut_in_window(const StopRule& stop, std::int64_t classes, const MassRule<T>& rule,
+                   LogitRange<T> window, std::vector<T>& logits, const double (&outside)[2],
+                   T* cut) {
   using V = VecOf<T>;
-  const auto padded_size = static_cast<std::int64_t>(logits.size());
-  const bool by_mass = bracket.stop.by_mass;
-  std::vector<T> weight(logits.size(), T(1));
-  for (std::int64_t k = 0; by_mass && k < padded_size; k += kWidth<T>) {
-    store(rule.weight(load<V>(&logits[k])), &weight[k]);
+  auto size = static_cast<std::int64_t>(logits.size());
+  logits.resize(padded<T>(size), -kInfinity<T>);
+  std::vector<T> weights(logits.size(), T(1));
+  ExactAccumulator<V> inside;
+  for (std::int64_t k = 0; stop.by_mass && k < size; k += kWidth<T>) {
+    const V weight = rule.weight(load<V>(&logits[k]));
+    store(weight, &weights[k]);
+    inside.add(weight);
   }
-  const double start = above;
-  // Halves the window until few classes are left, or they are ties. Where logits differ by orders
-  // of magnitude that takes too many steps.
-  constexpr std::int64_t kFew = 64, kMany = 100000;
-  std::int64_t inside = padded_size;
-  for (int step = 0; step < 40 && inside > kFew; ++step) {
-    const T middle = window.low / 2 + window.high / 2;
-    if (!(middle > window.low && middle < window.high)) break;
-    const V high = splat<V>(window.high), split = splat<V>(middle), zero{};
+  double above = outside[0];
+  const WeightBracket bracket(stop, classes, rule.scale, above + inside.sum() + outside[1]);
+  // Halves the window until few classes are left, or only ties. Where logits differ by orders of
+  // magnitude that takes too many steps.
+  constexpr std::int64_t kFew = 16, kMany = 100000;
+  T low = window.low, high = window.high;
+  for (int step = 0; step < 40 && size > kFew && low < high; ++step) {
+    const T middle = low / 2 + high / 2;
+    const V split = splat<V>(middle > low ? middle : high);
     ExactAccumulator<V> sum;
-    std::int64_t upper = 0;
-    for (std::int64_t k = 0; k < padded_size; k += kWidth<T>) {
+    V least_upper = splat<V>(kInfinity<T>), most_lower = splat<V>(-kInfinity<T>);
+    for (std::int64_t k = 0; k < size; k += kWidth<T>) {
       const V v = load<V>(&logits[k]);
-      const MaskOf<V> in = v >= split;
-      sum.add(in ? load<V>(&weight[k]) : zero);
-      upper += __builtin_popcount(movemask(in & (v < high)));
+      const MaskOf<V> upper = v >= split;
+      sum.add(load<V>(&weights[k]), upper, compare_bits(v, split));
+      least_upper = upper & (v < least_upper) ? v : least_upper;
+      most_lower = (v < split) & (v > most_lower) ? v : most_lower;
     }
-    if (bracket.missing(start + sum.sum()) <= 0) {
-      window.low = middle;
-      inside = upper;
+    const bool in_upper = bracket.missing(above + sum.sum()) <= 0;
+    if (in_upper) {
+      low = -reduce_max(V(-least_upper));
     } else {
-      window.high = middle;
-      above = start + sum.sum();
-      inside -= upper;
+      high = reduce_max(most_lower);
+      above += sum.sum();
     }
+    T *next = logits.data(), *next_weight = weights.data();
+    for (std::int64_t k = 0; k < size; k += kWidth<T>) {
+      const V v = load<V>(&logits[k]);
+      const unsigned upper = compare_bits(v, split), bits = in_upper ? upper : ~upper & kAllTrue<V>;
+      next = append_lanes(v, bits, next);
+      next_weight = append_lanes(load<V>(&weights[k]), bits, next_weight);
+    }
+    size = next - logits.data();
+    std::fill(next, logits.data() + padded<T>(size), -kInfinity<T>);
   }
-  if (inside > kMany) return false;
-  T *rest = logits.data(), *end = rest;
-  for (std::int64_t k = 0; k < padded_size; k += kWidth<T>) {
-    const V v = load<V>(&logits[k]);
-    end = append_lanes(v, movemask((v >= window.low) & (v < window.high)), end);
-  }
-  std::sort(rest, end, std::greater<T>());
-  for (std::int64_t k = 0; k < end - rest; ++k) {
+  if (size > kMany) return false;
+  if (low < high) std::sort(logits.data(), logits.data() + size, std::greater<T>());
+  for (std::int64_t k = 0; k < size && logits[k] >= window.low; ++k) {
     const auto lane = k % kWidth<T>;
-    if (by_mass && lane == 0) store(rule.weight(load<V>(rest + k)), weight.data());
+    if (stop.by_mass && lane == 0) store(rule.weight(load<V>(&logits[k])), weights.data());
     const double before = above;
-    above += static_cast<double>(weight[lane]);
+    above += static_cast<double>(weights[lane]);
     if (bracket.missing(above) > 0) continue;
-    *cut = rest[k];
+    *cut = logits[k];
     return bracket.is_not_met(before) && bracket.is_met(above);
   }
   return false;

@@ -159,15 +159,15 @@ template <class T>
 void shard_moments(const ShardTask& task, const Executor& executor, Scratch* scratch, double cut,
                    double* message) {
   RowPasses<T> passes(task.row, executor, scratch);
-  RowSums sums;
+  CutResult<T> known{static_cast<T>(cut)};
   bool invalid = false;
   if (task.row.classes > 0) {
     const Segment row = passes.extremes();
     invalid = row.high == kInfinity<double> || row.teacher_high == kInfinity<double> ||
-              !passes.accumulate_moments(static_cast<T>(cut), /*whole=*/false, &sums);
+              !passes.accumulate_moments(&known, /*whole=*/false);
   }
-  if (invalid) sums = RowSums{};
-  for (int g = 0; g < 2; ++g) moments_to_message(sums.group[g], g, message);
+  if (invalid) known.sums = RowSums{};
+  for (int g = 0; g < 2; ++g) moments_to_message(known.sums.group[g], g, message);
   message[kMsgInvalid] = invalid;
 }
 

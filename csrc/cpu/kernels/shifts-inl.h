@@ -23,7 +23,8 @@ struct Extremes {
 template <class T>
 Extremes<T> extremes_of(const LogitsRow& row, std::int64_t begin, std::int64_t end) {
   using V = VecOf<T>;
-  constexpr int kChains = std::is_same_v<T, float> ? 1 : 8;  // doubles: one lane each of a vector
+  constexpr int kChains =
+      std::is_same_v<T, float> ? 4 : 8;  // independent, since each has a latency
   const V none = splat<V>(-kInfinity<T>);
   V high[kChains], low[kChains];  // low: the largest of -r
   for (V* v : {high, low}) std::fill(v, v + kChains, none);

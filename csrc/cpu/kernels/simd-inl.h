@@ -90,7 +90,11 @@ ScalarOf<V>* append_lanes(V v, unsigned bits, ScalarOf<V>* out) {
   if (bits == 0) return out;
   ScalarOf<V> lanes[VecTraits<V>::kWidth];
   store(v, lanes);
-  for (; bits != 0; bits &= bits - 1) *out++ = lanes[__builtin_ctz(bits)];
+  for (auto lane : lanes) {  // without a branch
+    *out = lane;
+    out += bits & 1;
+    bits >>= 1;
+  }
   return out;
 }
 
@@ -116,6 +120,7 @@ template <class V>
 struct ExactAccumulator {
   double lanes = 0;
   void add(V v) { lanes += v; }
+  void add(V v, bool mask, unsigned) { lanes += pick(mask, v, V(0)); }
   double sum() const { return lanes; }
 };
 template <>
@@ -128,6 +133,23 @@ struct ExactAccumulator<VecF32> {
     std::memcpy(half, &v, sizeof(v));
     low += widened(half[0]);
     high += widened(half[1]);
+  }
+  /// Only the lanes of a mask, which is given as bits too.
+  void add(VecF32 v, VecI32 mask, unsigned bits) {
+#if defined(__AVX512F__)
+    const auto add_half = [](Lanes* sum, __m256 half, unsigned bits) {
+      const __m512d x = reinterpret_cast<__m512d>(*sum);
+      *sum = reinterpret_cast<Lanes>(
+          _mm512_mask_add_pd(x, static_cast<__mmask8>(bits), x, _mm512_cvtps_pd(half)));
+    };
+    const auto floats = reinterpret_cast<__m512>(v);
+    add_half(&low, _mm512_castps512_ps256(floats), bits);
+    add_half(&high, _mm512_extractf32x8_ps(floats, 1), bits >> 8);
+    (void)mask;
+#else
+    add(mask ? v : VecF32{});
+    (void)bits;
+#endif
   }
   double sum() const {
     const Lanes both = low + high;

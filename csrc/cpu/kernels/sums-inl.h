@@ -123,79 +123,112 @@ std::uint64_t total_weight(const StopRule& stop, const MassRule<T>& rule, const 
   return total;
 }
 
-/// Accumulates a segment's moments tile by tile.
+/// Ranking logits from `high` up are in the group, those under `low` are not, and those between are
+/// undecided: the moments leave them out and list them. high == low: the cut is known.
 template <class T>
+struct LogitRange {
+  T high, low;
+};
+
+/// What the masses of the ranking logits are: the terms a_j, a function of the logits, or not asked
+/// for. With a known cut nothing is listed either.
+enum class MassFrom { kKnownCut, kNothing, kTeacherTerm, kRank };
+
+/// Accumulates a segment's moments tile by tile.
+template <class T, MassFrom kMass>
 struct MomentsAccumulator {
   using V = VecOf<T>;
-  T cut;
+  LogitRange<T> window;
   Shift<T> shift[2];
   T inv_t;
+  const MassRule<T>* rule = nullptr;
+  bool by_student = false;
+  LogitPairs<T>* undecided = nullptr;
   const NearTerms<T> near{shift, inv_t};
+  ExactAccumulator<V> mass[2];
   DoubleAccumulator<V> sum_teacher[2], sum_student[2], sum_diff[2];
   long long count[2] = {0, 0};
 
-  /// Classes [0, size) of a tile. `kept`: null, or a_j of every class, with one shift for all.
+  /// Classes [0, size) of a tile. `exp_teacher` receives the a_j, in whole vectors.
   template <class Logits>
-  void add(Logits s, Logits u, Logits r, std::int64_t size, const T* kept) {
+  void add(Logits s, Logits u, Logits r, std::int64_t size, T* exp_teacher) {
     // Two short loops: one long one would leave the processor fewer vectors to overlap.
-    alignas(64) T exp_teacher[kTile], exp_student[kTile], diff[kTile];
-    const V cut_vector = splat<V>(cut), zero{};
-    const V in_u = splat<V>(shift[0].teacher), in_s = splat<V>(shift[0].student);
-    const V out_u = splat<V>(shift[1].teacher), out_s = splat<V>(shift[1].student);
-    const V in_gap = splat<V>(near.gap[0]), out_gap = splat<V>(near.gap[1]);
-    const auto terms = [&](auto exp_of_teacher) {
+    alignas(64) T exp_student[kTile], diff[kTile];
+    const V high = splat<V>(window.high), low = splat<V>(window.low), zero{};
+    {
+      const V in_u = splat<V>(shift[0].teacher), in_s = splat<V>(shift[0].student);
+      const V out_u = splat<V>(shift[1].teacher), out_s = splat<V>(shift[1].student);
+      const V in_gap = splat<V>(near.gap[0]), out_gap = splat<V>(near.gap[1]);
       for (std::int64_t k = 0; k < size; k += kWidth<T>) {
         const V student = s[k], teacher = u[k];
-        const MaskOf<V> in = r[k] >= cut_vector;
-        const Shift<V> lane_shift{pick(in, in_u, out_u), pick(in, in_s, out_s)};
+        const MaskOf<V> in = r[k] >= high;
+        const Shift<V> lane_shift{kMass == MassFrom::kKnownCut ? pick(in, in_u, out_u) : in_u,
+                                  pick(in, in_s, out_s)};
         const V ratio = near.log_ratio(student, teacher, lane_shift, pick(in, in_gap, out_gap));
-        Terms<V> t;
-        if (near.holds(ratio)) {
-          t = near.terms(exp_of_teacher(k, teacher, lane_shift.teacher), ratio);
-        } else if (std::is_same_v<T, float>) {
-          t = class_terms(student, teacher, lane_shift, inv_t);
-        } else {
-          t = class_terms(student, teacher, lane_shift, inv_t,
-                          exp_of_teacher(k, teacher, lane_shift.teacher));
-        }
+        const Terms<V> t = near.holds(ratio)
+                               ? near.terms(near.exp_teacher(teacher, lane_shift.teacher), ratio)
+                               : class_terms(student, teacher, lane_shift, inv_t);
         store(t.exp_teacher, exp_teacher + k);
         store(t.exp_student, exp_student + k);
         store(t.diff, diff + k);
       }
-    };
-    if (kept) {
-      terms([&](std::int64_t k, V, V) { return load<V>(kept + k); });
-    } else {
-      terms([&](std::int64_t, V teacher, V m) { return near.exp_teacher(teacher, m); });
     }
     V teacher_sum[2] = {}, student_sum[2] = {}, diff_sum[2] = {};
+    ExactAccumulator<V> mass_in = mass[0], mass_out = mass[1];  // in registers
+    alignas(64) T found_s[kTile + kWidth<T>], found_u[kTile + kWidth<T>];
+    T *next_s = found_s, *next_u = found_u;
     std::int64_t inside = 0;
     for (std::int64_t k = 0; k < size; k += kWidth<T>) {
-      const MaskOf<V> in = r[k] >= cut_vector;
+      const MaskOf<V> in = r[k] >= high;
+      const unsigned in_bits = compare_bits(r[k], high);
+      MaskOf<V> not_out = in;
+      unsigned not_out_bits = in_bits;
+      if (kMass != MassFrom::kKnownCut) {
+        not_out = r[k] >= low;
+        not_out_bits = compare_bits(r[k], low);
+        next_s = append_lanes(s[k], not_out_bits & ~in_bits, next_s);
+        next_u = append_lanes(u[k], not_out_bits & ~in_bits, next_u);
+      }
       const V a = load<V>(exp_teacher + k), b = load<V>(exp_student + k), x = load<V>(diff + k);
-      inside += __builtin_popcount(compare_bits(r[k], cut_vector));
-      teacher_sum[0] += pick(in, a, zero);
-      teacher_sum[1] += pick(in, zero, a);
+      inside += __builtin_popcount(in_bits);
+      if constexpr (kMass == MassFrom::kTeacherTerm || kMass == MassFrom::kRank) {
+        const V weight =
+            kMass == MassFrom::kTeacherTerm ? a : rule->weight(by_student ? s[k] : u[k]);
+        mass_in.add(weight, in, in_bits);
+        mass_out.add(weight, ~not_out, ~not_out_bits);
+      }
+      if constexpr (kMass != MassFrom::kTeacherTerm) {
+        teacher_sum[0] += pick(in, a, zero);
+        teacher_sum[1] += pick(not_out, zero, a);
+      }
       student_sum[0] += pick(in, b, zero);
-      student_sum[1] += pick(in, zero, b);
+      student_sum[1] += pick(not_out, zero, b);
       diff_sum[0] += pick(in, x, zero);
-      diff_sum[1] += pick(in, zero, x);
+      diff_sum[1] += pick(not_out, zero, x);
     }
+    mass[0] = mass_in;
+    mass[1] = mass_out;
     for (int g = 0; g < 2; ++g) {
       sum_teacher[g].add(teacher_sum[g]);
       sum_student[g].add(student_sum[g]);
       sum_diff[g].add(diff_sum[g]);
     }
+    if (next_s != found_s) {
+      undecided->s.insert(undecided->s.end(), found_s, next_s);
+      undecided->u.insert(undecided->u.end(), found_u, next_u);
+    }
     // Padding has the ranking logit -inf, which is in the group where every class is.
-    if (cut == -kInfinity<T>) inside = size;
+    if (window.high == -kInfinity<T>) inside = size;
     count[0] += inside;
-    count[1] += size - inside;
+    count[1] += size - inside - (next_s - found_s);
   }
 
   RowSums result() const {
     RowSums result;
     for (int g = 0; g < 2; ++g) {
-      result.group[g].sum_teacher = sum_teacher[g].sum();
+      result.mass[g] = mass[g].sum();
+      result.group[g].sum_teacher =
+          kMass == MassFrom::kTeacherTerm ? result.mass[g] : sum_teacher[g].sum();
       result.group[g].sum_student = sum_student[g].sum();
       result.group[g].sum_diff = sum_diff[g].sum();
       result.group[g].count = count[g];
