@@ -14,11 +14,10 @@
 namespace gkd {
 
 #if !defined(__CUDACC__)
-/// exp without a branch or a table, where the result is a normal number. x = n ln2 + r, |r| <=
-/// ln2/2; ln2 is a sum of two constants, so that n times the first is exact. V is float or VecF32,
-/// U the unsigned integer of its shape.
+/// exp without a branch or a table. x = n ln2 + r, |r| <= ln2/2; ln2 is a sum of two constants, so
+/// that n times the first is exact. V is float or VecF32, U the unsigned integer of its shape.
 template <class V, class U>
-GKD_HD V exp_of_normal(V x) {
+GKD_HD V exp_polynomial(V x) {
   const V shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
   const V n = shifted - 12582912.0f;
   V r = x - n * 0.693145752f;
@@ -30,20 +29,15 @@ GKD_HD V exp_of_normal(V x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  // n is in the low bits of `shifted`; shifted up, it adds to p's exponent.
+  // n is in the low bits of `shifted`; shifted up, it adds to p's exponent. Between the two bounds
+  // below p 2^n is a normal number, so the sum does not overflow the exponent's field; beyond them
+  // the result is replaced.
   U exponent, bits;
   std::memcpy(&exponent, &shifted, sizeof(V));
   std::memcpy(&bits, &p, sizeof(V));
   bits = bits + (exponent << 23);
   V value;
   std::memcpy(&value, &bits, sizeof(V));
-  return value;
-}
-
-/// exp of any x. Between the two bounds the result is a normal number; beyond them it is replaced.
-template <class V, class U>
-GKD_HD V exp_polynomial(V x) {
-  V value = exp_of_normal<V, U>(x);
   value = x < -87.3f ? V{} : value;
   return x <= 88.72283f ? value : x + HUGE_VALF;  // +inf on overflow; NaN propagates
 }

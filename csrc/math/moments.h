@@ -68,14 +68,13 @@ GKD_HD T class_log_ratio(T student, T teacher, T student_offset, T teacher_offse
 }
 
 /// `shift` must be finite. Where student and teacher nearly agree, b - a comes from a series
-/// without a second exponential; otherwise it is the plain difference. a_j is given.
+/// without a second exponential; otherwise it is the plain difference.
 template <class T>
-GKD_HD Terms<T> class_terms(T student, T teacher, Shift<T> shift, ScalarOf<T> inv_temperature,
-                            T exp_teacher) {
+GKD_HD Terms<T> class_terms(T student, T teacher, Shift<T> shift, ScalarOf<T> inv_temperature) {
   using R = ScalarOf<T>;
   Terms<T> t;
   const T u = teacher - shift.teacher, s = student - shift.student;
-  t.exp_teacher = exp_teacher;
+  t.exp_teacher = exp_of(T(u * inv_temperature));
   const T e = class_log_ratio(student, teacher, s, u, shift, inv_temperature);
   // False for NaN (-inf in both): the plain difference is 0 there.
   const MaskOf<T> use_series = (e >= R(-1)) & (e <= R(1));
@@ -91,13 +90,6 @@ GKD_HD Terms<T> class_terms(T student, T teacher, Shift<T> shift, ScalarOf<T> in
   t.diff = use_series ? series : t.diff;
   t.exp_student = use_series ? t.exp_teacher + series : t.exp_student;
   return t;
-}
-
-/// The same with a_j computed.
-template <class T>
-GKD_HD Terms<T> class_terms(T student, T teacher, Shift<T> shift, ScalarOf<T> inv_temperature) {
-  return class_terms(student, teacher, shift, inv_temperature,
-                     exp_of(T((teacher - shift.teacher) * inv_temperature)));
 }
 
 /// Sums over a group relative to one shift. `Acc` is the type of the sums, `Real` that of the shift

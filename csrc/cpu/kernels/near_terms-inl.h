@@ -8,13 +8,6 @@
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
-/// exp_of() of x <= 0, bit for bit; any number for a NaN.
-inline VecF32 exp_of_nonpositive(VecF32 x) {
-  const VecF32 value = exp_of_normal<VecF32, VecU32>(x);
-  return x < -87.3f ? VecF32{} : value;
-}
-inline double exp_of_nonpositive(double x) { return exp_of(x); }
-
 /// exp(-d), expm1(-d) and phi(d).
 template <class V>
 struct WideTerms {
@@ -68,12 +61,10 @@ struct NearTerms {
   /// number to all of a row's logits must not change a bit where no logit is rounded.
   bool holds(V ratio) const {
     if constexpr (!std::is_same_v<T, float>) return false;
-    return compare_bits<false>(V(ratio * ratio), splat<V>(limit)) == kAllTrue<V>;
+    return compare_bits(splat<V>(limit), V(ratio * ratio)) == kAllTrue<V>;
   }
 
-  V exp_teacher(V teacher, V shift) const {
-    return exp_of_nonpositive(V((teacher - shift) * inv_t));
-  }
+  V exp_teacher(V teacher, V shift) const { return exp_of(V((teacher - shift) * inv_t)); }
   /// class_terms(), of a_j and T e_j.
   Terms<V> terms(V a, V ratio) const {
     const WideTerms<V> t = wide_terms(V(ratio * inv_t));

@@ -47,17 +47,15 @@ ScalarOf<V> reduce_max(V v) {
   return high;
 }
 
-/// One bit per lane of x >= y, or of x <= y: movemask() of the comparison, which the compiler makes
-/// of three instructions.
-template <bool kGreater = true, class V>
+/// movemask(x >= y), of which the compiler makes three instructions.
+template <class V>
 unsigned compare_bits(V x, V y) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<V, VecF32>) {
-    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(y),
-                              kGreater ? _CMP_GE_OQ : _CMP_LE_OQ);
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(y), _CMP_GE_OQ);
   }
 #endif
-  return kGreater ? movemask(x >= y) : movemask(x <= y);
+  return movemask(x >= y);
 }
 
 /// mask ? x : y. For a scalar without a branch, which would often be mispredicted.
@@ -118,33 +116,29 @@ struct DoubleAccumulator {
 /// is negative.
 template <class V>
 struct ExactAccumulator {
-  double lanes = 0;
+  V lanes{};
   void add(V v) { lanes += v; }
-  void add(V v, bool mask, unsigned) { lanes += pick(mask, v, V(0)); }
+  /// Only the lanes of a mask, which is given as bits too.
+  void add(V v, MaskOf<V> mask, unsigned) { lanes += pick(mask, v, V{}); }
   double sum() const { return lanes; }
 };
 template <>
 struct ExactAccumulator<VecF32> {
   typedef double Lanes __attribute__((vector_size(GKD_VEC_BYTES)));
   typedef float Half __attribute__((vector_size(GKD_VEC_BYTES / 2)));
-  Lanes low = {}, high = {};
+  Lanes lanes[2] = {};
+
   void add(VecF32 v) {
-    Half half[2];
-    std::memcpy(half, &v, sizeof(v));
-    low += widened(half[0]);
-    high += widened(half[1]);
+    for (int h = 0; h < 2; ++h) lanes[h] += half(v, h);
   }
-  /// Only the lanes of a mask, which is given as bits too.
   void add(VecF32 v, VecI32 mask, unsigned bits) {
 #if defined(__AVX512F__)
-    const auto add_half = [](Lanes* sum, __m256 half, unsigned bits) {
-      const __m512d x = reinterpret_cast<__m512d>(*sum);
-      *sum = reinterpret_cast<Lanes>(
-          _mm512_mask_add_pd(x, static_cast<__mmask8>(bits), x, _mm512_cvtps_pd(half)));
-    };
-    const auto floats = reinterpret_cast<__m512>(v);
-    add_half(&low, _mm512_castps512_ps256(floats), bits);
-    add_half(&high, _mm512_extractf32x8_ps(floats, 1), bits >> 8);
+    for (int h = 0; h < 2; ++h) {
+      const auto sum = reinterpret_cast<__m512d>(lanes[h]);
+      const auto term = reinterpret_cast<__m512d>(half(v, h));
+      const auto half_bits = static_cast<__mmask8>(bits >> (8 * h));
+      lanes[h] = reinterpret_cast<Lanes>(_mm512_mask_add_pd(sum, half_bits, sum, term));
+    }
     (void)mask;
 #else
     add(mask ? v : VecF32{});
@@ -152,18 +146,19 @@ struct ExactAccumulator<VecF32> {
 #endif
   }
   double sum() const {
-    const Lanes both = low + high;
     double total = 0;
-    for (int k = 0; k < kFloats / 2; ++k) total += both[k];
+    for (int l = 0; l < kFloats / 2; ++l) total += lanes[0][l] + lanes[1][l];
     return total;
   }
-  static Lanes widened(Half v) {
-#if defined(__AVX512F__)
-    return reinterpret_cast<Lanes>(_mm512_cvtps_pd(reinterpret_cast<__m256>(v)));
-#elif defined(__AVX2__)
-    return reinterpret_cast<Lanes>(_mm256_cvtps_pd(reinterpret_cast<__m128>(v)));
+
+ private:
+  static Lanes half(VecF32 v, int h) {
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return reinterpret_cast<Lanes>(_mm256_cvtps_pd(reinterpret_cast<__m128>(halves[h])));
 #else
-    return __builtin_convertvector(v, Lanes);
+    return __builtin_convertvector(halves[h], Lanes);
 #endif
   }
 };

@@ -1,7 +1,4 @@
 // Sums over whole vectors of classes: fixed-point masses (math/cut.h), and moments.
-//
-// A float weight times 2^k is split into three integers, each so small that 32-bit lanes hold a
-// tile's sum: the same value as fixed_mass(), without 64-bit conversions, which AVX2 and SSE2 lack.
 #pragma once
 
 #include <cmath>
@@ -15,79 +12,13 @@ namespace {
 template <class T>
 struct MassRule {
   T high, inv_temperature;
-  T scale;           ///< 2^k
-  int low_bits = 0;  ///< of the integers below the first kHighBits bits
-  int mid_bits = 0;
-  static constexpr int kHighBits = 24;  // 2^24 times a tile's classes in one lane fits 32 bits
+  T scale;  ///< 2^k
 
   MassRule(std::int64_t classes, T high, T inv_temperature)
-      : high(high), inv_temperature(inv_temperature), scale(static_cast<T>(mass_scale(classes))) {
-    const int below = std::ilogb(scale) - kHighBits;
-    mid_bits = std::min(below, kHighBits);
-    low_bits = below - mid_bits;
-  }
+      : high(high), inv_temperature(inv_temperature), scale(static_cast<T>(mass_scale(classes))) {}
   template <class V>
   V weight(V r) const {
     return exp_of(V((r - high) * inv_temperature));
-  }
-};
-
-/// Adds up the masses of a tile: of all classes, and of those inside the group.
-template <class V>
-struct MassAccumulator;
-
-template <>
-struct MassAccumulator<VecF32> {
-  VecU32 total[3] = {}, inside[3] = {};  // with the narrowest vectors a lane reaches 2^31 in a tile
-
-  void add(VecF32 weight, VecI32 is_inside, const MassRule<float>& rule) {
-    VecF32 rest = weight * float(1 << MassRule<float>::kHighBits);
-    add_integer(&rest, is_inside, 0);
-    rest = rest * float(1 << rule.mid_bits);
-    add_integer(&rest, is_inside, 1);
-    if (rule.low_bits == 0) return;
-    rest = rest * float(1 << rule.low_bits);
-    add_integer(&rest, is_inside, 2);
-  }
-  /// Adds the tile's sums to *mass_total and *mass_in and starts again.
-  void flush(const MassRule<float>& rule, std::uint64_t* mass_in, std::uint64_t* mass_total) {
-    const int shift[3] = {rule.mid_bits + rule.low_bits, rule.low_bits, 0};
-    for (int k = 0; k < 3; ++k) {
-      *mass_total += sum(total[k]) << shift[k];
-      *mass_in += sum(inside[k]) << shift[k];
-      total[k] = inside[k] = VecU32{};
-    }
-  }
-
- private:
-  /// Adds the integer part of *rest and leaves the fraction.
-  void add_integer(VecF32* rest, VecI32 is_inside, int k) {
-    const VecI32 n = __builtin_convertvector(*rest, VecI32);
-    *rest = *rest - __builtin_convertvector(n, VecF32);
-    total[k] += reinterpret_cast<VecU32>(n);
-    inside[k] += reinterpret_cast<VecU32>(is_inside & n);
-  }
-  static std::uint64_t sum(VecU32 v) {
-    std::uint32_t lanes[kFloats];
-    std::memcpy(lanes, &v, sizeof(v));
-    std::uint64_t sum = 0;
-    for (std::uint32_t lane : lanes) sum += lane;
-    return sum;
-  }
-};
-
-template <>
-struct MassAccumulator<double> {
-  std::uint64_t total = 0, inside = 0;
-  void add(double weight, bool is_inside, const MassRule<double>& rule) {
-    const std::uint64_t mass = fixed_mass(weight, rule.scale);
-    total += mass;
-    inside += is_inside ? mass : 0;
-  }
-  void flush(const MassRule<double>&, std::uint64_t* mass_in, std::uint64_t* mass_total) {
-    *mass_total += total;
-    *mass_in += inside;
-    total = inside = 0;
   }
 };
 
@@ -195,7 +126,7 @@ struct MomentsAccumulator {
         const V weight =
             kMass == MassFrom::kTeacherTerm ? a : rule->weight(by_student ? s[k] : u[k]);
         mass_in.add(weight, in, in_bits);
-        mass_out.add(weight, ~not_out, ~not_out_bits);
+        mass_out.add(weight, !not_out, ~not_out_bits);
       }
       if constexpr (kMass != MassFrom::kTeacherTerm) {
         teacher_sum[0] += pick(in, a, zero);
