@@ -101,6 +101,30 @@ TEST(Row, AThresholdOnAClassesBoundaryDecidesAsTheIntegersDo) {
   }
 }
 
+TEST(Row, ATargetBelowTheCutDoesNotMoveIt) {
+  for (const Kernels& set : supported_kernels()) {
+    for (int classes : {700, 20000}) {
+      const Case c = make(0, classes);
+      for (double threshold : {0.1, 0.5, 0.93}) {
+        for (std::int64_t size : {-1, 50}) {
+          for (std::int64_t target = 0; target < classes; target += classes / 20) {
+            gkd::cpu::RowTask task;
+            task.student.data = c.student.data();
+            task.teacher.data = c.teacher.data();
+            task.classes = classes;
+            task.selection.threshold = threshold;
+            task.selection.group_size = size;
+            const double cut = run(set, task).cut;
+            task.target = target;
+            EXPECT_EQ(run(set, task).cut, cut) << set.name << " " << classes << " " << threshold
+                                               << " size " << size << " target " << target;
+          }
+        }
+      }
+    }
+  }
+}
+
 /// Loss and gradient in float against the same row in double, with the same cut.
 void expect_accurate(const Kernels& set, const Case& c, gkd::cpu::RowTask task,
                      const std::string& name) {
@@ -139,12 +163,13 @@ void expect_accurate(const Kernels& set, const Case& c, gkd::cpu::RowTask task,
 
 TEST(Row, NearAndFarLogitsAreAccurate) {
   for (const Kernels& set : supported_kernels()) {
-    for (float spread : {1e-4f, 0.1f, 1.0f, 3.0f, 12.0f}) {
+    for (float spread : {1e-4f, 0.1f, 1.0f, 3.0f, 12.0f, 400.0f}) {
       for (float offset : {0.0f, 11.0f, -55.0f, 100.0f}) {
         for (double secondary : {0.0, 1.0}) {
           Case c = make(0, 20000);
           for (std::size_t j = 0; j < c.student.size(); ++j) {
             c.student[j] = c.teacher[j] + spread * c.student[j] + offset;
+            if (spread > 100) c.student[j] = std::round(c.student[j]);  // no float rounds s - r
           }
           gkd::cpu::RowTask task;
           task.weights.secondary = secondary;

@@ -145,12 +145,20 @@ CPU = [
         by=("gkd_row_test Row.NearAndFar*",),
     ),
     Mutant(
-        name="kept-with-another-shift",
-        fault="the gradient uses exponentials whose shift is not the group's",
+        name="kept-padding",
+        fault="what follows a row's last kept exponential is -inf, not 0",
         file="csrc/cpu/kernels/row_passes-inl.h",
-        old="kept &= c.shift.teacher == kept_shift || c.inv_sum_teacher == T(0);",
+        old="if (tile == buffer) std::fill(buffer + count, buffer + padded<T>(count), T(0));",
         new="",
-        by=("gkd_row_test Row.AGroupFarBelow*",),
+        by=("gkd_row_test Row.InstructionSetsAgree",),
+    ),
+    Mutant(
+        name="target-above-the-window",
+        fault="a target that ranks below the window weighs as if it were above it",
+        file="csrc/cpu/kernels/row.cpp",
+        old="weight[0] -= own;",
+        new="",
+        by=("gkd_row_test Row.ATargetBelow*",),
     ),
     Mutant(
         name="last-block-of-one",
@@ -161,14 +169,14 @@ CPU = [
     Buffers buffers;
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
-    for (std::int64_t j = begin; j < end; j += kTile) {
+    for (std::int64_t j = begin, count; j < end; j += count) {
 """,
         new="""\
   void for_each_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
     Buffers buffers;
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
-    for (std::int64_t j = begin; j < end - (end > kTile); j += kTile) {
+    for (std::int64_t j = begin, count; j < end - (end > kTile); j += count) {
 """,
         by=("gkd_row_test Row.InstructionSetsAgree", PARITY),
     ),
@@ -176,8 +184,14 @@ CPU = [
         name="ties-split",
         fault="of the classes tied at the cut one joins the group (flashinfer#3774)",
         file="csrc/cpu/kernels/sums-inl.h",
-        old="const MaskOf<V> in = r[k] >= cut_vector;\n      const V a =",
-        new="const MaskOf<V> in = r[k] > cut_vector;\n      const V a =",
+        old="""\
+      const MaskOf<V> in = r[k] >= high;
+      const unsigned in_bits = compare_bits(r[k], high);
+""",
+        new="""\
+      const MaskOf<V> in = r[k] > high;
+      const unsigned in_bits = movemask(in);
+""",
         by=("tests/python/loss/test_loss.py -k test_methods_agree", PARITY),
     ),
     Mutant(

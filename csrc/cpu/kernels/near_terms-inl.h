@@ -18,7 +18,7 @@ struct WideTerms {
 ///   expm1(-d) = (s - 1) + s expm1(-r),  phi(d) = s phi(r) - (s - 1) r + (s - 1 + k ln2).
 /// k = 0 leaves the series. Otherwise no sum cancels to less than a fifth of its terms.
 inline WideTerms<VecF32> wide_terms(VecF32 d) {
-  const VecF32 shifted = d * 1.44269504f + 12582912.0f;  // as in exp_of_normal()
+  const VecF32 shifted = d * 1.44269504f + 12582912.0f;  // as in exp_polynomial()
   const VecF32 k = shifted - 12582912.0f;
   VecF32 r = d - k * 0.693145752f;
   r = r - k * 1.42860677e-6f;

@@ -37,8 +37,8 @@ struct RowPasses {
   const Row<T> row{task.student, task.teacher, by_student ? task.student : task.teacher,
                    task.classes, task.target,  by_student};
   const T temperature = static_cast<T>(task.weights.temperature), inv_t = T(1) / temperature;
-  /// Not +inf: the gradient's memory holds a_j of every class, with this shift.
-  T kept_shift = kInfinity<T>;
+  /// The gradient's memory holds a_j of every class.
+  bool kept = false;
 
   RowPasses(const RowTask& task, const Executor& executor, Scratch* scratch)
       : task(task), executor(executor), scratch(scratch) {
@@ -62,11 +62,10 @@ struct RowPasses {
     return tile;
   }
 
-  /// Keeps the a_j in the gradient's memory, where they have one shift and its dtype.
+  /// Keeps the a_j in the gradient's memory, where that has their dtype.
   template <MassFrom kMass>
   RowSums sum(const LogitRange<T>& window, const Shift<T> (&shift)[2], const MassRule<T>* rule) {
-    const bool keep = task.gradient.data && task.gradient.dtype == kDtype<T> &&
-                      shift[0].teacher == shift[1].teacher;
+    kept = task.gradient.data && task.gradient.dtype == kDtype<T>;
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
       auto& undecided = std::get<LogitPairs<T>>(segment.undecided);
       undecided.s.clear();
@@ -76,13 +75,12 @@ struct RowPasses {
       row.for_each_tile(begin, end,
                         [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
                           alignas(64) T buffer[kTile];
-                          T* out = keep ? writable_tile(task.gradient, j, count, buffer) : buffer;
+                          T* out = kept ? writable_tile(task.gradient, j, count, buffer) : buffer;
                           moments.add(s, u, r, count, out);
-                          if (keep) write_tile(task.gradient, j, count, out);
+                          if (kept) write_tile(task.gradient, j, count, out);
                         });
       segment.sums = moments.result();
     });
-    kept_shift = keep ? shift[0].teacher : kInfinity<T>;
     RowSums total;
     for (int g = 0; g < 2; ++g) total.group[g].shift = {shift[g].teacher, shift[g].student};
     for (std::int64_t k = 0; k < row.segments(); ++k) total.add(scratch->segments[k].sums);
@@ -179,10 +177,7 @@ struct RowPasses {
       const V in_diff = splat<V>(near.of_diff[0]), out_diff = splat<V>(near.of_diff[1]);
       const GradientRow gradient = task.gradient;
       DoubleAccumulator<V> sum[2];
-      bool kept = kGradient && kept_shift < kInfinity<T>;
-      for (const GroupCoef<T>& c : coef) {
-        kept &= c.shift.teacher == kept_shift || c.inv_sum_teacher == T(0);
-      }
+      const bool kept = this->kept;
       row.for_each_tile(
           begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
             alignas(64) T buffer[kTile], kept_buffer[kTile];

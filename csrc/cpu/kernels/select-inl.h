@@ -1,12 +1,12 @@
 // The cut of a row, the smallest ranking logit in its group, without sorting the row.
 //
-// - estimate_range() guesses a small window that holds the cut. One pass weighs the classes above
-// it
-//   and all together, and lists those inside, among which cut_in_window() finds the cut.
+// - estimate_range() guesses a small window that holds the cut. The pass that sums the row weighs
+//   both sides of it in double and lists the classes inside, among which cut_in_window() finds the
+//   cut.
 // - exact_cut() always succeeds: a radix search over ordered keys, three passes over a float row.
-//   It is the fallback for rows whose window stays too large or was wrong, or whose sums in double
-//   leave open which class is the cut.
-// - sorted_cut() sorts. Both weigh classes by integers, and the first decides only where these
+//   It is the fallback for rows whose window is too large or wrong, or whose sums in double leave
+//   open which class is the cut.
+// - sorted_cut() sorts. These two weigh classes by integers, and the first decides only where they
 //   would decide alike, so all give the same cut.
 #pragma once
 
@@ -23,7 +23,7 @@ namespace {
 /// - a sum in double, in any order, is off by less than n 2^-53 of itself (ExactAccumulator);
 /// - it exceeds the sum of the integers, in units of 1/scale, by less than n such units, since each
 ///   of those is truncated;
-/// - is_met() rounds twice, by 2^-53 each.
+/// - taking off the target's mass, the sums of the search and is_met() round less than 64 times.
 /// What is above the cut is a part of the total, so twice the total's error bounds the error of
 /// `weight - threshold * total`. Counts are exact.
 struct WeightBracket {
