@@ -75,14 +75,14 @@ GKD_HD T class_student(T student, const GroupCoef<T>& g, ScalarOf<T> inv_tempera
 }
 
 /// From the series where q^ and p^ differ by a factor of e at most, otherwise from their plain
-/// difference.
+/// difference. a_j is given.
 template <class T>
 GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
-                              ScalarOf<T> inv_temperature) {
+                              ScalarOf<T> inv_temperature, T exp_teacher) {
   using R = ScalarOf<T>;
   ClassTerms<T> c;
   const T u_offset = teacher - g.shift.teacher, s_offset = student - g.shift.student;
-  c.p = exp_of(T(u_offset * inv_temperature)) * g.inv_sum_teacher;
+  c.p = exp_teacher * g.inv_sum_teacher;
   const T d =
       class_log_ratio(student, teacher, s_offset, u_offset, g.shift, inv_temperature) + g.log_ratio;
   const MaskOf<T> use_series = (d >= R(-1)) & (d <= R(1));
@@ -99,6 +99,14 @@ GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
   c.diff = use_series ? c.p * series.expm1 : c.diff;
   c.kl = use_series ? c.p * series.phi : c.kl;
   return c;
+}
+
+/// The same with a_j computed.
+template <class T>
+GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
+                              ScalarOf<T> inv_temperature) {
+  return class_kl(student, teacher, g, inv_temperature,
+                  exp_of(T((teacher - g.shift.teacher) * inv_temperature)));
 }
 
 /// Gradient with respect to one student logit: the coefficients contain temperature and weights.
