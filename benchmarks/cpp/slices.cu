@@ -27,7 +27,7 @@ void print_lines(const char* dtype, const Card& card) {
   if (card.clusters) {
     const std::int64_t segment =
         FusedLayout<Elem, ClusterGroup>::max_segment_classes(card.shared_bytes);
-    line("cluster", kPortableCluster, segment);
+    line("cluster", 8, segment);  // every device with clusters grants it
     line("cluster", kMaxCluster, segment);
   }
   line("grid", kMaxGridGroup, FusedLayout<Elem, GridGroup>::max_segment_classes(card.shared_bytes));

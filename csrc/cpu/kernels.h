@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <tuple>
 #include <vector>
 
 #include "math/cut.h"
@@ -46,7 +47,7 @@ struct ShardTask {
 /// Sums over the classes of a segment or a row: group[0] is the primary group, group[1] the rest.
 struct RowSums {
   GroupMoments<double> group[2];
-  std::uint64_t mass_in = 0, mass_total = 0;  ///< fixed-point ranking masses, where asked for
+  double mass[2] = {0, 0};  ///< ranking masses, where asked for
 
   /// Both have the same shifts. Unlike GroupMoments::merge() this keeps the NaN of a group without
   /// classes.
@@ -56,9 +57,8 @@ struct RowSums {
       group[g].sum_student += other.group[g].sum_student;
       group[g].sum_diff += other.group[g].sum_diff;
       group[g].count += other.group[g].count;
+      mass[g] += other.mass[g];
     }
-    mass_in += other.mass_in;
-    mass_total += other.mass_total;
   }
 };
 
@@ -66,13 +66,19 @@ struct RowSums {
 /// the start of a segment costs nothing in comparison.
 constexpr std::int64_t kSegment = 16384;
 
+/// Student and teacher logits of some classes.
+template <class T>
+struct LogitPairs {
+  std::vector<T> s, u;
+};
+
 /// The results of a segment of a row. Segments have fixed bounds and are merged in order, so that
 /// results do not depend on the number of threads.
 struct Segment {
   double high = 0, low = 0;  ///< extremes of the ranking logits
   double teacher_high = 0;
   RowSums sums;
-  std::vector<std::uint32_t> in_window;  ///< undecided classes, counted from the segment's first
+  std::tuple<LogitPairs<float>, LogitPairs<double>> undecided;  ///< the window's, of either type
   double kl[2] = {0, 0};
 };
 

@@ -53,8 +53,8 @@ struct Bins {
   }
 };
 
-/// Integer weight of one class: its fixed-point mass, or 1. Identical on CPU, CUDA and across
-/// ranks.
+/// Integer weight of one class: its fixed-point mass, or 1. Identical on all paths, threads and
+/// ranks of one kind of device.
 template <class T>
 struct ClassWeight {
   bool by_mass;

@@ -75,14 +75,14 @@ GKD_HD T class_student(T student, const GroupCoef<T>& g, ScalarOf<T> inv_tempera
 }
 
 /// From the series where q^ and p^ differ by a factor of e at most, otherwise from their plain
-/// difference.
+/// difference. a_j is given.
 template <class T>
 GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
-                              ScalarOf<T> inv_temperature) {
+                              ScalarOf<T> inv_temperature, T exp_teacher) {
   using R = ScalarOf<T>;
   ClassTerms<T> c;
   const T u_offset = teacher - g.shift.teacher, s_offset = student - g.shift.student;
-  c.p = exp_of(T(u_offset * inv_temperature)) * g.inv_sum_teacher;
+  c.p = exp_teacher * g.inv_sum_teacher;
   const T d =
       class_log_ratio(student, teacher, s_offset, u_offset, g.shift, inv_temperature) + g.log_ratio;
   const MaskOf<T> use_series = (d >= R(-1)) & (d <= R(1));
@@ -101,6 +101,14 @@ GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
   return c;
 }
 
+/// The same with a_j computed.
+template <class T>
+GKD_HD ClassTerms<T> class_kl(T student, T teacher, const GroupCoef<T>& g,
+                              ScalarOf<T> inv_temperature) {
+  return class_kl(student, teacher, g, inv_temperature,
+                  exp_of(T((teacher - g.shift.teacher) * inv_temperature)));
+}
+
 /// Gradient with respect to one student logit: the coefficients contain temperature and weights.
 template <class T>
 GKD_HD T class_grad(ClassTerms<T> c, const GroupCoef<T>& g) {
@@ -116,9 +124,19 @@ struct RowSummary {
   double q_minus_p = 0;                         ///< Q - P, from the smaller side
 };
 
+/// How row_coefficients() calls a function of i for i in [0, kN): in turn. A warp has one lane for
+/// each i (cuda/block/row_coefficients.cuh), since these calls take most of a row's time there.
+struct InTurn {
+  template <int kN, class F>
+  GKD_HD void each(double (&result)[kN], F f) const {
+    for (int i = 0; i < kN; ++i) result[i] = f(i);
+  }
+};
+
 /// Binary-KD from u = logit(P), v = logit(Q) and w = v - u, which is known more accurately than the
 /// difference of the two.
-GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
+template <class Calls = InTurn>
+GKD_HD void binary_term(double u, double v, double w, RowSummary* row, const Calls& calls = {}) {
   using std::expm1;
   using std::log1p;
   auto sigmoid = [](double x) {
@@ -127,19 +145,26 @@ GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
   auto log_sigmoid = [](double x) {
     return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x));
   };
-  row->p = sigmoid(u);
-  row->p_rest = sigmoid(-u);
-  row->q = sigmoid(v);
-  row->q_rest = sigmoid(-v);
+  const auto signed_logit = [&](int i) { return i == 0 ? u : i == 1 ? -u : i == 2 ? v : -v; };
+  double mass[4];
+  calls.each(mass, [&](int i) { return sigmoid(signed_logit(i)); });
+  row->p = mass[0];
+  row->p_rest = mass[1];
+  row->q = mass[2];
+  row->q_rest = mass[3];
   if (w >= -1 && w <= 1) {
     // Two classes with e = 0 and w, so d = L and w + L, L = log1p(P' expm1(-w)).
     const double l = log1p(row->p_rest * expm1(-w));
     const double d_rest = w + l;
-    row->binary = row->p * expm1_and_phi(l).phi + row->p_rest * expm1_and_phi(d_rest).phi;
+    double phi[2];
+    calls.each(phi, [&](int i) { return expm1_and_phi(i == 0 ? l : d_rest).phi; });
+    row->binary = row->p * phi[0] + row->p_rest * phi[1];
     row->q_minus_p = row->p <= row->p_rest ? row->p * expm1(-l) : -row->p_rest * expm1(-d_rest);
   } else {
-    const double log_in = log_sigmoid(u) - log_sigmoid(v);
-    const double log_out = log_sigmoid(-u) - log_sigmoid(-v);
+    double log_mass[4];
+    calls.each(log_mass, [&](int i) { return log_sigmoid(signed_logit(i)); });
+    const double log_in = log_mass[0] - log_mass[2];
+    const double log_out = log_mass[1] - log_mass[3];
     row->binary =
         (row->p > 0 ? row->p * log_in : 0) + (row->p_rest > 0 ? row->p_rest * log_out : 0);
     row->q_minus_p = row->p <= row->p_rest ? row->q - row->p : row->p_rest - row->q_rest;
@@ -147,22 +172,24 @@ GKD_HD void binary_term(double u, double v, double w, RowSummary* row) {
 }
 
 /// Row constants from the moments of the two groups (index 0: primary, 1: the rest).
-template <class T>
+template <class T, class Calls = InTurn>
 GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights& w,
-                                   GroupCoef<T> (&coef)[2]) {
+                                   GroupCoef<T> (&coef)[2], const Calls& calls = {}) {
   using std::log;
   RowSummary row;
   const double inv_t = 1 / w.temperature;
-  double ratio[2] = {0, 0};
-  for (int g = 0; g < 2; ++g) {
+  double ratio[2];
+  calls.each(ratio, [&](int g) {
     // A group whose student mass is 0 keeps d = e = +inf; one whose teacher mass is 0 has no KL.
-    if (m[g].sum_teacher > 0 && m[g].sum_student > 0) ratio[g] = m[g].log_ratio();
-  }
+    return m[g].sum_teacher > 0 && m[g].sum_student > 0 ? m[g].log_ratio() : 0.0;
+  });
+  // 0 and 1: the groups' teacher sums, 2 and 3: their student sums.
+  const auto sum = [&](int i) { return i < 2 ? m[i].sum_teacher : m[i - 2].sum_student; };
   if (m[0].count > 0 && m[1].count > 0) {
-    const double u = (m[0].shift.teacher - m[1].shift.teacher) * inv_t +
-                     (log(m[0].sum_teacher) - log(m[1].sum_teacher));
-    const double v = (m[0].shift.student - m[1].shift.student) * inv_t +
-                     (log(m[0].sum_student) - log(m[1].sum_student));
+    double log_sum[4];
+    calls.each(log_sum, [&](int i) { return log(sum(i)); });
+    const double u = (m[0].shift.teacher - m[1].shift.teacher) * inv_t + (log_sum[0] - log_sum[1]);
+    const double v = (m[0].shift.student - m[1].shift.student) * inv_t + (log_sum[2] - log_sum[3]);
     double logit_diff = v - u;
     if (m[0].sum_teacher > 0 && m[1].sum_teacher > 0 && m[0].sum_student > 0 &&
         m[1].sum_student > 0) {
@@ -171,13 +198,15 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
           (m[0].shift.student - m[0].shift.teacher) - (m[1].shift.student - m[1].shift.teacher);
       logit_diff = shift_diff * inv_t + (ratio[0] - ratio[1]);
     }
-    binary_term(u, v, logit_diff, &row);
+    binary_term(u, v, logit_diff, &row, calls);
   } else {
     row.p = row.q = m[0].count > 0 ? 1 : 0;
     row.p_rest = row.q_rest = m[1].count > 0 ? 1 : 0;
   }
   const double weight[2] = {w.primary, w.secondary};
   const double mass[2] = {row.p, row.p_rest};
+  double inverse[4];
+  calls.each(inverse, [&](int i) { return sum(i) > 0 ? 1 / sum(i) : 0.0; });
   for (int g = 0; g < 2; ++g) {
     GroupCoef<T>& c = coef[g];
     c = GroupCoef<T>{};
@@ -185,8 +214,8 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
     row.kl_weight[g] = m[g].sum_teacher > 0 ? weight[g] * (w.coupled ? mass[g] : 1.0) : 0.0;
     c.shift.teacher = static_cast<T>(finite_or_zero(m[g].shift.teacher));
     c.shift.student = static_cast<T>(finite_or_zero(m[g].shift.student));
-    c.inv_sum_teacher = m[g].sum_teacher > 0 ? static_cast<T>(1 / m[g].sum_teacher) : T(0);
-    c.inv_sum_student = m[g].sum_student > 0 ? static_cast<T>(1 / m[g].sum_student) : T(0);
+    c.inv_sum_teacher = static_cast<T>(inverse[g]);
+    c.inv_sum_student = static_cast<T>(inverse[2 + g]);
     c.log_ratio = static_cast<T>(ratio[g]);
     c.coef_q = static_cast<T>(w.temperature * w.binary * (g == 0 ? row.q_minus_p : -row.q_minus_p));
     c.coef_diff = static_cast<T>(w.temperature * row.kl_weight[g]);

@@ -2,7 +2,8 @@
 // values that tell rounds, ranks and places apart.
 #include <gtest/gtest.h>
 
-#include "cuda/fused/block_group.cuh"
+#include "cuda/fused/cluster_group.cuh"
+#include "cuda/fused/grid_group.cuh"
 #include "cuda/workspace.h"
 
 namespace gkd::cuda {
@@ -41,7 +42,7 @@ __device__ void check_sum(BlockGroup& group, V* bins, int round, int* errors) {
 template <class BlockGroup>
 __global__ void __launch_bounds__(kFusedThreads)
     collectives_kernel(int blocks, int overflow, void* scratch, int* wrong) {
-  __shared__ GroupStorage<BlockGroup::kMaxBlocks> storage;
+  __shared__ typename BlockGroup::Storage storage;
   __shared__ alignas(16) int bins[2 * kBins];
   constexpr int kCapacity = kFusedListBytes / int(sizeof(Item)) / 2;
   __shared__ Item list[2 * kCapacity];

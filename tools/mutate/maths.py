@@ -33,7 +33,7 @@ MATHS = [
         name="rest-by-subtraction",
         fault="P' = 1 - P, which keeps no digit of a small P'",
         file="csrc/math/loss.h",
-        old="row->p_rest = sigmoid(-u);",
+        old="row->p_rest = mass[1];",
         new="row->p_rest = 1 - row->p;",
         by=("gkd_math_test Binary*",),
     ),
@@ -121,12 +121,44 @@ CPU = [
         by=("tests/python/loss/test_loss.py -k ties_to_even",),
     ),
     Mutant(
-        name="upper-half-alone",
-        fault="halving the candidates, the search weighs the upper half without what is above it",
+        name="window-unverified",
+        fault="the first class of a window under the cut is taken for the cut",
         file="csrc/cpu/kernels/select-inl.h",
-        old="if (stop.is_met(above + upper, total)) {",
-        new="if (stop.is_met(upper, total)) {",
-        by=("tests/python/group/test_select_vs_sort.py -k 'past_a_segment and clustered'",),
+        old="return bracket.is_not_met(before) && bracket.is_met(above);",
+        new="return true;",
+        by=("gkd_row_test Row.NoOrder*",),
+    ),
+    Mutant(
+        name="sums-without-error",
+        fault="sums in double decide a threshold that lies between them and the integers",
+        file="csrc/cpu/kernels/select-inl.h",
+        old="if (stop.by_mass) error = 2 * n * (1 / scale + 0x1p-53 * total);",
+        new="",
+        by=("gkd_row_test Row.AThreshold*",),
+    ),
+    Mutant(
+        name="far-as-near",
+        fault="logits many nats apart take the terms of those close together",
+        file="csrc/cpu/kernels/near_terms-inl.h",
+        old="limit(T(kMaxNats * kMaxNats) / (inv_t * inv_t))",
+        new="limit(T(1e30))",
+        by=("gkd_row_test Row.NearAndFar*",),
+    ),
+    Mutant(
+        name="kept-padding",
+        fault="what follows a row's last kept exponential is -inf, not 0",
+        file="csrc/cpu/kernels/row_passes-inl.h",
+        old="if (tile == buffer) std::fill(buffer + count, buffer + padded<T>(count), T(0));",
+        new="",
+        by=("gkd_row_test Row.InstructionSetsAgree",),
+    ),
+    Mutant(
+        name="target-above-the-window",
+        fault="a target that ranks below the window weighs as if it were above it",
+        file="csrc/cpu/kernels/row.cpp",
+        old="weight[0] -= own;",
+        new="",
+        by=("gkd_row_test Row.ATargetBelow*",),
     ),
     Mutant(
         name="last-block-of-one",
@@ -137,14 +169,14 @@ CPU = [
     Buffers buffers;
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
-    for (std::int64_t j = begin; j < end; j += kTile) {
+    for (std::int64_t j = begin, count; j < end; j += count) {
 """,
         new="""\
   void for_each_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
     Buffers buffers;
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
-    for (std::int64_t j = begin; j < end - (end > kTile); j += kTile) {
+    for (std::int64_t j = begin, count; j < end - (end > kTile); j += count) {
 """,
         by=("gkd_row_test Row.InstructionSetsAgree", PARITY),
     ),
@@ -152,8 +184,14 @@ CPU = [
         name="ties-split",
         fault="of the classes tied at the cut one joins the group (flashinfer#3774)",
         file="csrc/cpu/kernels/sums-inl.h",
-        old="const MaskOf<V> in = rank >= high;",
-        new="const MaskOf<V> in = rank > high;",
+        old="""\
+      const MaskOf<V> in = r[k] >= high;
+      const unsigned in_bits = compare_bits(r[k], high);
+""",
+        new="""\
+      const MaskOf<V> in = r[k] > high;
+      const unsigned in_bits = movemask(in);
+""",
         by=("tests/python/loss/test_loss.py -k test_methods_agree", PARITY),
     ),
     Mutant(

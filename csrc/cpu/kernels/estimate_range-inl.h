@@ -20,7 +20,7 @@ struct CentredBins {
 };
 
 /// Counts the row's classes into scratch->counts[0, bins.count). Classes under the bins go to one
-/// slot per lane behind them; classes above go to bin 0, since the caller knows their number.
+/// slot per lane behind them.
 template <class T>
 void count_row(const Row<T>& row, const CentredBins<T>& bins, const Executor& executor,
                Scratch* scratch) {
@@ -60,165 +60,117 @@ void count_row(const Row<T>& row, const CentredBins<T>& bins, const Executor& ex
   }
 }
 
-/// The result of estimate_range().
+/// Classes of a sample: many enough that the window that they leave holds a few percent of a row.
+inline constexpr std::int64_t kSample = 8192;
+
+/// Logits from all over the row, one cache line of floats each time.
 template <class T>
-struct RangeEstimate {
-  LogitRange<T> window;
-  bool found = false;
-  std::int64_t ties = 0;  ///< > 0: the window is one logit, and this many classes have it
-};
-
-/// Extremes and number of the classes in a window, and the number of classes above it.
-template <class T>
-struct WindowStats {
-  T high, low;
-  std::int64_t inside, above;
-};
-
-template <class T>
-WindowStats<T> window_stats(const Row<T>& row, const LogitRange<T>& window) {
-  using V = VecOf<T>;
-  std::int64_t inside = 0, above = 0;
-  V top = splat<V>(-kInfinity<T>), bottom = splat<V>(kInfinity<T>);
-  row.for_each_ranking_tile(0, row.classes, [&](std::int64_t count, auto r) {
-    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-      const V v = r[k];
-      const MaskOf<V> over = v >= window.high, in = (v >= window.low) & (v < window.high);
-      above += __builtin_popcount(movemask(over));
-      inside += __builtin_popcount(movemask(in));
-      top = ((v > top) & in) ? v : top;
-      bottom = ((v < bottom) & in) ? v : bottom;
-    }
-  });
-  return {reduce_max(top), -reduce_max(V(-bottom)), inside, above};
-}
-
-/// The bins that hold the cut, and the weight above the first.
-struct BinEstimate {
-  int first, last;
-  double above;
-};
-
-/// From the first bin at whose end the weight is `least` to the first at whose end it is `most`.
-inline BinEstimate bins_between(double least, double most, double above,
-                                const std::vector<float>& class_weight,
-                                const std::int32_t* counts) {
-  const int count = static_cast<int>(class_weight.size());
-  BinEstimate result{-1, count - 1, above};
-  for (int b = 0; b < count; ++b) {
-    const double next = above + static_cast<double>(class_weight[b]) * counts[b];
-    if (result.first < 0 && next >= least) result = {b, count - 1, above};
-    above = next;
-    if (above >= most) {
-      result.last = b;
-      break;
-    }
+void read_sample(const Row<T>& row, T* sample) {
+  constexpr std::int64_t kRun = 16;
+  for (std::int64_t k = 0; k < kSample / kRun; ++k) {
+    alignas(64) T buffer[kTile];
+    const std::int64_t begin = (row.classes - kRun) * k / (kSample / kRun - 1);
+    const T* run = read_tile(row.rank, begin, kRun, buffer);
+    std::copy(run, run + kRun, sample + k * kRun);
   }
-  if (result.first < 0) result.first = count - 1;
-  return result;
 }
 
-/// Adds the mass of the bins and its uncertainty, which depends on where classes lie in a bin.
-struct BinMasses {
-  double total = 0, error = 0;
+/// A window of logits from the counts of a row's classes, or of a sample of them, by logit.
+template <class T>
+struct WindowEstimate {
+  const StopRule& stop;
+  double scale;                ///< classes per counted class
+  std::vector<float> weight;   ///< of one class, by bin
+  const std::int32_t* counts;  ///< without the row's largest class, of weight 1, which is known
 
-  /// `nat`: the bins' width, `start`: how far the first bin's centre lies under the row's largest
-  /// logit, which is itself that centre in the first round; both in nats. Masses are in units of
-  /// the largest class's.
-  BinEstimate estimate(const StopRule& stop, double start, double nat, double above, int bins,
-                       const std::int32_t* counts, bool first_round) {
-    std::vector<float> mass(bins);
-    for (int b = 0; b < bins; ++b) mass[b] = static_cast<float>(-(start + b * nat));
-    for (int b = 0; b < bins; b += kFloats) {
-      store(exp_of(load<VecF32>(mass.data() + b)), mass.data() + b);
+  /// The bins that hold the cut, within three standard deviations of what a sample leaves open: a
+  /// class of weight w adds w (1[above the cut] - threshold) to what decides by mass, and 1 to a
+  /// count. `nat`: the bins' width, which leaves open where in a bin a class lies. The row's
+  /// largest class, of weight 1, is known.
+  std::pair<int, int> bins(double nat) const {
+    // Sums to the end of each bin.
+    std::vector<double> above(weight.size()), squares(weight.size());
+    const double first = 1 / scale;
+    double sum = first, sum_squares = 0;
+    for (std::size_t b = 0; b < weight.size(); ++b) {
+      const double w = weight[b], in_bin = w * counts[b];
+      above[b] = sum += in_bin;
+      squares[b] = sum_squares += in_bin * w;
     }
-    double variance = 0, sum = above;
-    for (int b = 0; b < bins; ++b) {
-      const double class_mass = mass[b], bin_mass = class_mass * counts[b];
-      sum += bin_mass;
-      variance += class_mass * class_mass * (first_round && b == 0 ? counts[b] - 1 : counts[b]);
+    const double target =
+        stop.by_mass ? stop.threshold * sum : static_cast<double>(stop.target_count) / scale;
+    const auto last = static_cast<int>(weight.size()) - 1;
+    const auto bin_of = [&](double x) {  // the first at whose end x is reached
+      return std::min(
+          static_cast<int>(std::lower_bound(above.begin(), above.end(), x) - above.begin()), last);
+    };
+    const double squares_above = squares[bin_of(target)];
+    const double share = stop.by_mass ? stop.threshold : squares_above / sum_squares;
+    const double variance =
+        (1 - share) * (1 - share) * squares_above + share * share * (sum_squares - squares_above);
+    double error = 3 * std::sqrt(variance * (1 - first));
+    if (stop.by_mass) {
+      error += nat * std::sqrt(sum_squares) + 1e-4 * (1 - stop.threshold) * first + 2e-6 * sum;
     }
-    error += nat * std::sqrt(variance);
-    if (first_round) {
-      total = sum;
-      error += 1e-4 * (1 - stop.threshold) + 2e-6 * total;
-    }
-    const double target = stop.threshold * total;
-    return bins_between(target - error, target + error, above, mass, counts);
+    return {bin_of(target - error), bin_of(target + error)};
   }
 };
 
-/// `high` and `low`: the row's largest logit and its smallest finite one.
+/// The masses of classes at the bins' centres, `nat` nats apart; the first is the row's largest.
+inline std::vector<float> centre_masses(double nat, int bins) {
+  std::vector<float> mass(bins);
+  for (int b = 0; b < bins; ++b) mass[b] = static_cast<float>(-b * nat);
+  for (int b = 0; b < bins; b += kFloats) {
+    store(exp_of(load<VecF32>(mass.data() + b)), mass.data() + b);
+  }
+  return mass;
+}
+
+/// `high` and `low`: the row's largest logit and its smallest finite one. `sample`: from a sample,
+/// which costs a tenth and leaves a larger window. An empty window: there is none.
 template <class T>
-RangeEstimate<T> estimate_range(const Row<T>& row, const StopRule& stop, T high, T low,
-                                double temperature, const Executor& executor, Scratch* scratch) {
-  const std::int64_t classes = row.classes;
+LogitRange<T> estimate_range(const Row<T>& row, const StopRule& stop, T high, T low,
+                             double temperature, bool sample, const Executor& executor,
+                             Scratch* scratch) {
   // Classes with p <= (1 - threshold)/C cannot be the cut: all of them together weigh too little.
   // With six nats more, what is left out weighs less than 1/400 of that.
-  const double span = static_cast<double>(high) - static_cast<double>(low);
-  double depth = span;
+  double depth = static_cast<double>(high) - static_cast<double>(low);
   if (stop.by_mass) {
-    const double reach = std::log(static_cast<double>(classes) / (1 - stop.threshold)) + 6;
+    const double reach = std::log(static_cast<double>(row.classes) / (1 - stop.threshold)) + 6;
     depth = std::min(depth, reach * temperature);
   }
-  int bin_count = kMinBins;
-  while (bin_count < kMaxBins && bin_count < classes / 4) bin_count *= 2;
-  // Classes that a window may hold: the sums then list at most 1/32 of the row.
-  const std::int64_t max_window = classes / 32 + 64;
-
-  double top = high, mass_above = 0;
-  std::uint64_t count_above = 0;  // exact, unlike the mass
-  BinMasses masses;
-  RangeEstimate<T> result;
-  for (int round = 0; round < 3; ++round) {
-    const double width = depth / (bin_count - 1);
-    const T per_unit = static_cast<T>(1 / width);
-    if (!(width > 0) || !(per_unit < kInfinity<T>) || !(per_unit > T(0))) {
-      if (span > 0) return result;
-      return {{high, high}, true, 0};  // all finite logits are equal
-    }
-    const CentredBins<T> bins{static_cast<T>(top), per_unit, bin_count};
-    count_row(row, bins, executor, scratch);
-    std::int32_t* counts = scratch->counts.data();
-    // Classes above the bins were counted into the first.
-    if (round > 0) counts[0] -= static_cast<std::int32_t>(count_above);
-    BinEstimate estimate;
-    if (stop.by_mass) {
-      estimate = masses.estimate(stop, (high - top) / temperature, bins.width() / temperature,
-                                 mass_above, bin_count, counts, /*first_round=*/round == 0);
-    } else {
-      const auto size = static_cast<double>(stop.target_count);
-      estimate = bins_between(size, size, static_cast<double>(count_above),
-                              std::vector<float>(bin_count, 1), counts);
-    }
-    std::int64_t undecided = 0;
-    for (int b = estimate.first; b <= estimate.last; ++b) undecided += counts[b];
-
-    // The window is a little larger than the bins: rounding may have moved a class across an edge.
-    const double edge_margin =
-        1e-2 * width + 4 * std::numeric_limits<T>::epsilon() *
-                           std::max(std::abs(static_cast<double>(high)), depth);
-    result.window.high = estimate.first == 0 && round == 0
-                             ? std::nextafter(high, kInfinity<T>)
-                             : static_cast<T>(top - (estimate.first - 0.5) * width + edge_margin);
-    result.window.low = std::max(static_cast<T>(top - (estimate.last + 0.5) * width - edge_margin),
-                                 std::numeric_limits<T>::lowest());
-    if (undecided <= max_window) {
-      result.found = true;
-      return result;
-    }
-    const WindowStats<T> stats = window_stats(row, result.window);
-    if (!(stats.high > stats.low)) {
-      if (stats.high == stats.low) result = {{stats.high, stats.high}, true, stats.inside};
-      return result;
-    }
-    // The next round has finer bins, over the window only.
-    mass_above = estimate.above;
-    count_above = static_cast<std::uint64_t>(stats.above);
-    top = stats.high;
-    depth = static_cast<double>(stats.high) - static_cast<double>(stats.low);
+  const T above_all = std::nextafter(high, kInfinity<T>);
+  if (depth == 0) return {above_all, high};  // all finite logits are equal
+  alignas(64) T sampled[kSample];
+  Row<T> counted = row;
+  if (sample) {
+    read_sample(row, sampled);
+    counted.rank = {sampled, 1, kDtype<T>};
+    counted.classes = kSample;
   }
-  return result;
+  int bin_count = kMinBins;
+  const std::int64_t bins_wanted =
+      std::max(counted.classes / 16, std::min<std::int64_t>(counted.classes / 4, 128));
+  while (bin_count < kMaxBins && bin_count < bins_wanted) bin_count *= 2;
+  const double width = depth / (bin_count - 1);
+  const T per_unit = static_cast<T>(1 / width);
+  if (!(width > 0) || !(per_unit < kInfinity<T>) || !(per_unit > T(0))) return {high, high};
+  const CentredBins<T> bins{high, per_unit, bin_count};
+  count_row(counted, bins, executor, scratch);
+  std::int32_t* counts = scratch->counts.data();
+  counts[0] = std::max(counts[0] - 1, 0);
+  const double nat = bins.width() / temperature;
+  const WindowEstimate<T> estimate{
+      stop, static_cast<double>(row.classes) / static_cast<double>(counted.classes),
+      stop.by_mass ? centre_masses(nat, bin_count) : std::vector<float>(bin_count, 1), counts};
+  const auto [first, last] = estimate.bins(nat);
+
+  // The window is a little larger than the bins: rounding may have moved a class across an edge.
+  const double margin = 1e-2 * width + 4 * std::numeric_limits<T>::epsilon() *
+                                           std::max(std::abs(static_cast<double>(high)), depth);
+  const auto edge = [&](double bin) { return static_cast<double>(high) - bin * width; };
+  return {first == 0 ? above_all : static_cast<T>(edge(first - 0.5) + margin),
+          std::max(static_cast<T>(edge(last + 0.5) - margin), std::numeric_limits<T>::lowest())};
 }
 
 }  // namespace

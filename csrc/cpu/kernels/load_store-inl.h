@@ -22,6 +22,14 @@ std::int64_t padded(std::int64_t count) {
   return (count + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
 }
 
+/// Classes of the tile at `begin`. Those that fill no vector are a tile of their own, since they
+/// need a padded copy.
+template <class T>
+std::int64_t tile_size(std::int64_t begin, std::int64_t end) {
+  const std::int64_t left = std::min(kTile, end - begin);
+  return left < kWidth<T> ? left : left / kWidth<T> * kWidth<T>;
+}
+
 template <class T>
 T scalar_from_bits(std::uint16_t bits, Dtype dtype) {
   return static_cast<T>(to_float(VecU16{bits}, dtype)[0]);
@@ -46,21 +54,27 @@ inline bool is_half_row(const LogitsRow& row) {
   return row.stride == 1 && element_size(row.dtype) == 2;
 }
 
-/// Logits [begin, begin + count), count <= kTile, padded to whole vectors with -inf: classes of
-/// probability 0, which add nothing to any sum. Points into the tensor where it can.
 template <class T>
-const T* read_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count, T* buffer) {
-  const std::int64_t whole = padded<T>(count);
+void convert_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count, T* buffer) {
   if (row.stride == 1 && row.dtype == kDtype<T>) {
     const T* direct = static_cast<const T*>(row.data) + begin;
-    if (whole == count) return direct;
     std::copy(direct, direct + count, buffer);
   } else if (is_half_row(row)) {
     read_u16(static_cast<const std::uint16_t*>(row.data) + begin, row.dtype, count, buffer);
   } else {
     for (std::int64_t k = 0; k < count; ++k) buffer[k] = read_one<T>(row, begin + k);
   }
-  std::fill(buffer + count, buffer + whole, -kInfinity<T>);
+  std::fill(buffer + count, buffer + padded<T>(count), -kInfinity<T>);
+}
+
+/// Logits [begin, begin + count), count <= kTile, padded to whole vectors with -inf: classes of
+/// probability 0, which add nothing to any sum. Points into the tensor where it can.
+template <class T>
+const T* read_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count, T* buffer) {
+  if (row.stride == 1 && row.dtype == kDtype<T> && padded<T>(count) == count) {
+    return static_cast<const T*>(row.data) + begin;
+  }
+  convert_tile(row, begin, count, buffer);
   return buffer;
 }
 
@@ -120,8 +134,8 @@ void visit_half_tiles(Dtype dtype, std::int64_t begin, Visit visit, const Rows&.
 template <class T, class Visit>
 void read_tiles(const LogitsRow& row, std::int64_t begin, std::int64_t end, Visit visit) {
   alignas(64) T buffer[kTile];
-  for (std::int64_t j = begin; j < end; j += kTile) {
-    const std::int64_t count = std::min(kTile, end - j);
+  for (std::int64_t j = begin, count; j < end; j += count) {
+    count = tile_size<T>(j, end);
     visit(count, read_tile(row, j, count, buffer));
   }
 }
@@ -146,8 +160,8 @@ struct Row {
   template <class Visit>
   void for_each_ranking_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
     alignas(64) T buffer[kTile];
-    for (std::int64_t j = begin; j < end; j += kTile) {
-      const std::int64_t count = std::min(kTile, end - j);
+    for (std::int64_t j = begin, count; j < end; j += count) {
+      count = tile_size<T>(j, end);
       if constexpr (std::is_same_v<T, float>) {
         if (is_half_row(rank) && padded<T>(count) == count) {
           visit_half_tiles(
@@ -180,8 +194,8 @@ struct Row {
     Buffers buffers;
     // Only when ranking == teacher, so that the compiler converts it once.
     const bool halves = is_half_row(s) && is_half_row(u) && s.dtype == u.dtype && !by_student;
-    for (std::int64_t j = begin; j < end; j += kTile) {
-      const std::int64_t count = std::min(kTile, end - j);
+    for (std::int64_t j = begin, count; j < end; j += count) {
+      count = tile_size<T>(j, end);
       if constexpr (std::is_same_v<T, float>) {
         if (halves && padded<T>(count) == count && !has_target(j, count)) {
           visit_half_tiles(

@@ -1,7 +1,6 @@
-// A row: extremes, the cut, moments of each group, loss and gradient. The row is read three times,
-// and once more to count classes, when the first estimate of the cut is right, which is nearly
-// always; every estimate is checked against exact sums, otherwise exact_cut() is the fallback, with
-// the same result.
+// A row: extremes, the cut, moments of each group, loss and gradient. Each is one pass over the
+// row, if the first estimate of the cut is right, which is nearly always; every estimate is
+// checked, and exact_cut() is the fallback, with the same result.
 #include "cpu/kernels/estimate_range-inl.h"
 #include "cpu/kernels/row_passes-inl.h"
 
@@ -22,77 +21,62 @@ struct WholeRow : RowPasses<T> {
   const T group_temperature =
       static_cast<T>(task.selection.temperature_or(task.weights.temperature));
 
-  /// In class order, for determinism.
-  template <class Visit>
-  void for_each_window_class(Visit visit) const {
-    for (std::int64_t k = 0; k < row.segments(); ++k) {
-      for (std::uint32_t offset : scratch->segments[k].in_window) visit(k * kSegment + offset);
-    }
-  }
-
-  /// Adds the window's classes, skipped in the first pass, now that the cut is known.
-  void add_window_classes(T cut, const Shift<T> (&shift)[2], const MassRule<T>& rule,
-                          RowSums* sums) {
-    MomentsAccumulator<T, MassFrom::kNothing> moments{
-        {cut, cut}, {shift[0], shift[1]}, inv_t, rule, false};
-    alignas(64) T s[kTile], u[kTile], r[kTile];
-    std::int64_t buffered = 0;
-    auto flush = [&] {
-      for (T* tile : {s, u, r}) {
-        std::fill(tile + buffered, tile + padded<T>(buffered), -kInfinity<T>);
-      }
-      moments.add(Tile<T>{s}, Tile<T>{u}, Tile<T>{r}, buffered, 0, nullptr);
-      buffered = 0;
-    };
-    for_each_window_class([&](std::int64_t j) {
-      s[buffered] = read_one<T>(row.s, j);
-      u[buffered] = read_one<T>(row.u, j);
-      r[buffered] = row.by_student ? s[buffered] : u[buffered];
-      if (++buffered == kTile) flush();
-    });
-    flush();
-    sums->add(moments.result());
-  }
-
-  /// The cut from window and sums; false where the window does not hold it.
-  bool try_window(const StopRule& stop, const RangeEstimate<T>& estimate, const MassRule<T>& rule,
+  /// The cut from the window, and the moments; false where the window does not hold the cut.
+  bool try_window(const StopRule& stop, const LogitRange<T>& window, const MassRule<T>& rule,
                   CutResult<T>* cut) {
-    const LogitRange<T>& window = estimate.window;
+    if (!(window.high > window.low)) return false;
     guess_shifts(row, window.low, temperature, scratch->segments, cut->shift);
     RowSums sums;
     if (!stop.by_mass) {
-      sums = this->template sum<MassFrom::kNothing>(window, cut->shift, rule);
+      sums = this->template sum<MassFrom::kNothing>(window, cut->shift, nullptr);
     } else if (row.by_student || group_temperature != temperature) {
-      sums = this->template sum<MassFrom::kRank>(window, cut->shift, rule);
+      sums = this->template sum<MassFrom::kRank>(window, cut->shift, &rule);
     } else {
-      sums = this->template sum<MassFrom::kTeacherTerm>(window, cut->shift, rule);
+      sums = this->template sum<MassFrom::kTeacherTerm>(window, cut->shift, &rule);
+    }
+    double weight[2];  // above and below the window
+    for (int g = 0; g < 2; ++g) {
+      weight[g] = stop.by_mass ? sums.mass[g] : static_cast<double>(sums.group[g].count);
+    }
+    std::vector<T> logits;
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      const LogitPairs<T>& found = undecided(k);
+      const std::vector<T>& ranking = row.by_student ? found.s : found.u;
+      logits.insert(logits.end(), ranking.begin(), ranking.end());
     }
     // The target was counted in the group wherever it ranks; selection ignores it.
-    std::uint64_t above =
-        stop.by_mass ? sums.mass_in : static_cast<std::uint64_t>(sums.group[0].count);
-    std::vector<T> candidates;
-    if (row.target >= 0) {
-      const T rank = read_one<T>(row.rank, row.target);
-      if (rank < window.high) above -= total_weight(stop, rule, &rank, 1);
-      if (rank < window.high && rank >= window.low) candidates.push_back(rank);
+    const T rank = row.target < 0 ? kInfinity<T> : read_one<T>(row.rank, row.target);
+    if (rank < window.high) {
+      const double own = stop.by_mass ? reduce_max(rule.weight(splat<VecOf<T>>(rank))) : 1;
+      weight[0] -= own;
+      if (rank < window.low) weight[1] += own;
+      if (rank >= window.low) logits.push_back(rank);
     }
-    const std::uint64_t total = sums.mass_total;
-    if (window.low == window.high) {
-      cut->value = window.low;
-      const std::uint64_t tied =
-          total_weight(stop, rule, &window.low, 1) * static_cast<std::uint64_t>(estimate.ties);
-      if (!stop.is_met(above, total)) return false;
-      if (estimate.ties > 0 && stop.is_met(above - tied, total)) return false;
-    } else {
-      for_each_window_class(
-          [&](std::int64_t j) { candidates.push_back(read_one<T>(row.rank, j)); });
-      if (candidates.empty() || stop.is_met(above, total)) return false;
-      if (!cut_in_window(stop, rule, candidates, above, total, &cut->value)) return false;
-      add_window_classes(cut->value, cut->shift, rule, &sums);
-    }
+    if (!cut_in_window(stop, row.classes, rule, window, logits, weight, &cut->value)) return false;
+    add_undecided(*cut, &sums);
     cut->sums = sums;
-    cut->has_sums = true;
-    return true;
+    return cut->has_sums = true;
+  }
+
+  LogitPairs<T>& undecided(std::int64_t segment) {
+    return std::get<LogitPairs<T>>(scratch->segments[segment].undecided);
+  }
+
+  /// The moments of the window's classes, now that the cut is known.
+  void add_undecided(const CutResult<T>& cut, RowSums* sums) {
+    MomentsAccumulator<T, MassFrom::kKnownCut> moments{
+        {cut.value, cut.value}, {cut.shift[0], cut.shift[1]}, inv_t};
+    alignas(64) T unused[kTile];
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      LogitPairs<T>& found = undecided(k);
+      const auto size = static_cast<std::int64_t>(found.s.size());
+      for (std::vector<T>* v : {&found.s, &found.u}) v->resize(padded<T>(size), -kInfinity<T>);
+      for (std::int64_t j = 0; j < size; j += kTile) {
+        const Tile<T> s{&found.s[j]}, u{&found.u[j]};
+        moments.add(s, u, row.by_student ? s : u, std::min(kTile, size - j), unused);
+      }
+    }
+    sums->add(moments.result());
   }
 
   CutResult<T> find_cut(T high, T low, const MassRule<T>& rule) {
@@ -112,12 +96,13 @@ struct WholeRow : RowPasses<T> {
       cut.value = sorted_cut(row, stop, rule);
       return cut;
     }
-    const RangeEstimate<T> estimate =
-        estimate_range(row, stop, high, low,
-                       task.selection.temperature_or(task.weights.temperature), executor, scratch);
-    if (!estimate.found || !try_window(stop, estimate, rule, &cut)) {
-      cut.value = exact_cut(row, stop, rule, scratch);
+    for (bool sample : {true, false}) {
+      if (sample && row.classes < 2 * kSample) continue;
+      const LogitRange<T> window =
+          estimate_range(row, stop, high, low, group_temperature, sample, executor, scratch);
+      if (try_window(stop, window, rule, &cut)) return cut;
     }
+    cut.value = exact_cut(row, stop, rule, scratch);
     return cut;
   }
 
@@ -128,7 +113,7 @@ struct WholeRow : RowPasses<T> {
     if (!std::isfinite(high) || !std::isfinite(extremes.teacher_high)) return invalid_row();
     const MassRule<T> rule(row.classes, high, T(1) / group_temperature);
     CutResult<T> cut = find_cut(high, static_cast<T>(extremes.low), rule);
-    if (!Passes::accumulate_moments(&cut, rule, /*whole=*/true)) return invalid_row();
+    if (!Passes::accumulate_moments(&cut, /*whole=*/true)) return invalid_row();
     RowResult result;
     result.cut = cut.value + T(0);  // canonicalises -0.0 to +0.0
     result.size = cut.sums.group[0].count;

@@ -19,13 +19,13 @@ GroupCoef<V> map_fields(F f, const Coefs&... coefs) {
           f(coefs.coef_diff...)};
 }
 
-/// The cut, and the sums if the search for it has computed them already.
+/// A cut, and the moments if they are known already.
 template <class T>
 struct CutResult {
-  T value;
+  T value = -kInfinity<T>;
   bool has_sums = false;
+  Shift<T> shift[2]{};
   RowSums sums;
-  Shift<T> shift[2];
 };
 
 template <class T>
@@ -37,6 +37,8 @@ struct RowPasses {
   const Row<T> row{task.student, task.teacher, by_student ? task.student : task.teacher,
                    task.classes, task.target,  by_student};
   const T temperature = static_cast<T>(task.weights.temperature), inv_t = T(1) / temperature;
+  /// The gradient's memory holds a_j of every class.
+  bool kept = false;
 
   RowPasses(const RowTask& task, const Executor& executor, Scratch* scratch)
       : task(task), executor(executor), scratch(scratch) {
@@ -52,16 +54,31 @@ struct RowPasses {
     });
   }
 
+  /// A tile of the kept a_j, padded with 0.
+  const T* kept_tile(std::int64_t begin, std::int64_t count, T* buffer) const {
+    const T* tile =
+        read_tile<T>({task.gradient.data, 1, task.gradient.dtype}, begin, count, buffer);
+    if (tile == buffer) std::fill(buffer + count, buffer + padded<T>(count), T(0));
+    return tile;
+  }
+
+  /// Keeps the a_j in the gradient's memory, where that has their dtype.
   template <MassFrom kMass>
-  RowSums sum(const LogitRange<T>& window, const Shift<T> (&shift)[2], const MassRule<T>& rule) {
+  RowSums sum(const LogitRange<T>& window, const Shift<T> (&shift)[2], const MassRule<T>* rule) {
+    kept = task.gradient.data && task.gradient.dtype == kDtype<T>;
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
-      MomentsAccumulator<T, kMass> moments{
-          window, {shift[0], shift[1]}, inv_t, rule, row.by_student};
-      segment.in_window.clear();
-      row.for_each_tile(
-          begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
-            moments.add(s, u, r, count, static_cast<std::uint32_t>(j - begin), &segment.in_window);
-          });
+      auto& undecided = std::get<LogitPairs<T>>(segment.undecided);
+      undecided.s.clear();
+      undecided.u.clear();
+      MomentsAccumulator<T, kMass> moments{window, {shift[0], shift[1]}, inv_t,
+                                           rule,   by_student,           &undecided};
+      row.for_each_tile(begin, end,
+                        [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
+                          alignas(64) T buffer[kTile];
+                          T* out = kept ? writable_tile(task.gradient, j, count, buffer) : buffer;
+                          moments.add(s, u, r, count, out);
+                          if (kept) write_tile(task.gradient, j, count, out);
+                        });
       segment.sums = moments.result();
     });
     RowSums total;
@@ -97,11 +114,11 @@ struct RowPasses {
 
   /// The moments of a row whose cut and extremes are known, with shifts that keep their digits;
   /// false where the row is invalid (is_invalid()).
-  bool accumulate_moments(CutResult<T>* cut, const MassRule<T>& rule, bool whole) {
+  bool accumulate_moments(CutResult<T>* cut, bool whole) {
     const LogitRange<T> known{cut->value, cut->value};
     if (!cut->has_sums) {
       guess_shifts(row, cut->value, temperature, scratch->segments, cut->shift);
-      cut->sums = sum<MassFrom::kNothing>(known, cut->shift, rule);
+      cut->sums = sum<MassFrom::kKnownCut>(known, cut->shift, nullptr);
     }
     // With few classes rounding errors do not average out, so use a shift from inside the group.
     const auto has_few = [&](int g) {
@@ -115,7 +132,7 @@ struct RowPasses {
         (rest_has_kl && has_few(1))) {
       if (is_invalid(row, whole)) return false;
       exact_shifts(row, cut->value, temperature, cut->shift);
-      cut->sums = sum<MassFrom::kNothing>(known, cut->shift, rule);
+      cut->sums = sum<MassFrom::kKnownCut>(known, cut->shift, nullptr);
     }
     return true;
   }
@@ -153,33 +170,57 @@ struct RowPasses {
       const T inv_t = this->inv_t, scale = static_cast<T>(task.gradient_scale);
       const V cut_vector = splat<V>(cut), zero{};
       const V rest_scale = splat<V>(coef[1].coef_q * coef[1].inv_sum_student * scale);
+      const NearGradient<T> near(coef, inv_t, scale);
+      const V in_gap = splat<V>(near.gap[0]), out_gap = splat<V>(near.gap[1]);
+      const V in_log = primary.log_ratio, out_log = rest.log_ratio;
+      const V in_p = splat<V>(near.of_p[0]), out_p = splat<V>(near.of_p[1]);
+      const V in_diff = splat<V>(near.of_diff[0]), out_diff = splat<V>(near.of_diff[1]);
       const GradientRow gradient = task.gradient;
       DoubleAccumulator<V> sum[2];
+      const bool kept = this->kept;
       row.for_each_tile(
           begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
-            alignas(64) T buffer[kTile];
+            alignas(64) T buffer[kTile], kept_buffer[kTile];
+            const T* known = kept ? kept_tile(j, count, kept_buffer) : nullptr;
             T* out = kGradient ? writable_tile(gradient, j, count, buffer) : nullptr;
-            V tile_kl[2] = {};
+            V tile_kl[2] = {}, near_kl[2] = {};
             for (std::int64_t k = 0; k < count; k += kWidth<T>) {
               const V student = s[k];
               const MaskOf<V> in = r[k] >= cut_vector;
-              const unsigned bits = movemask(in);
+              const unsigned bits = compare_bits(r[k], cut_vector);
               if (!kRest && bits == 0) {
                 if (!kGradient) continue;
                 store(V(exp_of(V((student - rest.shift.student) * inv_t)) * rest_scale), out + k);
+                continue;
+              }
+              const V teacher = u[k];
+              const Shift<V> shift{in ? primary.shift.teacher : rest.shift.teacher,
+                                   in ? primary.shift.student : rest.shift.student};
+              const V ratio = near.log_ratio(student, teacher, shift, in ? in_gap : out_gap);
+              if (near.holds(ratio)) {
+                const V a = known ? load<V>(known + k) : near.exp_teacher(teacher, shift.teacher);
+                const WideTerms<V> x = wide_terms(V(ratio * inv_t + (in ? in_log : out_log)));
+                const V kl = a * x.phi;
+                near_kl[0] += in ? kl : zero;
+                if (kRest) near_kl[1] += in ? zero : kl;
+                if (kGradient) {
+                  store(V(a * ((in ? in_p : out_p) + (in ? in_diff : out_diff) * x.expm1)),
+                        out + k);
+                }
                 continue;
               }
               GroupCoef<V> c = primary;
               if (bits != kAllTrue<V>) {
                 c = map_fields<V>([in](V x, V y) { return in ? x : y; }, primary, rest);
               }
-              const ClassTerms<V> t = class_kl(student, u[k], c, inv_t);
+              const V a = known ? load<V>(known + k) : exp_of(V((teacher - shift.teacher) * inv_t));
+              const ClassTerms<V> t = class_kl(student, teacher, c, inv_t, a);
               tile_kl[0] += in ? t.kl : zero;
               if (kRest) tile_kl[1] += in ? zero : t.kl;
               if (kGradient) store(V(class_grad(t, c) * scale), out + k);
             }
-            sum[0].add(tile_kl[0]);
-            if (kRest) sum[1].add(tile_kl[1]);
+            sum[0].add(tile_kl[0] + near_kl[0] * primary.inv_sum_teacher);
+            if (kRest) sum[1].add(tile_kl[1] + near_kl[1] * rest.inv_sum_teacher);
             if (kGradient) write_tile(gradient, j, count, out);
           });
       for (int g = 0; g < 2; ++g) segment.kl[g] = sum[g].sum();

@@ -79,20 +79,14 @@ struct ShardRow {
   }
 
   /// Adds a tile's weight to *total, and that of the classes in bins before `first` to *above.
-  /// `bin` is as long as whole vectors.
   void weigh(const T* r, const int* bin, std::int64_t count, int first, std::uint64_t* above,
              std::uint64_t* total) const {
-    using Lanes = std::conditional_t<std::is_same_v<T, float>, VecI32, int>;
-    if (!stop.by_mass) {
-      for (std::int64_t k = 0; k < count; ++k) *above += bin[k] < first;
-      *total += static_cast<std::uint64_t>(count);
-      return;
+    std::uint64_t weights[kTile];
+    class_weights(stop, rule, r, count, weights);
+    for (std::int64_t k = 0; k < count; ++k) {
+      *total += weights[k];
+      *above += bin[k] < first ? weights[k] : 0;
     }
-    MassAccumulator<VecOf<T>> mass;
-    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-      mass.add(rule.weight(load<VecOf<T>>(r + k)), load<Lanes>(bin + k) < first, rule);
-    }
-    mass.flush(rule, above, total);
   }
 };
 
@@ -123,7 +117,7 @@ void shard_histogram(const ShardTask& task, const long long* extremes, const std
     alignas(64) T in_range[kTile];
     int bin[kTile];
     if (message == nullptr) {
-      row.bins_of(r, padded<T>(count), bin);
+      row.bins_of(r, count, bin);
       row.weigh(r, bin, count, range.first, &above, &total);
     } else {
       count = candidates_of(search, row.keys, r, count, in_range);
@@ -163,9 +157,8 @@ void shard_moments(const ShardTask& task, const Executor& executor, Scratch* scr
   bool invalid = false;
   if (task.row.classes > 0) {
     const Segment row = passes.extremes();
-    const MassRule<T> unused(task.all_classes, T(0), T(1));
     invalid = row.high == kInfinity<double> || row.teacher_high == kInfinity<double> ||
-              !passes.accumulate_moments(&known, unused, /*whole=*/false);
+              !passes.accumulate_moments(&known, /*whole=*/false);
   }
   if (invalid) known.sums = RowSums{};
   for (int g = 0; g < 2; ++g) moments_to_message(known.sums.group[g], g, message);

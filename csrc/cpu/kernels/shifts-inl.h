@@ -23,19 +23,35 @@ struct Extremes {
 template <class T>
 Extremes<T> extremes_of(const LogitsRow& row, std::int64_t begin, std::int64_t end) {
   using V = VecOf<T>;
+  constexpr int kChains =
+      std::is_same_v<T, float> ? 4 : 8;  // independent, since each has a latency
   const V none = splat<V>(-kInfinity<T>);
-  V high = none, low = none;  // low: the largest of -r
+  V high[kChains], low[kChains];  // low: the largest of -r
+  for (V* v : {high, low}) std::fill(v, v + kChains, none);
+  const auto add = [none](V v, V* top, V* bottom) {
+    const V negated = v > none ? V(-v) : none;
+    *top = v > *top ? v : *top;
+    *bottom = negated > *bottom ? negated : *bottom;
+  };
   read_tiles<T>(row, begin, end, [&](std::int64_t count, const T* r) {
-    V top = high, bottom = low;  // copies: a reference would be stored to after each vector
-    for (std::int64_t j = 0; j < count; j += kWidth<T>) {
-      const V v = load<V>(r + j), negated = v > none ? V(-v) : none;
-      top = v > top ? v : top;
-      bottom = negated > bottom ? negated : bottom;
+    V top[kChains], bottom[kChains];  // copies: a reference would be stored to after each vector
+    std::copy(high, high + kChains, top);
+    std::copy(low, low + kChains, bottom);
+    constexpr std::int64_t kStep = kChains * kWidth<T>;
+    std::int64_t j = 0;
+    for (; j + kStep <= padded<T>(count); j += kStep) {
+      for (int l = 0; l < kChains; ++l) add(load<V>(r + j + l * kWidth<T>), top + l, bottom + l);
     }
-    high = top;
-    low = bottom;
+    for (; j < count; j += kWidth<T>) add(load<V>(r + j), top, bottom);
+    std::copy(top, top + kChains, high);
+    std::copy(bottom, bottom + kChains, low);
   });
-  return {reduce_max(high), -reduce_max(low)};
+  Extremes<T> result{-kInfinity<T>, kInfinity<T>};
+  for (int l = 0; l < kChains; ++l) {
+    result.high = std::max(result.high, reduce_max(high[l]));
+    result.low = std::min(result.low, -reduce_max(low[l]));
+  }
+  return result;
 }
 
 typedef std::int16_t VecKey16 __attribute__((vector_size(GKD_VEC_BYTES)));

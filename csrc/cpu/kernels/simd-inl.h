@@ -47,6 +47,55 @@ ScalarOf<V> reduce_max(V v) {
   return high;
 }
 
+/// movemask(x >= y), of which the compiler makes three instructions.
+template <class V>
+unsigned compare_bits(V x, V y) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, VecF32>) {
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(y), _CMP_GE_OQ);
+  }
+#endif
+  return movemask(x >= y);
+}
+
+/// mask ? x : y. For a scalar without a branch, which would often be mispredicted.
+template <class V>
+V pick(MaskOf<V> mask, V x, V y) {
+  if constexpr (VecTraits<V>::kWidth > 1) {
+    return mask ? x : y;
+  } else {
+    std::uint64_t bits[2];
+    std::memcpy(&bits[0], &x, sizeof(x));
+    std::memcpy(&bits[1], &y, sizeof(y));
+    const std::uint64_t all = mask ? ~std::uint64_t(0) : 0;
+    bits[0] = (bits[0] & all) | (bits[1] & ~all);
+    std::memcpy(&x, &bits[0], sizeof(x));
+    return x;
+  }
+}
+
+/// Appends the lanes of `v` whose bits are set to `out`, which has room for a whole vector; returns
+/// the new end.
+template <class V>
+ScalarOf<V>* append_lanes(V v, unsigned bits, ScalarOf<V>* out) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, VecF32>) {
+    const auto lanes = reinterpret_cast<__m512>(v);
+    _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), lanes));
+    return out + __builtin_popcount(bits);
+  }
+#endif
+  if (bits == 0) return out;
+  ScalarOf<V> lanes[VecTraits<V>::kWidth];
+  store(v, lanes);
+  for (auto lane : lanes) {  // without a branch
+    *out = lane;
+    out += bits & 1;
+    bits >>= 1;
+  }
+  return out;
+}
+
 /// Adds a tile's float sums, one per lane, in double: neither precision nor speed is lost.
 template <class V>
 struct DoubleAccumulator {
@@ -60,6 +109,57 @@ struct DoubleAccumulator {
     double total = 0;
     for (double lane : lanes) total += lane;
     return total;
+  }
+};
+
+/// Adds every term in double. n terms, in any order, have a relative error under n 2^-53 where none
+/// is negative.
+template <class V>
+struct ExactAccumulator {
+  V lanes{};
+  void add(V v) { lanes += v; }
+  /// Only the lanes of a mask, which is given as bits too.
+  void add(V v, MaskOf<V> mask, unsigned) { lanes += pick(mask, v, V{}); }
+  double sum() const { return lanes; }
+};
+template <>
+struct ExactAccumulator<VecF32> {
+  typedef double Lanes __attribute__((vector_size(GKD_VEC_BYTES)));
+  typedef float Half __attribute__((vector_size(GKD_VEC_BYTES / 2)));
+  Lanes lanes[2] = {};
+
+  void add(VecF32 v) {
+    for (int h = 0; h < 2; ++h) lanes[h] += half(v, h);
+  }
+  void add(VecF32 v, VecI32 mask, unsigned bits) {
+#if defined(__AVX512F__)
+    for (int h = 0; h < 2; ++h) {
+      const auto sum = reinterpret_cast<__m512d>(lanes[h]);
+      const auto term = reinterpret_cast<__m512d>(half(v, h));
+      const auto half_bits = static_cast<__mmask8>(bits >> (8 * h));
+      lanes[h] = reinterpret_cast<Lanes>(_mm512_mask_add_pd(sum, half_bits, sum, term));
+    }
+    (void)mask;
+#else
+    add(mask ? v : VecF32{});
+    (void)bits;
+#endif
+  }
+  double sum() const {
+    double total = 0;
+    for (int l = 0; l < kFloats / 2; ++l) total += lanes[0][l] + lanes[1][l];
+    return total;
+  }
+
+ private:
+  static Lanes half(VecF32 v, int h) {
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return reinterpret_cast<Lanes>(_mm256_cvtps_pd(reinterpret_cast<__m128>(halves[h])));
+#else
+    return __builtin_convertvector(halves[h], Lanes);
+#endif
   }
 };
 

@@ -1,12 +1,9 @@
 // Sums over whole vectors of classes: fixed-point masses (math/cut.h), and moments.
-//
-// A float weight times 2^k is split into three integers, each so small that 32-bit lanes hold a
-// tile's sum: the same value as fixed_mass(), without 64-bit conversions, which AVX2 and SSE2 lack.
 #pragma once
 
 #include <cmath>
 
-#include "cpu/kernels/load_store-inl.h"
+#include "cpu/kernels/near_terms-inl.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
@@ -15,79 +12,13 @@ namespace {
 template <class T>
 struct MassRule {
   T high, inv_temperature;
-  T scale;           ///< 2^k
-  int low_bits = 0;  ///< of the integers below the first kHighBits bits
-  int mid_bits = 0;
-  static constexpr int kHighBits = 24;  // 2^24 times a tile's classes in one lane fits 32 bits
+  T scale;  ///< 2^k
 
   MassRule(std::int64_t classes, T high, T inv_temperature)
-      : high(high), inv_temperature(inv_temperature), scale(static_cast<T>(mass_scale(classes))) {
-    const int below = std::ilogb(scale) - kHighBits;
-    mid_bits = std::min(below, kHighBits);
-    low_bits = below - mid_bits;
-  }
+      : high(high), inv_temperature(inv_temperature), scale(static_cast<T>(mass_scale(classes))) {}
   template <class V>
   V weight(V r) const {
     return exp_of(V((r - high) * inv_temperature));
-  }
-};
-
-/// Adds up the masses of a tile: of all classes, and of those inside the group.
-template <class V>
-struct MassAccumulator;
-
-template <>
-struct MassAccumulator<VecF32> {
-  VecU32 total[3] = {}, inside[3] = {};  // with the narrowest vectors a lane reaches 2^31 in a tile
-
-  void add(VecF32 weight, VecI32 is_inside, const MassRule<float>& rule) {
-    VecF32 rest = weight * float(1 << MassRule<float>::kHighBits);
-    add_integer(&rest, is_inside, 0);
-    rest = rest * float(1 << rule.mid_bits);
-    add_integer(&rest, is_inside, 1);
-    if (rule.low_bits == 0) return;
-    rest = rest * float(1 << rule.low_bits);
-    add_integer(&rest, is_inside, 2);
-  }
-  /// Adds the tile's sums to *mass_total and *mass_in and starts again.
-  void flush(const MassRule<float>& rule, std::uint64_t* mass_in, std::uint64_t* mass_total) {
-    const int shift[3] = {rule.mid_bits + rule.low_bits, rule.low_bits, 0};
-    for (int k = 0; k < 3; ++k) {
-      *mass_total += sum(total[k]) << shift[k];
-      *mass_in += sum(inside[k]) << shift[k];
-      total[k] = inside[k] = VecU32{};
-    }
-  }
-
- private:
-  /// Adds the integer part of *rest and leaves the fraction.
-  void add_integer(VecF32* rest, VecI32 is_inside, int k) {
-    const VecI32 n = __builtin_convertvector(*rest, VecI32);
-    *rest = *rest - __builtin_convertvector(n, VecF32);
-    total[k] += reinterpret_cast<VecU32>(n);
-    inside[k] += reinterpret_cast<VecU32>(is_inside & n);
-  }
-  static std::uint64_t sum(VecU32 v) {
-    std::uint32_t lanes[kFloats];
-    std::memcpy(lanes, &v, sizeof(v));
-    std::uint64_t sum = 0;
-    for (std::uint32_t lane : lanes) sum += lane;
-    return sum;
-  }
-};
-
-template <>
-struct MassAccumulator<double> {
-  std::uint64_t total = 0, inside = 0;
-  void add(double weight, bool is_inside, const MassRule<double>& rule) {
-    const std::uint64_t mass = fixed_mass(weight, rule.scale);
-    total += mass;
-    inside += is_inside ? mass : 0;
-  }
-  void flush(const MassRule<double>&, std::uint64_t* mass_in, std::uint64_t* mass_total) {
-    *mass_total += total;
-    *mass_in += inside;
-    total = inside = 0;
   }
 };
 
@@ -130,8 +61,9 @@ struct LogitRange {
   T high, low;
 };
 
-/// What the masses of the ranking logits are computed from.
-enum class MassFrom { kNothing, kTeacherTerm, kRank };
+/// What the masses of the ranking logits are: the terms a_j, a function of the logits, or not asked
+/// for. With a known cut nothing is listed either.
+enum class MassFrom { kKnownCut, kNothing, kTeacherTerm, kRank };
 
 /// Accumulates a segment's moments tile by tile.
 template <class T, MassFrom kMass>
@@ -140,67 +72,97 @@ struct MomentsAccumulator {
   LogitRange<T> window;
   Shift<T> shift[2];
   T inv_t;
-  MassRule<T> rule;
-  bool by_student;
+  const MassRule<T>* rule = nullptr;
+  bool by_student = false;
+  LogitPairs<T>* undecided = nullptr;
+  const NearTerms<T> near{shift, inv_t};
+  ExactAccumulator<V> mass[2];
   DoubleAccumulator<V> sum_teacher[2], sum_student[2], sum_diff[2];
-  RowSums sums;
+  long long count[2] = {0, 0};
 
-  /// Classes [0, count) of a tile; `in_window` receives first_class + k for each class k in the
-  /// window.
+  /// Classes [0, size) of a tile. `exp_teacher` receives the a_j, in whole vectors.
   template <class Logits>
-  void add(Logits s, Logits u, Logits r, std::int64_t count, std::uint32_t first_class,
-           std::vector<std::uint32_t>* in_window) {
+  void add(Logits s, Logits u, Logits r, std::int64_t size, T* exp_teacher) {
+    // Two short loops: one long one would leave the processor fewer vectors to overlap.
+    alignas(64) T exp_student[kTile], diff[kTile];
     const V high = splat<V>(window.high), low = splat<V>(window.low), zero{};
-    const V in_u = splat<V>(shift[0].teacher), in_s = splat<V>(shift[0].student);
-    const V out_u = splat<V>(shift[1].teacher), out_s = splat<V>(shift[1].student);
-    V tile_teacher[2] = {}, tile_student[2] = {}, tile_diff[2] = {};
-    MassAccumulator<V> mass;
-    std::int64_t inside = 0, undecided = 0;
-    for (std::int64_t k = 0; k < count; k += kWidth<T>) {
-      const V student = s[k], teacher = u[k], rank = r[k];
-      const MaskOf<V> in = rank >= high;
-      const Shift<V> lane_shift{kMass == MassFrom::kTeacherTerm ? in_u : (in ? in_u : out_u),
-                                in ? in_s : out_s};
-      const Terms<V> t = class_terms(student, teacher, lane_shift, inv_t);
-      if constexpr (kMass == MassFrom::kTeacherTerm) {
-        mass.add(t.exp_teacher, in, rule);
-      } else if constexpr (kMass == MassFrom::kRank) {
-        mass.add(rule.weight(by_student ? student : teacher), in, rule);
+    {
+      const V in_u = splat<V>(shift[0].teacher), in_s = splat<V>(shift[0].student);
+      const V out_u = splat<V>(shift[1].teacher), out_s = splat<V>(shift[1].student);
+      const V in_gap = splat<V>(near.gap[0]), out_gap = splat<V>(near.gap[1]);
+      for (std::int64_t k = 0; k < size; k += kWidth<T>) {
+        const V student = s[k], teacher = u[k];
+        const MaskOf<V> in = r[k] >= high;
+        const Shift<V> lane_shift{kMass == MassFrom::kKnownCut ? pick(in, in_u, out_u) : in_u,
+                                  pick(in, in_s, out_s)};
+        const V ratio = near.log_ratio(student, teacher, lane_shift, pick(in, in_gap, out_gap));
+        const Terms<V> t = near.holds(ratio)
+                               ? near.terms(near.exp_teacher(teacher, lane_shift.teacher), ratio)
+                               : class_terms(student, teacher, lane_shift, inv_t);
+        store(t.exp_teacher, exp_teacher + k);
+        store(t.exp_student, exp_student + k);
+        store(t.diff, diff + k);
       }
-      const unsigned in_bits = movemask(in);
-      const MaskOf<V> not_under = rank >= low;
-      unsigned window_bits = movemask(not_under) & ~in_bits;
-      undecided += __builtin_popcount(window_bits);
-      for (; window_bits != 0; window_bits &= window_bits - 1) {
-        in_window->push_back(first_class +
-                             static_cast<std::uint32_t>(k + __builtin_ctz(window_bits)));
-      }
-      tile_teacher[0] += in ? t.exp_teacher : zero;
-      tile_student[0] += in ? t.exp_student : zero;
-      tile_diff[0] += in ? t.diff : zero;
-      tile_teacher[1] += not_under ? zero : t.exp_teacher;
-      tile_student[1] += not_under ? zero : t.exp_student;
-      tile_diff[1] += not_under ? zero : t.diff;
-      inside += __builtin_popcount(in_bits);
     }
+    V teacher_sum[2] = {}, student_sum[2] = {}, diff_sum[2] = {};
+    ExactAccumulator<V> mass_in = mass[0], mass_out = mass[1];  // in registers
+    alignas(64) T found_s[kTile + kWidth<T>], found_u[kTile + kWidth<T>];
+    T *next_s = found_s, *next_u = found_u;
+    std::int64_t inside = 0;
+    for (std::int64_t k = 0; k < size; k += kWidth<T>) {
+      const MaskOf<V> in = r[k] >= high;
+      const unsigned in_bits = compare_bits(r[k], high);
+      MaskOf<V> not_out = in;
+      unsigned not_out_bits = in_bits;
+      if (kMass != MassFrom::kKnownCut) {
+        not_out = r[k] >= low;
+        not_out_bits = compare_bits(r[k], low);
+        next_s = append_lanes(s[k], not_out_bits & ~in_bits, next_s);
+        next_u = append_lanes(u[k], not_out_bits & ~in_bits, next_u);
+      }
+      const V a = load<V>(exp_teacher + k), b = load<V>(exp_student + k), x = load<V>(diff + k);
+      inside += __builtin_popcount(in_bits);
+      if constexpr (kMass == MassFrom::kTeacherTerm || kMass == MassFrom::kRank) {
+        const V weight =
+            kMass == MassFrom::kTeacherTerm ? a : rule->weight(by_student ? s[k] : u[k]);
+        mass_in.add(weight, in, in_bits);
+        mass_out.add(weight, !not_out, ~not_out_bits);
+      }
+      if constexpr (kMass != MassFrom::kTeacherTerm) {
+        teacher_sum[0] += pick(in, a, zero);
+        teacher_sum[1] += pick(not_out, zero, a);
+      }
+      student_sum[0] += pick(in, b, zero);
+      student_sum[1] += pick(not_out, zero, b);
+      diff_sum[0] += pick(in, x, zero);
+      diff_sum[1] += pick(not_out, zero, x);
+    }
+    mass[0] = mass_in;
+    mass[1] = mass_out;
     for (int g = 0; g < 2; ++g) {
-      sum_teacher[g].add(tile_teacher[g]);
-      sum_student[g].add(tile_student[g]);
-      sum_diff[g].add(tile_diff[g]);
+      sum_teacher[g].add(teacher_sum[g]);
+      sum_student[g].add(student_sum[g]);
+      sum_diff[g].add(diff_sum[g]);
+    }
+    if (next_s != found_s) {
+      undecided->s.insert(undecided->s.end(), found_s, next_s);
+      undecided->u.insert(undecided->u.end(), found_u, next_u);
     }
     // Padding has the ranking logit -inf, which is in the group where every class is.
-    if (window.high == -kInfinity<T>) inside = count;
-    sums.group[0].count += inside;
-    sums.group[1].count += count - inside - undecided;
-    if (kMass != MassFrom::kNothing) mass.flush(rule, &sums.mass_in, &sums.mass_total);
+    if (window.high == -kInfinity<T>) inside = size;
+    count[0] += inside;
+    count[1] += size - inside - (next_s - found_s);
   }
 
   RowSums result() const {
-    RowSums result = sums;
+    RowSums result;
     for (int g = 0; g < 2; ++g) {
-      result.group[g].sum_teacher = sum_teacher[g].sum();
+      result.mass[g] = mass[g].sum();
+      result.group[g].sum_teacher =
+          kMass == MassFrom::kTeacherTerm ? result.mass[g] : sum_teacher[g].sum();
       result.group[g].sum_student = sum_student[g].sum();
       result.group[g].sum_diff = sum_diff[g].sum();
+      result.group[g].count = count[g];
     }
     return result;
   }

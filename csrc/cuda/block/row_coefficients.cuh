@@ -10,7 +10,21 @@
 
 namespace gkd::cuda {
 
-using MergeStorage = cub::WarpReduce<GroupMoments<double>>::TempStorage;
+struct MergeStorage {
+  cub::WarpReduce<GroupMoments<double>>::TempStorage reduce;
+  SegmentMoments row;
+};
+
+/// InTurn by a warp, all lanes of which call it: lane i has f(i), and every lane gets all results.
+struct ByLane {
+  template <int kN, class F>
+  __device__ __forceinline__ void each(double (&result)[kN], F f) const {
+    static_assert((kN & (kN - 1)) == 0, "other lanes repeat the first kN");
+    const double mine = f(static_cast<int>(threadIdx.x) % kN);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) result[i] = __shfl_sync(~0u, mine, i);
+  }
+};
 
 /// One warp merges the moments segment_at(0) to segment_at(count - 1) of a row, in an order that
 /// `count` alone decides. Valid in lane 0.
@@ -31,36 +45,48 @@ __device__ SegmentMoments merge_moments(const Problem& p, SegmentAt segment_at, 
     for (int g = 0; g < 2; ++g) row.group[g] = merge(row.group[g], m.group[g]);
   }
   for (int g = 0; g < 2; ++g) {
-    row.group[g] = cub::WarpReduce<GroupMoments<double>>(storage).Reduce(row.group[g], merge);
+    row.group[g] =
+        cub::WarpReduce<GroupMoments<double>>(storage.reduce).Reduce(row.group[g], merge);
     __syncwarp();  // the second reduction reuses the first one's memory
   }
   row.invalid = __any_sync(~0u, invalid);
   return row;
 }
 
-/// merge_moments() over the whole row, then one thread sets the row's coefficients, or its kind if
-/// it is invalid. `weight` is the reduction's factor. The report is valid in lane 0.
+/// A warp sets a row's coefficients from its moments, which lie in shared memory, or its kind if it
+/// is invalid. `weight` is the reduction's factor. The report is valid in lane 0.
+template <class T>
+__device__ RowReport set_row(const Problem& p, const SegmentMoments& moments, double weight,
+                             RowState<T>* row) {
+  const auto& group = moments.group;
+  const bool first = threadIdx.x % kWarp == 0;
+  const bool no_teacher = group[0].sum_teacher == 0 && group[1].sum_teacher == 0;
+  const bool no_student = group[0].sum_student == 0 && group[1].sum_student == 0;
+  RowReport report;
+  if (moments.invalid || no_teacher || no_student) {
+    if (first) row->kind = RowKind::kInvalid;
+    return report;
+  }
+  GroupCoef<T> coef[2];
+  report.summary = row_coefficients(group, p.weights, coef, ByLane{});
+  report.size = group[0].count;
+  const T scale = static_cast<T>(p.grad_scale(weight).forward);
+  for (int g = 0; g < 2; ++g) {
+    coef[g].coef_q *= scale;
+    coef[g].coef_diff *= scale;
+    if (first) row->coef[g] = coef[g];
+  }
+  return report;
+}
+
+/// merge_moments() over the whole row, then set_row().
 template <class T, class SegmentAt>
 __device__ RowReport merge_into_row(const Problem& p, SegmentAt segment_at, std::int64_t count,
                                     double weight, RowState<T>* row, MergeStorage& storage) {
   const SegmentMoments moments = merge_moments(p, segment_at, count, storage);
-  RowReport report;
-  if (threadIdx.x % kWarp != 0) return report;
-  const auto& group = moments.group;
-  const bool no_teacher = group[0].sum_teacher == 0 && group[1].sum_teacher == 0;
-  const bool no_student = group[0].sum_student == 0 && group[1].sum_student == 0;
-  if (moments.invalid || no_teacher || no_student) {
-    row->kind = RowKind::kInvalid;
-    return report;
-  }
-  report.summary = row_coefficients(group, p.weights, row->coef);
-  report.size = group[0].count;
-  const T scale = static_cast<T>(p.grad_scale(weight).forward);
-  for (int g = 0; g < 2; ++g) {
-    row->coef[g].coef_q *= scale;
-    row->coef[g].coef_diff *= scale;
-  }
-  return report;
+  if (threadIdx.x % kWarp == 0) storage.row = moments;
+  __syncwarp();  // every lane reads the moments
+  return set_row(p, storage.row, weight, row);
 }
 
 /// Completes a report with the KL sums of the whole row.

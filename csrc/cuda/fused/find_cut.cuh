@@ -47,8 +47,8 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
                                                shared.list, &shared.num_listed);
   }
   __syncthreads();  // every thread has read the window before its storage is reused
-  sums = cub::BlockReduce<WeightSums<T>, kFusedThreads>(shared.temp.weights).Reduce(sums, Merge{});
-  sums = all_reduce(group, sums);
+  sums = reduce_block(sums, shared.temp.weights);
+  if (group.size() > 1) sums = all_reduce(group, sums);
 
   RadixSearch<T> search{sums.high, sums.low, sums.above, sums.total};
   // Where the window's keys fit one list, every block has them all and searches by itself.

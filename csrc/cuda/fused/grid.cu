@@ -1,5 +1,5 @@
 // The fused kernels with a group of blocks of a cooperative grid per row.
-#include "cuda/fused/kernel.cuh"
+#include "cuda/fused/launch.cuh"
 
 namespace gkd::cuda {
 

@@ -5,12 +5,34 @@
 // float32 and 16-bit rows are read as vectors (vector_passes.cuh), float64 rows by class.
 #pragma once
 
-#include <atomic>
-
 #include "cuda/fused/find_cut.cuh"
 #include "cuda/fused/plan.h"
 
 namespace gkd::cuda {
+
+/// A warp adds the sums of a row's segments, in an order that their number alone decides.
+template <bool kGlobal>
+__device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count, RowMaxima maxima,
+                         std::int64_t classes, SegmentMoments* row) {
+  // 8 lanes for each of 4 subsets of the segments; lane l has sum l % 8.
+  const int lane = threadIdx.x, index = lane % 8;
+  double sum = 0;
+  for (int r = lane / 8; r < count && index < 7; r += kWarp / 8) {
+    sum += segments.template part<double>(r, index);
+  }
+  sum += __shfl_xor_sync(~0u, sum, 8);
+  sum += __shfl_xor_sync(~0u, sum, 16);
+  GroupMoments<double>& group = row->group[index % 2];
+  if (lane < 2) group.sum_teacher = sum, group.shift = {maxima.teacher, maxima.student};
+  if (lane == 2 || lane == 3) group.sum_student = sum;
+  if (lane == 4 || lane == 5) group.sum_diff = sum;
+  if (lane == 6) {
+    row->group[0].count = static_cast<long long>(sum);
+    row->group[1].count = classes - static_cast<long long>(sum);
+    row->invalid = 0;  // a NaN makes the sums NaN
+  }
+  __syncwarp();  // every lane reads the moments
+}
 
 /// One segment of a counted row, by one block: cut, moments, coefficients, gradient. One block
 /// writes the row's report.
@@ -30,8 +52,8 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   RowMaxima maxima;
   if constexpr (kVectors) {
     const RowMaxima mine{vector_max(loader.teacher, classes), vector_max(loader.student, classes)};
-    maxima = cub::BlockReduce<RowMaxima, kFusedThreads>(shared.temp.maxima).Reduce(mine, Merge{});
-    maxima = all_reduce(group, maxima);  // its barriers also free the reduction's storage
+    maxima = reduce_block(mine, shared.maxima);
+    if (group.size() > 1) maxima = all_reduce(group, maxima);
     vectors = VectorRow(maxima, c.inv_temperature, 0).is_accurate();
   }
   T cut = c.w.state[row].cut;
@@ -44,25 +66,14 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
                              static_cast<float>(cut));
   const VectorRange range = VectorRange::of<Elem>(classes, target);
   for (bool done = false; !done;) {  // again by class if the vectors' sums are not accurate
-    SegmentMoments moments;
-    if constexpr (kVectors) {
-      if (vectors) moments = vector_moments(loader, classes, vector_row, range, shared.temp.sums);
-    }
-    if (!vectors) {
-      moments =
-          accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments);
-    }
-    const auto gathered = group.all_gather(moments);
-    if (threadIdx.x == 0) {
-      shared.row.kind = RowKind::kCounted;
-      shared.row.cut = cut;
-      shared.row.target = target;
-    }
-    __syncthreads();  // the row is in place for the warp that completes it
-    if (threadIdx.x < kWarp) {
-      const RowReport report = merge_into_row(
-          p, [&](std::int64_t r) { return gathered[static_cast<int>(r)]; }, group.size(),
-          static_cast<double>(*c.w.weight), &shared.row, shared.temp.merge);
+    const auto complete = [&](auto set) {  // by the first warp
+      if (threadIdx.x >= kWarp) return;
+      if (threadIdx.x == 0) {
+        shared.row.kind = RowKind::kCounted;
+        shared.row.cut = cut;
+        shared.row.target = target;
+      }
+      const RowReport report = set(static_cast<double>(*c.w.weight));
       if (threadIdx.x == 0) {
         shared.report = report;
         shared.done = !vectors;
@@ -71,6 +82,24 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
                          sums_are_accurate(shared.row.coef, report.size, p.classes);
         }
       }
+    };
+    if (vectors) {
+      if constexpr (kVectors) {
+        const auto sums = group.all_gather(
+            vector_moments(loader, classes, vector_row, range, shared.temp.vector_sums));
+        complete([&](double weight) {
+          add_sums(sums, group.size(), maxima, p.classes, &shared.temp.merge.row);
+          return set_row(p, shared.temp.merge.row, weight, &shared.row);
+        });
+      }
+    } else {
+      const auto segments = group.all_gather(
+          accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments));
+      complete([&](double weight) {
+        return merge_into_row(
+            p, [&](std::int64_t r) { return segments[static_cast<int>(r)]; }, group.size(), weight,
+            &shared.row, shared.temp.merge);
+      });
     }
     __syncthreads();  // the row's coefficients are known
     done = shared.done;
@@ -85,7 +114,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   } else if constexpr (kVectors) {
     Elem* gradient = c.gradient == nullptr ? nullptr : static_cast<Elem*>(c.gradient) + offset;
     kl = vector_gradient(loader, classes, vector_row, range, shared.row, c.all_kl, gradient,
-                         shared.temp.kl);
+                         shared.temp.vector_kl);
   }
   if (group.reduce_to_one(&kl) && threadIdx.x == 0) {
     RowReport report = shared.report;
@@ -134,82 +163,6 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
     __syncthreads();  // the copies of all threads have landed
     process_row(c, row, begin, loader, classes, shared, group);
   }
-}
-
-/// Allows a kernel all shared memory of the current device, once: a smaller limit, set for one
-/// call, would fail another thread's call between its limit and its launch.
-template <class Elem, class BlockGroup>
-cudaError_t prepare_kernel() {
-  constexpr int kDevices = 64;  // more are prepared in every call
-  static std::atomic<bool> prepared[kDevices];
-  int device = 0, bytes = 0;
-  GKD_TRY(cudaGetDevice(&device));
-  if (device < kDevices && prepared[device]) return cudaSuccess;
-  const auto kernel = &fused_kernel<Elem, BlockGroup>;
-  GKD_TRY(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                               cudaSharedmemCarveoutMaxShared));
-  if (std::is_same_v<BlockGroup, ClusterGroup>) {
-    GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  }
-  if (device < kDevices) prepared[device] = true;
-  return cudaSuccess;
-}
-
-/// Calls use(kernel, config) with the configuration of a plan's launch.
-template <class Elem, class BlockGroup, class Use>
-cudaError_t with_config(const FusedPlan& plan, cudaStream_t stream, Use use) {
-  GKD_TRY((prepare_kernel<Elem, BlockGroup>()));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.groups * plan.blocks_per_row));
-  config.blockDim = dim3(kFusedThreads);
-  config.dynamicSmemBytes = plan.shared_bytes;
-  config.stream = stream;
-  cudaLaunchAttribute attribute{};
-  if (plan.strategy == LaunchStrategy::kCluster) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = static_cast<unsigned>(plan.blocks_per_row);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  } else if (plan.strategy == LaunchStrategy::kGrid) {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  }
-  config.attrs = &attribute;
-  config.numAttrs = plan.strategy == LaunchStrategy::kBlock ? 0 : 1;
-  return use(&fused_kernel<Elem, BlockGroup>, config);
-}
-
-template <class BlockGroup, class T>
-cudaError_t launch_fused(const FusedCall<T>& call, cudaStream_t stream) {
-  return with_element<T>(call.p.student.dtype, [&](auto elem) {
-    return with_config<decltype(elem), BlockGroup>(
-        call.plan, stream, [&](auto kernel, const cudaLaunchConfig_t& config) {
-          return cudaLaunchKernelEx(&config, kernel, call);
-        });
-  });
-}
-
-template <class BlockGroup>
-std::int64_t ask_residency(Dtype dtype, const FusedPlan& plan) {
-  int groups = 0;
-  const auto ask = [&](auto kernel, const cudaLaunchConfig_t& config) -> cudaError_t {
-    if constexpr (std::is_same_v<BlockGroup, ClusterGroup>) {
-      return cudaOccupancyMaxActiveClusters(&groups, kernel, &config);
-    }
-    int device = 0, multiprocessors = 0;
-    GKD_TRY(cudaGetDevice(&device));
-    GKD_TRY(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-    GKD_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&groups, kernel, kFusedThreads,
-                                                          config.dynamicSmemBytes));
-    groups *= multiprocessors;
-    return cudaSuccess;
-  };
-  const cudaError_t error = with_dtype(dtype, [&](auto elem) {
-    return with_config<decltype(elem), BlockGroup>(plan, nullptr, ask);
-  });
-  if (error != cudaSuccess) (void)cudaGetLastError();  // a refusal is an answer, not an error
-  return error == cudaSuccess ? groups : 0;
 }
 
 }  // namespace gkd::cuda

@@ -3,7 +3,8 @@
 #pragma once
 
 #include "cuda/block/row_coefficients.cuh"
-#include "cuda/fused/block_group.cuh"
+#include "cuda/fused/cluster_group.cuh"
+#include "cuda/fused/grid_group.cuh"
 #include "cuda/fused/vector_passes.cuh"
 
 namespace gkd::cuda {
@@ -17,17 +18,18 @@ struct FusedStorage {
   };
   KeyOf<T> list[kFusedListedKeys];
   union {
-    typename cub::BlockReduce<RowMaxima, kFusedThreads>::TempStorage maxima;
     typename cub::BlockReduce<Extremes<T>, kFusedThreads>::TempStorage extremes;
-    typename cub::BlockReduce<WeightSums<T>, kFusedThreads>::TempStorage weights;
+    WeightSums<T> weights[kFusedThreads / kWarp];
     WindowStorage<kFusedThreads> window;
     RefineStorage<kFusedThreads> refine;
     MomentsStorage<T, kFusedThreads> moments;
-    typename cub::BlockReduce<MomentSums, kFusedThreads>::TempStorage sums;
+    VectorSums vector_sums[kFusedThreads / kWarp];
+    SegmentKl vector_kl[kFusedThreads / kWarp];
     MergeStorage merge;
     KlStorage<kFusedThreads> kl;
   } temp;
-  GroupStorage<BlockGroup::kMaxBlocks> group;
+  typename BlockGroup::Storage group;
+  RowMaxima maxima[kFusedThreads / kWarp];  ///< of the warps
   RowState<T> row;
   RowReport report;
   int num_listed;

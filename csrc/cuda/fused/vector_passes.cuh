@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cuda/block/moments.cuh"
+#include "cuda/fused/block_group.cuh"
 #include "cuda/fused/vector_select.cuh"
 
 namespace gkd::cuda {
@@ -57,11 +58,21 @@ struct VectorRange {
   }
 };
 
-/// A thread's sums of both groups. Groups are chosen by factors of 0 and 1: branches would keep the
+/// Sums of both groups. Groups are chosen by factors of 0 and 1: branches would keep the
 /// classes of a vector from overlapping.
 struct VectorSums {
   float teacher[2] = {0, 0}, student[2] = {0, 0}, diff[2] = {0, 0};
   float count = 0;  ///< of the primary group
+
+  __device__ __forceinline__ void merge(const VectorSums& y) {
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+      teacher[g] += y.teacher[g];
+      student[g] += y.student[g];
+      diff[g] += y.diff[g];
+    }
+    count += y.count;
+  }
 
   /// A class of the primary group if rank >= cut.
   template <bool kFromGap>
@@ -108,32 +119,31 @@ __device__ VectorSums thread_vector_moments(const ContiguousLoader<float, Elem>&
   return sums;
 }
 
-/// accumulate_moments() over vectors; valid in thread 0.
+/// A segment's sums relative to the row's shift: A, B and X of both groups, and the number of
+/// classes in the primary one.
+struct PlainSums {
+  double sum[7];
+
+  PlainSums() = default;
+  __device__ explicit PlainSums(const VectorSums& s)
+      : sum{s.teacher[0], s.teacher[1], s.student[0], s.student[1],
+            s.diff[0],    s.diff[1],    s.count} {}
+
+  __device__ __forceinline__ void merge(const PlainSums& y) {
+#pragma unroll
+    for (int k = 0; k < 7; ++k) sum[k] += y.sum[k];
+  }
+};
+
+/// accumulate_moments() over vectors, for every thread. A warp's sums are added in float.
 template <class Elem>
-__device__ SegmentMoments
-vector_moments(const ContiguousLoader<float, Elem>& loader, int classes, const VectorRow& row,
-               const VectorRange& range,
-               typename cub::BlockReduce<MomentSums, kFusedThreads>::TempStorage& storage) {
+__device__ PlainSums vector_moments(const ContiguousLoader<float, Elem>& loader, int classes,
+                                    const VectorRow& row, const VectorRange& range,
+                                    VectorSums* of_warps) {
   const VectorSums thread = row.from_gap()
                                 ? thread_vector_moments<true>(loader, classes, row, range)
                                 : thread_vector_moments<false>(loader, classes, row, range);
-  MomentSums sums{};
-  for (int g = 0; g < 2; ++g) {
-    sums.sum_teacher[g] = thread.teacher[g];
-    sums.sum_student[g] = thread.student[g];
-    sums.sum_diff[g] = thread.diff[g];
-  }
-  sums.count[0] = static_cast<long long>(thread.count);
-  sums = cub::BlockReduce<MomentSums, kFusedThreads>(storage).Reduce(sums, Merge{});
-  SegmentMoments result;
-  for (int g = 0; g < 2; ++g) {
-    result.group[g].shift = {row.teacher_zero, row.student_zero};
-    result.group[g].sum_teacher = sums.sum_teacher[g];
-    result.group[g].sum_student = sums.sum_student[g];
-    result.group[g].sum_diff = sums.sum_diff[g];
-    result.group[g].count = g == 0 ? sums.count[0] : classes - sums.count[0];
-  }
-  return result;
+  return reduce_block<PlainSums>(thread, of_warps);
 }
 
 /// A group's constants of the gradient pass, for terms that are multiplied by A: a_j = A p^_j.
@@ -265,12 +275,12 @@ struct VectorGradient {
   }
 };
 
-/// write_gradient() over vectors; valid in thread 0. `gradient` is the segment's, or null.
+/// write_gradient() over vectors, for every thread. `gradient` is the segment's, or null.
 template <class Elem>
 __device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader, int classes,
                                      const VectorRow& row, const VectorRange& range,
                                      const RowState<float>& state, bool all_kl, Elem* gradient,
-                                     KlStorage<kFusedThreads>& storage) {
+                                     SegmentKl* of_warps) {
   const GroupCoef<float> primary = state.coef[0], rest = state.coef[1];
   float kl[2];
   const auto run = [&](auto from_gap, auto rest_kl) {
@@ -294,7 +304,7 @@ __device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader
   }
   const SegmentKl sum{{static_cast<double>(kl[0]) * static_cast<double>(primary.inv_sum_teacher),
                        static_cast<double>(kl[1]) * static_cast<double>(rest.inv_sum_teacher)}};
-  return cub::BlockReduce<SegmentKl, kFusedThreads>(storage).Reduce(sum, Merge{});
+  return reduce_block(sum, of_warps);
 }
 
 }  // namespace gkd::cuda

@@ -1,6 +1,6 @@
 """Worst errors of gkd.loss over spread x classes x temperature x dtype, given the same group.
 
-    python tests/python/support/accuracy.py [--full] [--device cpu] [--csv accuracy.csv]
+    python tests/python/support/accuracy.py [--full] [--classes 1000 30000] [--device cpu] [--csv accuracy.csv]
 
 The truth is computed in long double from e_j = (U_j - S_j)/T, the form that does not cancel when
 student and teacher nearly agree: a plain float64 loss keeps few digits at a spread of 1e-5.
@@ -167,12 +167,13 @@ def main():
     """Measure the grid, print the worst figure of each dtype, write every one to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="2,059,906 classes too")
+    parser.add_argument("--classes", type=int, nargs="+", help="these instead")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--csv", default="accuracy.csv")
     options = parser.parse_args()
     begin = time.monotonic()
     figures = []
-    classes = CLASSES if options.full else CLASSES[:3]
+    classes = options.classes or (CLASSES if options.full else CLASSES[:3])
     for cell in itertools.product(DTYPES, classes, TEMPERATURES, SPREADS):
         figures += measure(*cell, device=options.device)
     with open(options.csv, "w", newline="") as file:
