@@ -18,8 +18,8 @@ GRADIENTS = ["near any", "near any", "outside near any", "outside near any"]
 KINDS = ("total", "mufu", "convert", "branch", "double", "local")
 COLUMNS = ("architecture", "strategy", "dtype", "loop", "path", "instructions", *KINDS[1:])
 
-#: Visits of a key in the window per 32 classes, by dtype and kind of row.
-Visits = Mapping[tuple[str, str], float]
+#: Visits of a key in the window per 32 classes, by strategy, dtype and kind of row.
+Visits = Mapping[tuple[str, str, str], float]
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Kernel:
         path = "near" if row == "flat" else "outside"
         gradient = max(c["total"] for c in self.costs if c.loop in without_rest and c.path == path)
         weigh = longest("weigh by mass")
-        weigh += visits[self.dtype, row] * longest("weigh by mass", "visit")
+        weigh += visits[self.strategy, self.dtype, row] * longest("weigh by mass", "visit")
         return 2 * longest("maxima") + longest("count") + weigh + longest("moments") + gradient
 
     def faults(self, visits: Visits) -> Iterator[str]:

@@ -9,7 +9,7 @@ PTXEMU_COUNT names. The check fails if a count is more than 5% above that in
 has fewer instructions; those that never become machine instructions are left out.
 
 One row per call, T = 4, with a gradient. Rows: "flat", normal logits of spread 1; "small", the same
-with 8 of the teacher's logits 40 higher, which are the group. What grows with the classes is the
+with 8 of the teacher's logits 80 higher, which are the group. What grows with the classes is the
 slope between two lengths, in warp instructions per 32 classes; "per_row" is what is left for all
 blocks of a row together, in warp instructions. The other counts are of the longer row.
 """
@@ -84,10 +84,12 @@ def quantities(
     atomic, stores = memory["shared.atomic"], memory["global.store"]
     # Additions of 1: one for each class, which is counted, and one for each key in the window.
     yield "window_visits_per_class", atomic["merged"] / (classes / WARP) - 1
-    yield "sectors_per_store", stores["sectors"] / stores["requests"]
-    for name in ("load", "store", "atomic"):
+    # 1 where every sector is written whole, and shared memory is read at full width.
+    yield "sectors_per_32_bytes_stored", 32 * stores["sectors"] / stores["bytes"]
+    for name in ("load", "store"):
         shared = memory[f"shared.{name}"]
-        yield f"shared_wavefronts_per_{name}", shared["wavefronts"] / shared["requests"]
+        yield f"wavefronts_per_128_bytes_{name}", 128 * shared["wavefronts"] / shared["bytes"]
+    yield "wavefronts_per_atomic", atomic["wavefronts"] / atomic["requests"]
     moved = sum(c["bytes"] for name, c in memory.items() if name.startswith("global."))
     yield "global_elements_per_class", moved / classes / element_bytes
 

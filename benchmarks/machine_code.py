@@ -98,12 +98,12 @@ def compile_kernels(job: tuple[int, str], nvcc: str, nvdisasm: str) -> list[Kern
 
 
 def window_visits() -> Visits:
-    """As the emulated device counts them in the block strategy."""
+    """As the emulated device counts them."""
     with COUNTS.open() as file:
         return {
-            (line["dtype"], line["row"]): float(line["value"])
+            (line["strategy"], line["dtype"], line["row"]): float(line["value"])
             for line in csv.DictReader(file)
-            if (line["strategy"], line["quantity"]) == ("block", "window_visits_per_class")
+            if line["quantity"] == "window_visits_per_class"
         }
 
 

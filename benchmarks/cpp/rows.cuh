@@ -11,7 +11,7 @@ enum class Logits { kFlat, kSmall };
 
 constexpr const char* kLogitNames[] = {"flat", "small"};
 constexpr int kRaised = 8;
-constexpr float kRaise = 40;
+constexpr float kRaise = 80;
 
 /// Normal logits of spread 1 from a hash of their place; of small rows' teachers some are raised.
 template <class Elem>

@@ -1,0 +1,183 @@
+"""The time of a call over that of a copy on several cards: arithmetic, not measurements.
+
+    python -m benchmarks.model_cuda          # the table of docs/performance.md
+
+From the instructions per class in the machine code (`results/machine_code.csv`), the cycles of a
+row's serial part (`csrc/cuda/tuning.h`), and the cards' published figures. Each multiprocessor
+works on one row's segment, or on two at a time where two fit its shared memory. A segment takes
+
+    the longest of   its traffic, at the multiprocessor's share of the memory's speed,
+                     its instructions, at the rate of four schedulers,
+                     all that one block does, one after the other, by the segments at a time
+
+What is left out: caches, the tail of uneven waves beyond whole ones, and power limits. The cycles
+of the serial part and the rates below are uncertain by a third.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+#: Instructions that four schedulers issue for 32 lanes, per cycle and class, and what of that rate
+#: two blocks reach together and one alone (modelled for sm_90).
+LANES, TOGETHER, ALONE = 128, 0.92, 0.6
+#: Of the published bandwidth, what a copy reaches: 3.0 of 3.35 TB/s and 4.3 of 4.8 in reports.
+COPY_SHARE = 0.9
+#: Cycles until the first byte of a segment arrives, and of a grid's four barriers beyond a
+#: cluster's row.
+LATENCY, GRID_CYCLES = 1200, 8000
+#: Seconds of a call's launches, and of a copy's.
+LAUNCHES, LAUNCH = 5e-6, 2e-6
+#: A grid has at most so many blocks per row, and a cluster.
+MOST_GRID, MOST_CLUSTER = 128, 16
+
+
+@dataclass(frozen=True)
+class Card:
+    """Multiprocessors, boost clock in GHz and bandwidth in TB/s of NVIDIA's data sheets; shared
+    memory of a multiprocessor in KiB of the CUDA C++ Programming Guide."""
+
+    name: str
+    multiprocessors: int
+    clock: float
+    bandwidth: float
+    shared: int
+    clusters: bool
+
+
+CARDS = (
+    Card("H100", 132, 1.755, 3.35, 228, True),
+    Card("H200", 132, 1.755, 4.8, 228, True),
+    Card("A100", 108, 1.41, 2.039, 164, False),
+    Card("L4", 58, 2.04, 0.3, 100, False),
+    Card("B200", 148, 1.9, 8.0, 228, True),  # its clock is an assumption
+)
+SHAPES = (
+    ("float32", 783, 85_742),
+    ("float32", 6_711, 10_000),
+    ("float32", 187, 360_232),
+    ("float32", 33, 2_059_906),
+    ("bfloat16", 4_096, 131_072),
+)
+#: What the project aims at on an H100, by shape and kind of row.
+GOALS = {
+    (*SHAPES[0], "flat"): 1.25,
+    (*SHAPES[1], "flat"): 1.35,
+    (*SHAPES[2], "flat"): 1.3,
+    (*SHAPES[3], "flat"): 1.8,
+    (*SHAPES[4], "flat"): 1.7,
+    (*SHAPES[4], "small"): 1.2,
+}
+
+
+def instructions() -> dict[tuple[str, str, str], float]:
+    """Per class, by strategy, dtype and kind of row, for sm_90."""
+    with (RESULTS / "machine_code.csv").open() as file:
+        return {
+            (line["strategy"], line["dtype"], line["path"]): float(line["instructions"])
+            for line in csv.DictReader(file)
+            if line["loop"] == "total" and line["architecture"] == "90"
+        }
+
+
+def serial_cycles() -> dict[str, float]:
+    text = (ROOT / "csrc" / "cuda" / "tuning.h").read_text()
+    found = re.search(r"kBlockRowCycles = (\d+), kClusterRowCycles = (\d+)", text)
+    assert found, "tuning.h has no cycles of the serial part"
+    block, cluster = map(float, found.groups())
+    return {"block": block, "cluster": cluster, "grid": cluster + GRID_CYCLES}
+
+
+def fixed_bytes(strategy: str, dtype: str, element_bytes: int) -> int:
+    """Shared memory of a block besides its segments."""
+    with (RESULTS / "fused_slices.csv").open() as file:
+        for line in csv.DictReader(file):
+            if (line["dtype"], line["regime"], line["capability"][:3]) == (dtype, strategy, "9.0"):
+                segment = int(line["classes"]) // int(line["blocks"])
+                return int(line["shared_bytes"]) - 2 * element_bytes * segment
+    raise ValueError(f"no {strategy} {dtype} in fused_slices.csv")
+
+
+def plans(card: Card) -> Iterator[tuple[str, int]]:
+    """Strategies and blocks per row."""
+    yield "block", 1
+    if card.clusters:
+        yield from (("cluster", 2**k) for k in range(1, int(math.log2(MOST_CLUSTER)) + 1))
+    yield from (("grid", blocks) for blocks in range(2, MOST_GRID + 1))
+
+
+@dataclass(frozen=True)
+class Model:
+    instructions: dict[tuple[str, str, str], float]
+    serial: dict[str, float]
+
+    def seconds(
+        self,
+        card: Card,
+        dtype: str,
+        rows: int,
+        classes: int,
+        row: str,
+        plan: tuple[str, int],
+        at_a_time: int,
+    ) -> float:
+        """Of a call; infinite where the segments do not fit."""
+        strategy, blocks = plan
+        element = 4 if dtype == "float32" else 2
+        segment = -(-classes // blocks)
+        shared = card.shared * 1024 // at_a_time - 1024
+        if fixed_bytes(strategy, dtype, element) + 2 * element * segment > shared:
+            return math.inf
+        groups = card.multiprocessors * at_a_time // blocks
+        if groups == 0:
+            return math.inf
+        cycles = self.instructions[strategy, dtype, row] * segment / LANES
+        used = min(groups, rows) * blocks  # blocks at work at a time
+        busy = min(card.multiprocessors, used)
+        rate = COPY_SHARE * card.bandwidth * 1e3 / card.clock / busy  # bytes a cycle
+        traffic = 3 * element * segment / rate
+        alone = LATENCY + 2 / 3 * traffic + cycles / ALONE + self.serial[strategy]
+        share = used / busy  # segments at a time on a multiprocessor
+        each = max(traffic, cycles / TOGETHER, alone / share)
+        waves = rows / min(groups, rows)
+        waves = math.ceil(waves) if waves < 8 or strategy == "grid" else waves
+        total = waves * share * each + (alone - each if waves > 1 else 0)
+        return total / (card.clock * 1e9) + LAUNCHES
+
+    def ratio(self, card: Card, dtype: str, rows: int, classes: int, row: str) -> tuple[float, str]:
+        """Of the fastest plan to a copy, and the plan."""
+        element = 4 if dtype == "float32" else 2
+        copy = 3 * element * rows * classes / (COPY_SHARE * card.bandwidth * 1e12) + LAUNCH
+        ways = [
+            (
+                self.seconds(card, dtype, rows, classes, row, plan, k) / copy,
+                f"{plan[0]} {plan[1]}, {k}",
+            )
+            for plan in plans(card)
+            for k in (1, 2)
+        ]
+        fused = [way for way in ways if way[1][:4] != "grid" and way[0] < math.inf]
+        return min(fused or ways)  # a grid serves what nothing else takes
+
+
+def main() -> None:
+    model = Model(instructions(), serial_cycles())
+    print("| dtype, rows x classes | row |", " | ".join(c.name for c in CARDS), "| goal, H100 |")
+    print("| --- | --- |", "---: | " * (len(CARDS) + 1))
+    for dtype, rows, classes in SHAPES:
+        for row in ("flat", "small"):
+            found = [model.ratio(card, dtype, rows, classes, row) for card in CARDS]
+            ratios = " | ".join(f"{r:.2f}" if r < math.inf else "-" for r, _ in found)
+            goal = GOALS.get((dtype, rows, classes, row), "")
+            print(f"| {dtype} {rows:,} x {classes:,} | {row} | {ratios} | {goal} |")
+
+
+if __name__ == "__main__":
+    main()
