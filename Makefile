@@ -8,7 +8,7 @@ BUILD := build/cpp
 JOBS ?= $(shell nproc)
 CPP_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: setup library build test lint format docs demo bench wheel gpu-check
+.PHONY: setup library build test lint format docs demo bench counters wheel gpu-check
 
 # Two steps of the targets below: the environment, and what `import gkd` needs. The libraries go
 # beside the Python files, and .venv/bin/python finds the package there.
@@ -51,6 +51,13 @@ demo: library
 # BENCH_ARGS: what python -m benchmarks takes, such as --device cuda or --quick.
 bench: library
 	PYTHONPATH=$(CURDIR)/python $(PY) -m benchmarks $(BENCH_ARGS)
+
+# What a class costs in the fused CUDA kernels, without a GPU: their machine code within its budget,
+# and no count above those in the repository. EMULATOR names a program that runs and counts CUDA
+# kernels on the CPU; gkd_count_cuda needs GKD_CMAKE_ARGS as in .ci/run.
+counters: build
+	$(PY) -m benchmarks.machine_code
+	$(PY) -m benchmarks.count_cuda "$(EMULATOR)" $(BUILD)/gkd_count_cuda
 
 # dist/gkd-VERSION+TAG-py3-none-*.whl for the torch of the interpreter FOR, without _C and so for every
 # Python. Torch's libraries, CUDA's and libgomp stay outside it: torch brings them, and a second copy

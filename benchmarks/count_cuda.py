@@ -82,8 +82,12 @@ def quantities(
     yield "barriers_per_row", whole["barriers"] / long["warps"]
     memory = {name: Counter(counts) for name, counts in long["memory"].items()}
     atomic, stores = memory["shared.atomic"], memory["global.store"]
-    # Additions of 1: one for each class, which is counted, and one for each key in the window.
-    yield "window_visits_per_class", atomic["merged"] / (classes / WARP) - 1
+    # Requests of 32-bit atomics: one for each class, which is counted, and one for each visit of a
+    # key in the window. Those of 64 bits are the search's ("loops": compared and swapped).
+    requests = atomic["requests"] - atomic["loops"]
+    requests -= short["memory"]["shared.atomic"]["requests"]
+    requests += short["memory"]["shared.atomic"].get("loops", 0)
+    yield "window_visits_per_class", max(0.0, WARP * requests / (classes - fewer) - 1)
     # 1 where every sector is written whole, and shared memory is read at full width.
     yield "sectors_per_32_bytes_stored", 32 * stores["sectors"] / stores["bytes"]
     for name in ("load", "store"):
@@ -139,6 +143,10 @@ def main() -> None:
     parser.add_argument("program")
     parser.add_argument("--rewrite", action="store_true", help="write the CSV instead of checking")
     args = parser.parse_args()
+    for path in (args.emulator, args.program):
+        if not os.access(path, os.X_OK):
+            print(f"no program at '{path}': the CUDA kernels' counts were not taken")
+            return
     found = count(args.emulator, args.program)
     if args.rewrite:
         with RESULTS.open("w", newline="") as file:

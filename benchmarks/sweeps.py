@@ -109,6 +109,6 @@ def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
         elif len(around.inner) == 2 and len(visits) == 1:
             name = "weigh by mass" if path["mufu"] else "weigh by size"
             result += _weigh(blocks, around, visits[0], name, cost)
-        elif path["mufu"]:  # two exponentials a class
+        elif path["fma"] > POLYNOMIAL * path["mufu"] // 2 > 0:  # two exponentials a class
             result.append(replace(cost, loop=numbered("moments"), classes=path["mufu"] // 2))
     return result
