@@ -79,8 +79,8 @@ __device__ __forceinline__ V merge_lanes(V value) {
 }
 
 /// Merges the values of a block's threads: each of them gets the same bits. The values of warps are
-/// merged as V, whatever the threads' are. `of_warps` has room for one of each warp; a barrier has to
-/// follow before it is used again.
+/// merged as V, whatever the threads' are. `of_warps` has room for one of each warp; a barrier has
+/// to follow before it is used again.
 template <class V, class OfThread>
 __device__ V reduce_block(const OfThread& value, OfThread* of_warps) {
   const OfThread of_warp = merge_lanes<kWarp>(value);

@@ -52,8 +52,7 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
 
   RadixSearch<T> search{sums.high, sums.low, sums.above, sums.total};
   // Where the window's keys fit one list, every block has them all and searches by itself.
-  const int num_listed =
-      group.all_gather_list(shared.list, shared.num_listed, kFusedListedKeys);
+  const int num_listed = group.all_gather_list(shared.list, shared.num_listed, kFusedListedKeys);
   const bool listed = num_listed <= kFusedListedKeys;
   while (!search.found()) {  // the same number of passes in every block: all have the same search
     const int shift = search.bin_bits();

@@ -65,7 +65,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   const VectorRow vector_row(maxima, static_cast<float>(c.inv_temperature),
                              static_cast<float>(cut));
   const VectorRange range = VectorRange::of<Elem>(classes, target);
-  for (bool done = false; !done;) {  // again by class if the vectors' sums are not accurate
+  for (bool done = false; !done;) {        // again by class if the vectors' sums are not accurate
     const auto complete = [&](auto set) {  // by the first warp
       if (threadIdx.x >= kWarp) return;
       if (threadIdx.x == 0) {
@@ -113,8 +113,9 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
                                           c.gradient, offset, shared.temp.kl);
   } else if constexpr (kVectors) {
     Elem* gradient = c.gradient == nullptr ? nullptr : static_cast<Elem*>(c.gradient) + offset;
-    kl = vector_gradient(loader, classes, vector_row, range, shared.row, c.all_kl, gradient,
-                         shared.temp.vector_kl);
+    const std::int64_t size = shared.report.size;
+    kl = vector_gradient(loader, classes, vector_row, range, shared.row, {size, p.classes - size},
+                         c.all_kl, gradient, shared.temp.vector_kl);
   }
   if (group.reduce_to_one(&kl) && threadIdx.x == 0) {
     RowReport report = shared.report;

@@ -126,8 +126,8 @@ struct PlainSums {
 
   PlainSums() = default;
   __device__ explicit PlainSums(const VectorSums& s)
-      : sum{s.teacher[0], s.teacher[1], s.student[0], s.student[1],
-            s.diff[0],    s.diff[1],    s.count} {}
+      : sum{s.teacher[0], s.teacher[1], s.student[0], s.student[1], s.diff[0], s.diff[1], s.count} {
+  }
 
   __device__ __forceinline__ void merge(const PlainSums& y) {
 #pragma unroll
@@ -148,16 +148,17 @@ __device__ PlainSums vector_moments(const ContiguousLoader<float, Elem>& loader,
 
 /// A group's constants of the gradient pass, for terms that are multiplied by A: a_j = A p^_j.
 struct VectorCoef {
-  float log_ratio;    ///< d_j = e_j + log_ratio
-  float sum_ratio;    ///< A/B
-  float coef_teacher; ///< gradient = coef_teacher a_j + coef_diff (A/B b_j - a_j)
+  float log_ratio;     ///< d_j = e_j + log_ratio
+  float sum_ratio;     ///< A/B
+  float coef_teacher;  ///< gradient = coef_teacher a_j + coef_diff (A/B b_j - a_j)
   float coef_diff;
 
-  __device__ explicit VectorCoef(const GroupCoef<float>& c)
+  /// A group of one class has q^ = p^ = 1: no difference, however d_j is rounded.
+  __device__ VectorCoef(const GroupCoef<float>& c, std::int64_t classes)
       : log_ratio(c.log_ratio),
         sum_ratio(c.inv_sum_teacher > 0 ? c.inv_sum_student / c.inv_sum_teacher : 0),
         coef_teacher(c.coef_q * c.inv_sum_teacher),
-        coef_diff((c.coef_q + c.coef_diff) * c.inv_sum_teacher) {}
+        coef_diff(classes == 1 ? 0 : (c.coef_q + c.coef_diff) * c.inv_sum_teacher) {}
 };
 
 /// A thread's part of the gradient pass. kRestKl: the rest has a KL.
@@ -193,8 +194,8 @@ struct VectorGradient {
     const float a = exp2_approx(row.teacher_exponent(u));
     const float b = exp2_approx(row.student_exponent(s));
     const float phi = short_phi(d);
-    const float diff = if_within(d, 0.5f, a * (phi - d),
-                                 fmaf(b, in ? primary.sum_ratio : rest.sum_ratio, -a));
+    const float diff =
+        if_within(d, 0.5f, a * (phi - d), fmaf(b, in ? primary.sum_ratio : rest.sum_ratio, -a));
     // Without mass there is no term: d is infinite or NaN where a logit is -inf.
     const float term = if_within(d, 0.5f, a * phi, fmaf(a, a > 0 ? d : 0.0f, diff));
     return {fmaf(in ? primary.coef_diff : rest.coef_diff, diff,
@@ -267,8 +268,7 @@ struct VectorGradient {
       float s, u;
       loader.load(j, &s, &u);
       const bool in = in_primary(loader.by_student ? s : u, row.cut, j, range.target_class);
-      const Result result =
-          kRestKl || in ? any(s, u, ratio(s, u, in), in) : outside(s);
+      const Result result = kRestKl || in ? any(s, u, ratio(s, u, in), in) : outside(s);
       kl[in ? 0 : 1] += result.kl;
       if (gradient != nullptr) store_as(result.gradient, gradient + j);
     }
@@ -279,12 +279,14 @@ struct VectorGradient {
 template <class Elem>
 __device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader, int classes,
                                      const VectorRow& row, const VectorRange& range,
-                                     const RowState<float>& state, bool all_kl, Elem* gradient,
-                                     SegmentKl* of_warps) {
+                                     const RowState<float>& state,
+                                     const std::int64_t (&group_classes)[2], bool all_kl,
+                                     Elem* gradient, SegmentKl* of_warps) {
   const GroupCoef<float> primary = state.coef[0], rest = state.coef[1];
   float kl[2];
   const auto run = [&](auto from_gap, auto rest_kl) {
-    VectorGradient<from_gap(), rest_kl()> pass{row, VectorCoef(primary), VectorCoef(rest),
+    VectorGradient<from_gap(), rest_kl()> pass{row, VectorCoef(primary, group_classes[0]),
+                                               VectorCoef(rest, group_classes[1]),
                                                rest.coef_q * rest.inv_sum_student};
     pass.run(loader, classes, range, gradient);
     kl[0] = pass.kl[0];
@@ -302,9 +304,11 @@ __device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader
   } else {
     with_rest(std::false_type{});
   }
-  const SegmentKl sum{{static_cast<double>(kl[0]) * static_cast<double>(primary.inv_sum_teacher),
-                       static_cast<double>(kl[1]) * static_cast<double>(rest.inv_sum_teacher)}};
-  return reduce_block(sum, of_warps);
+  const auto normalized = [&](int g) {
+    const double inverse = static_cast<double>(state.coef[g].inv_sum_teacher);
+    return group_classes[g] == 1 ? 0 : static_cast<double>(kl[g]) * inverse;
+  };
+  return reduce_block(SegmentKl{{normalized(0), normalized(1)}}, of_warps);
 }
 
 }  // namespace gkd::cuda

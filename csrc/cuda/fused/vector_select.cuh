@@ -46,7 +46,7 @@ __device__ __forceinline__ void for_each_rank_vector(const ContiguousLoader<floa
                                                      int classes, Visit visit) {
   const Elem* rank = ranking(loader);
   const int vectors = num_vectors<Elem>(classes);
-#pragma unroll(8 / kPerVector<Elem>)
+#pragma unroll(8 / kPerVector <Elem>)
   for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
     float r[kPerVector<Elem>];
     load_vector(rank, v, r);
@@ -67,8 +67,8 @@ struct VectorBins {
   }
 };
 
-/// count_segment() over vectors. The last bin is counted too, and nobody reads it: a branch for each
-/// class would take longer.
+/// count_segment() over vectors. The last bin is counted too, and nobody reads it: a branch for
+/// each class would take longer.
 template <class Elem>
 __device__ void count_vectors(const ContiguousLoader<float, Elem>& loader, int classes,
                               const Bins<float>& all_bins, int* counts) {

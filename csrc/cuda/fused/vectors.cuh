@@ -87,9 +87,9 @@ __device__ __forceinline__ void load_vector(const Elem* segment, int v,
   }
 }
 
-/// Writes vectors of a segment's gradient, in the widest words that its alignment allows; nothing if
-/// there is no gradient. The stores do not stay in the cache: nothing reads a gradient before the
-/// kernel ends.
+/// Writes vectors of a segment's gradient, in the widest words that its alignment allows; nothing
+/// if there is no gradient. The stores do not stay in the cache: nothing reads a gradient before
+/// the kernel ends.
 template <class Elem>
 class VectorStore {
  public:
