@@ -62,11 +62,15 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
     const auto add = [&](KeyOf<T> key) {
       add_to_histogram(search, shift, keys, weight, key, shared.histogram);
     };
-    if (listed) {
-      for (int k = threadIdx.x; k < num_listed; k += kFusedThreads) add(shared.list[k]);
-      __syncthreads();  // every thread has added its keys
+    const int keys_here = listed ? num_listed : shared.num_listed;
+    if (keys_here <= kFusedListedKeys) {
+      for (int k = threadIdx.x; k < keys_here; k += kFusedThreads) add(shared.list[k]);
     } else {
       for_each_rank<T, kFusedThreads>(loader, segment, [&](T r) { add(keys.of(r)); });
+    }
+    if (listed) {
+      __syncthreads();  // every thread has added its keys
+    } else {
       group.all_reduce_sum(shared.histogram);
     }
     search = refine_search(shared.histogram, rule, search, shared.temp.refine);

@@ -74,6 +74,16 @@ struct VectorSums {
     count += y.count;
   }
 
+  /// Student and teacher change places.
+  __device__ __forceinline__ void swap() {
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+      const float x = teacher[g];
+      teacher[g] = student[g];
+      student[g] = x;
+      diff[g] = -diff[g];
+    }
+  }
   /// A class of the primary group if rank >= cut.
   template <bool kFromGap>
   __device__ __forceinline__ void add(const VectorRow& row, float s, float u, float rank,
@@ -94,28 +104,29 @@ struct VectorSums {
   }
 };
 
+/// Where the student ranks, the two change places: `row` is swapped() then, and so are the sums.
 template <bool kFromGap, class Elem>
 __device__ VectorSums thread_vector_moments(const ContiguousLoader<float, Elem>& loader,
                                             int classes, const VectorRow& row,
                                             const VectorRange& range) {
   constexpr int kN = kPerVector<Elem>;
+  const Elem* rank = ranking(loader);
+  const Elem* other = loader.by_student ? loader.teacher : loader.student;
   VectorSums sums;
-#pragma unroll 1
   for (int v = threadIdx.x; v < range.whole; v += kFusedThreads) {
     if (v == range.target) continue;
-    float s[kN], u[kN], r[kN];
-    load_vector(loader.student, v, s);
-    load_vector(loader.teacher, v, u);
-    load_vector(ranking(loader), v, r);
+    float r[kN], o[kN];
+    load_vector(rank, v, r);
+    load_vector(other, v, o);
 #pragma unroll
-    for (int i = 0; i < kN; ++i) sums.add<kFromGap>(row, s[i], u[i], r[i], row.cut);
+    for (int i = 0; i < kN; ++i) sums.add<kFromGap>(row, o[i], r[i], r[i], row.cut);
   }
   if (const int j = range.left_out<Elem>(classes); j >= 0) {
-    float s, u;
-    loader.load(j, &s, &u);
-    const bool in = in_primary(loader.by_student ? s : u, row.cut, j, range.target_class);
-    sums.add<kFromGap>(row, s, u, in ? 1.0f : 0.0f, 1);
+    const float r = load_as<float>(rank[j]), o = load_as<float>(other[j]);
+    const bool in = in_primary(r, row.cut, j, range.target_class);
+    sums.add<kFromGap>(row, o, r, in ? 1.0f : 0.0f, 1);
   }
+  if (loader.by_student) sums.swap();
   return sums;
 }
 
@@ -140,9 +151,10 @@ template <class Elem>
 __device__ PlainSums vector_moments(const ContiguousLoader<float, Elem>& loader, int classes,
                                     const VectorRow& row, const VectorRange& range,
                                     VectorSums* of_warps) {
+  const VectorRow by_rank = loader.by_student ? row.swapped() : row;
   const VectorSums thread = row.from_gap()
-                                ? thread_vector_moments<true>(loader, classes, row, range)
-                                : thread_vector_moments<false>(loader, classes, row, range);
+                                ? thread_vector_moments<true>(loader, classes, by_rank, range)
+                                : thread_vector_moments<false>(loader, classes, by_rank, range);
   return reduce_block<PlainSums>(thread, of_warps);
 }
 
@@ -169,9 +181,9 @@ struct VectorGradient {
   float rest_student;    ///< without kRestKl: the gradient of a class of the rest is this times b_j
   float kl[2] = {0, 0};  ///< sums of a_j phi(d_j)
 
-  /// A class's gradient, and a_j phi(d_j).
+  /// A class's gradient, and a_j phi(d_j) in two factors.
   struct Result {
-    float gradient, kl;
+    float gradient, mass, phi;
   };
   /// d_j
   __device__ __forceinline__ float ratio(float s, float u, bool in) const {
@@ -180,7 +192,7 @@ struct VectorGradient {
   }
   /// Without kRestKl, where no class of the warp's vectors is in the primary group.
   __device__ __forceinline__ Result outside(float s) const {
-    return {rest_student * exp2_approx(row.student_exponent(s)), 0};
+    return {rest_student * exp2_approx(row.student_exponent(s)), 0, 0};
   }
   /// Where |d_j| <= kLongPhi in the warp's vectors.
   __device__ __forceinline__ Result near(float u, float d, bool in) const {
@@ -188,7 +200,7 @@ struct VectorGradient {
     const float phi = long_phi(d), expm1 = phi - d;
     return {a * fmaf(in ? primary.coef_diff : rest.coef_diff, expm1,
                      in ? primary.coef_teacher : rest.coef_teacher),
-            a * phi};
+            a, phi};
   }
   __device__ __forceinline__ Result any(float s, float u, float d, bool in) const {
     const float a = exp2_approx(row.teacher_exponent(u));
@@ -200,7 +212,7 @@ struct VectorGradient {
     const float term = if_within(d, 0.5f, a * phi, fmaf(a, a > 0 ? d : 0.0f, diff));
     return {fmaf(in ? primary.coef_diff : rest.coef_diff, diff,
                  (in ? primary.coef_teacher : rest.coef_teacher) * a),
-            term};
+            term, 1};
   }
 
   /// `gradient` is the segment's, or null.
@@ -234,8 +246,8 @@ struct VectorGradient {
             const bool in = r[t][i] >= row.cut;
             const Result result = result_of(t, i, in);
             value[i] = result.gradient;
-            sum[0] += in ? result.kl : 0.0f;
-            if constexpr (kRestKl) sum[1] += in ? 0.0f : result.kl;
+            sum[0] = fmaf(in ? result.mass : 0.0f, result.phi, sum[0]);
+            if constexpr (kRestKl) sum[1] = fmaf(in ? 0.0f : result.mass, result.phi, sum[1]);
           }
           const bool mine = v[t] < range.whole && v[t] != range.target;
           kl[0] += mine ? sum[0] : 0.0f;
@@ -269,7 +281,7 @@ struct VectorGradient {
       loader.load(j, &s, &u);
       const bool in = in_primary(loader.by_student ? s : u, row.cut, j, range.target_class);
       const Result result = kRestKl || in ? any(s, u, ratio(s, u, in), in) : outside(s);
-      kl[in ? 0 : 1] += result.kl;
+      kl[in ? 0 : 1] += result.mass * result.phi;
       if (gradient != nullptr) store_as(result.gradient, gradient + j);
     }
   }

@@ -84,6 +84,14 @@ struct VectorRow {
         gap(static_cast<float>((static_cast<double>(teacher_zero) - student_zero) * kLn2)),
         cut(cut) {}
 
+  /// The constants where student and teacher change places.
+  __device__ VectorRow swapped() const {
+    VectorRow row = *this;
+    row.teacher_zero = student_zero;
+    row.student_zero = teacher_zero;
+    row.gap = -gap;
+    return row;
+  }
   /// Whether the exponents are exact enough: k and l are integers that a float holds.
   __device__ bool is_accurate() const {
     return fabsf(teacher_zero) < 1e6f && fabsf(student_zero) < 1e6f;
