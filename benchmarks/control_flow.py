@@ -94,7 +94,7 @@ def _blocks(lines: Iterable[str]) -> list[Block]:
             name = text.split()[0]
             start = name.startswith(("BRA", "BRX", "JMX", "EXIT", "RET"))
             always = guard in (None, "PT") and not re.match(r"\S+\s+!?U?P\d", text)
-            falls = not (start and always) or name == "BRA.DIV"
+            falls = not (start and always) or name in ("BRA.DIV", "BRA.CONV")
             if start and target and name != "BRA.DIV":
                 jumps.append((len(blocks) - 1, target[1]))
     for block, label in jumps:
