@@ -2,7 +2,8 @@
 
 Reads what `nvdisasm -c` prints. A loop is a natural loop of the control flow graph. A path goes
 from a loop's head once around it. `BRA.DIV` is taken only by a warp whose lanes have parted, so
-its target, which calls each lane's part one by one, is on no path.
+its target, which calls each lane's part one by one, is on no path. `BRA.CONV` goes both ways, and
+so does a call within the kernel, by which sm_80 enters and leaves such parts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ FUNCTION = re.compile(r"^\.text\.(\S+):")
 LABEL = re.compile(r"^(\.L_\S+):")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][^;]*?)\s*;")
 TARGET = re.compile(r"`\((\.L_[^)]+)\)")
+
+#: What may go on with the next instruction although nothing guards it.
+BOTH_WAYS = ("BRA.DIV", "BRA.CONV", "CALL")
 
 #: What is counted of an instruction, by the start of its name.
 KINDS = {
@@ -93,8 +97,9 @@ def _blocks(lines: Iterable[str]) -> list[Block]:
             target = TARGET.search(text)
             name = text.split()[0]
             start = name.startswith(("BRA", "BRX", "JMX", "EXIT", "RET"))
+            start |= name.startswith("CALL") and target is not None  # into this function's own code
             always = guard in (None, "PT") and not re.match(r"\S+\s+!?U?P\d", text)
-            falls = not (start and always) or name == "BRA.DIV"
+            falls = not (start and always) or name.startswith(BOTH_WAYS)
             if start and target and name != "BRA.DIV":
                 jumps.append((len(blocks) - 1, target[1]))
     for block, label in jumps:

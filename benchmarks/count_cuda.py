@@ -32,7 +32,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "counts_cuda.csv"
 COLUMNS = ("strategy", "dtype", "row", "quantity", "value")
-ROOM = 1.05
+ROOM = 0.05
 #: Less than this is no change: a count of nearly nothing has no 5%.
 LEAST = 0.02
 #: PTX that names registers, and what ptxas folds into other instructions.
@@ -126,7 +126,7 @@ def risen(found: dict[tuple[str, ...], float], held: dict[tuple[str, ...], float
     for key, value in found.items():
         if key not in held:
             yield f"{' '.join(key)}: not in {RESULTS.name}"
-        elif value > ROOM * held[key] + LEAST:
+        elif value > held[key] + ROOM * abs(held[key]) + LEAST:
             yield f"{' '.join(key)}: {value:.2f}, was {held[key]:.2f}"
 
 

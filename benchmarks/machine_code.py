@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from benchmarks.budget import COLUMNS, Kernel, Visits
+from benchmarks.budget import COLUMNS, ROWS, Kernel, Visits
 from benchmarks.control_flow import Block, functions, loops
 from benchmarks.sweeps import costs
 
@@ -133,7 +133,8 @@ def main() -> None:
         writer.writerows(line for kernel in kernels for line in kernel.lines(visits))
     faults = [f"{kernel.name}: {fault}" for kernel in kernels for fault in kernel.faults(visits)]
     for kernel in kernels:
-        totals = [f"{kernel.total(row, visits):.1f} {row}" for row in ("flat", "small")]
+        rows = ROWS if not kernel.missing() else ()
+        totals = [f"{kernel.total(row, visits):.1f} {row}" for row in rows]
         print(
             f"{kernel.name}: {kernel.registers} registers, {kernel.spills} bytes spilled,"
             f" {' and '.join(totals)} instructions per class"

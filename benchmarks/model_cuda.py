@@ -169,8 +169,8 @@ class Model:
 
 def main() -> None:
     model = Model(instructions(), serial_cycles())
-    print("| dtype, rows x classes | row |", " | ".join(c.name for c in CARDS), "| goal, H100 |")
-    print("| --- | --- |", "---: | " * (len(CARDS) + 1))
+    print("| rows | logits |", " | ".join(c.name for c in CARDS), "| goal on an H100 |")
+    print("| --- | --- |", " | ".join("---:" for _ in range(len(CARDS) + 1)), "|")
     for dtype, rows, classes in SHAPES:
         for row in ("flat", "small"):
             found = [model.ratio(card, dtype, rows, classes, row) for card in CARDS]

@@ -100,7 +100,7 @@ def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
             continue
         path = _longest(blocks, loop)
         cost = Cost("", "vector", path["load_128"] * per_vector, path)
-        around = outer[loop.head]
+        around = outer.get(loop.head, loop)
         visits = [i for i in around.inner if _body(blocks, i)["find"] and not i.inner]
         if path["atomic"]:
             result.append(replace(cost, loop="count"))
