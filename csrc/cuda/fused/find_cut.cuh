@@ -5,19 +5,20 @@
 
 namespace gkd::cuda {
 
-/// The row's cut, for every thread of every block. `vectors`: by passes over vectors; `maxima` are
+/// The row's cut, for every thread of every block. `vectors`: by passes over vectors; `known` are
 /// the row's then.
 template <class T, class Loader, class BlockGroup>
 __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T inv_temperature,
-                      bool vectors, RowMaxima maxima, FusedStorage<T, BlockGroup>& shared,
+                      bool vectors, RowExtremes known, FusedStorage<T, BlockGroup>& shared,
                       BlockGroup& group) {
   const int classes = static_cast<int>(segment.end);
   const StopRule rule = stop_rule(p.selection);
   for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.counts[b] = 0;
   if (threadIdx.x == 0) shared.num_listed = 0;
   Extremes<T> extremes;
-  if (vectors && rule.by_mass) {  // the smallest logit is not needed
-    extremes.high = extremes.low = loader.by_student ? maxima.student : maxima.teacher;
+  // -inf is not the smallest logit that a selection by size needs.
+  if (vectors && (rule.by_mass || known.low > -std::numeric_limits<T>::infinity())) {
+    extremes = {loader.by_student ? known.student : known.teacher, known.low};
     __syncthreads();  // all bins are zero before the first count
   } else {
     extremes = cub::BlockReduce<Extremes<T>, kFusedThreads>(shared.temp.extremes)
@@ -26,7 +27,11 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
     extremes = all_reduce(group, extremes);
   }
 
-  const Bins<T> bins = bins_of(p, extremes, inv_temperature);
+  Bins<T> bins = bins_of(p, extremes, inv_temperature);
+  if (vectors && rule.by_mass) {  // narrower bins where the row spans less: a smaller window
+    const T span = (extremes.high - extremes.low) * inv_temperature;
+    if (span > 0 && span < bins.reach) bins.reach = span;
+  }
   const Keys<T> keys(p.ranking().dtype);
   const ClassWeight<T> weight = class_weight(p, bins);
   WeightSums<T> sums;

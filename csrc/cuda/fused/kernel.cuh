@@ -12,8 +12,8 @@ namespace gkd::cuda {
 
 /// A warp adds the sums of a row's segments, in an order that their number alone decides.
 template <bool kGlobal>
-__device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count, RowMaxima maxima,
-                         std::int64_t classes, SegmentMoments* row) {
+__device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count,
+                         RowExtremes maxima, std::int64_t classes, SegmentMoments* row) {
   // 8 lanes for each of 4 subsets of the segments; lane l has sum l % 8.
   const int lane = threadIdx.x, index = lane % 8;
   double sum = 0;
@@ -49,20 +49,24 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   // A target outside the segment matches none of its classes.
   const std::int64_t target = c.w.state[row].target - begin;
   bool vectors = false;
-  RowMaxima maxima;
+  RowExtremes extremes;
   if constexpr (kVectors) {
-    const RowMaxima mine{vector_max(loader.teacher, classes), vector_max(loader.student, classes)};
-    maxima = reduce_block(mine, shared.maxima);
-    if (group.size() > 1) maxima = all_reduce(group, maxima);
-    vectors = VectorRow(maxima, c.inv_temperature, 0).is_accurate();
+    const Elem* other = loader.by_student ? loader.teacher : loader.student;
+    const Extremes<float> r = vector_extremes<true>(ranking(loader), classes);
+    const Extremes<float> o = vector_extremes<false>(other, classes);
+    const bool by_student = loader.by_student;
+    extremes = {by_student ? o.high : r.high, by_student ? r.high : o.high, r.low};
+    extremes = reduce_block(extremes, shared.extremes);
+    if (group.size() > 1) extremes = all_reduce(group, extremes);
+    vectors = VectorRow(extremes, c.inv_temperature, 0).is_accurate();
   }
   T cut = c.w.state[row].cut;
   if (!c.constant_cut) {
-    cut = find_cut(p, loader, segment, p.template inv_group_temperature<T>(), vectors, maxima,
+    cut = find_cut(p, loader, segment, p.template inv_group_temperature<T>(), vectors, extremes,
                    shared, group);
     __syncthreads();  // every thread has left the search before its storage is reused
   }
-  const VectorRow vector_row(maxima, static_cast<float>(c.inv_temperature),
+  const VectorRow vector_row(extremes, static_cast<float>(c.inv_temperature),
                              static_cast<float>(cut));
   const VectorRange range = VectorRange::of<Elem>(classes, target);
   for (bool done = false; !done;) {        // again by class if the vectors' sums are not accurate
@@ -88,7 +92,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
         const auto sums = group.all_gather(
             vector_moments(loader, classes, vector_row, range, shared.temp.vector_sums));
         complete([&](double weight) {
-          add_sums(sums, group.size(), maxima, p.classes, &shared.temp.merge.row);
+          add_sums(sums, group.size(), extremes, p.classes, &shared.temp.merge.row);
           return set_row(p, shared.temp.merge.row, weight, &shared.row);
         });
       }

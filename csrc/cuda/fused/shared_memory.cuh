@@ -29,7 +29,7 @@ struct FusedStorage {
     KlStorage<kFusedThreads> kl;
   } temp;
   typename BlockGroup::Storage group;
-  RowMaxima maxima[kFusedThreads / kWarp];  ///< of the warps
+  RowExtremes extremes[kFusedThreads / kWarp];  ///< of the warps
   RowState<T> row;
   RowReport report;
   int num_listed;

@@ -17,9 +17,9 @@
 
 namespace gkd::cuda {
 
-/// The least sum that a group may have relative to the row's shift: its terms then keep their
-/// digits, since floats reach down to 1e-38.
-constexpr float kLeastSum = 1e-20f;
+/// The least sum that a group may have relative to the row's shift, 2^-31: the exponents of the
+/// classes that matter are then above -32, where a float rounds them to 2^-20.
+constexpr float kLeastSum = 5e-10f;
 
 /// Whether each group that has classes has sums of at least kLeastSum. NaN sums are not accurate.
 __device__ __forceinline__ bool sums_are_accurate(const GroupCoef<float> (&coef)[2],

