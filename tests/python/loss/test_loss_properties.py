@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import kl_div
 
 import gkd
-from oracle import BOUND, error, gradient_bound, rows_and_gradient, same_bits
+from oracle import BOUND, error, gradient_bound, rows_and_gradient, same_bits, same_sums
 from strategies import (
     WEIGHTS,
     batches,

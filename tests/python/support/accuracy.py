@@ -1,6 +1,6 @@
 """Worst errors of gkd.loss over spread x classes x temperature x dtype, given the same group.
 
-    python tests/python/support/accuracy.py [--full] [--classes 1000 30000] [--device cpu] [--csv accuracy.csv]
+    python tests/python/support/accuracy.py [--full] [--device cpu] [--csv accuracy.csv]
 
 The truth is computed in long double from e_j = (U_j - S_j)/T, the form that does not cancel when
 student and teacher nearly agree: a plain float64 loss keeps few digits at a spread of 1e-5.

@@ -154,8 +154,8 @@ def same_bits(a, b):
 
 
 def same_sums(a, b):
-    """Equal to the bit on the CPU. A CUDA device adds up contiguous logits of one dtype in vectors of
-    16 bytes, and others one by one: there, equal as two results that keep the promise."""
+    """Equal to the bit on the CPU. A CUDA device adds up contiguous logits of one dtype in vectors
+    of 16 bytes, and others one by one: there, equal as two results that keep the promise."""
     if a.device.type == "cpu" or a.dtype == torch.float64 or not a.is_floating_point():
         return same_bits(a, b)
     if not a.isnan().equal(b.isnan()):
