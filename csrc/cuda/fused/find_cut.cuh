@@ -29,7 +29,8 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
 
   Bins<T> bins = bins_of(p, extremes, inv_temperature);
   if (vectors && rule.by_mass) {  // narrower bins where the row spans less: a smaller window
-    const T span = (extremes.high - extremes.low) * inv_temperature;
+    // A little more, so that the smallest logit does not lie on the last bin's edge.
+    const T span = (extremes.high - extremes.low) * inv_temperature * T(1.0001);
     if (span > 0 && span < bins.reach) bins.reach = span;
   }
   const Keys<T> keys(p.ranking().dtype);
