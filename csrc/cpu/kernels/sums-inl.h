@@ -1,4 +1,4 @@
-// Sums over whole vectors of classes: fixed-point masses (math/cut.h), and moments.
+// Sums over whole vectors of classes: masses (math/cut.h), and moments.
 #pragma once
 
 #include <cmath>
