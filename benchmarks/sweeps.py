@@ -104,7 +104,7 @@ def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
         visits = [i for i in around.inner if _body(blocks, i)["find"] and not i.inner]
         if path["atomic"]:
             result.append(replace(cost, loop="count"))
-        elif path["minmax"] and not path["mufu"] and not path["fma"]:
+        elif path["minmax"] and path["load_128"] > 1 and not path["mufu"] and not path["fma"]:
             result.append(replace(cost, loop=numbered("maxima")))
         elif len(around.inner) == 2 and len(visits) == 1:
             name = "weigh by mass" if path["mufu"] else "weigh by size"

@@ -228,14 +228,14 @@ struct VectorGradient {
          start += kFusedThreads * kTile) {
       float s[kTile][kN], r[kTile][kN];
       int v[kTile];
-      float highest = -std::numeric_limits<float>::infinity();
+      VectorExtremes<Elem> extremes;
 #pragma unroll
       for (int t = 0; t < kTile; ++t) {
         v[t] = start + t * kWarp + threadIdx.x % kWarp;
         load_vector(loader.student, min(v[t], range.whole - 1), s[t]);
-        load_vector(rank, min(v[t], range.whole - 1), r[t]);
-#pragma unroll
-        for (const float logit : r[t]) highest = fmaxf(highest, logit);
+        const uint4 vector = read_vector(rank, min(v[t], range.whole - 1));
+        unpack<Elem>(vector, r[t]);
+        extremes.add_to_high(vector);
       }
       const auto finish = [&](auto result_of) {
 #pragma unroll
@@ -255,7 +255,7 @@ struct VectorGradient {
           if (mine) store(value, v[t]);
         }
       };
-      if (!kRestKl && !__any_sync(~0u, highest >= row.cut)) {
+      if (!kRestKl && !__any_sync(~0u, extremes.high() >= row.cut)) {
         finish([&](int t, int i, bool) { return outside(s[t][i]); });
         continue;
       }

@@ -15,39 +15,20 @@ __device__ __forceinline__ const Elem* ranking(const ContiguousLoader<float, Ele
 /// The largest element of a segment and, where kLow, the smallest one. NaN is skipped.
 template <bool kLow, class Elem>
 __device__ __forceinline__ Extremes<float> vector_extremes(const Elem* segment, int classes) {
-  constexpr int kN = kPerVector<Elem>;
-  const int whole = classes / kN;
-  Extremes<float> e;
-  const auto add = [&](float x) {
-    e.high = fmaxf(e.high, x);
-    if constexpr (kLow) e.low = fminf(e.low, x);
-  };
-  if constexpr (sizeof(Elem) == sizeof(float)) {
+  const int whole = classes / kPerVector<Elem>;
+  VectorExtremes<Elem> vectors;
 #pragma unroll 4
-    for (int v = threadIdx.x; v < whole; v += kFusedThreads) {
-      float x[kN];
-      load_vector(segment, v, x);
-#pragma unroll
-      for (const float logit : x) add(logit);
-    }
-  } else {  // pairs of elements are compared as they are
-    using Pair = std::conditional_t<std::is_same_v<Elem, __half>, __half2, __nv_bfloat162>;
-    Elem least, most;
-    store_as(e.high, &least);
-    store_as(e.low, &most);
-    Pair high(least, least), low(most, most);
-#pragma unroll 4
-    for (int v = threadIdx.x; v < whole; v += kFusedThreads) {
-      const uint4 vector = read_vector(segment, v);
-      const Pair* x = reinterpret_cast<const Pair*>(&vector);
-      high = __hmax2(high, __hmax2(__hmax2(x[0], x[1]), __hmax2(x[2], x[3])));
-      if constexpr (kLow) low = __hmin2(low, __hmin2(__hmin2(x[0], x[1]), __hmin2(x[2], x[3])));
-    }
-    e = {fmaxf(load_as<float>(high.x), load_as<float>(high.y)),
-         fminf(load_as<float>(low.x), load_as<float>(low.y))};
+  for (int v = threadIdx.x; v < whole; v += kFusedThreads) {
+    const uint4 vector = read_vector(segment, v);
+    vectors.add_to_high(vector);
+    if constexpr (kLow) vectors.add_to_low(vector);
   }
-  const int j = whole * kN + threadIdx.x;
-  if (j < classes) add(load_as<float>(segment[j]));
+  Extremes<float> e{vectors.high(), vectors.low()};
+  const int j = whole * kPerVector<Elem> + threadIdx.x;
+  if (j < classes) {
+    const float x = load_as<float>(segment[j]);
+    e = {fmaxf(e.high, x), fminf(e.low, x)};
+  }
   return e;
 }
 
@@ -108,6 +89,26 @@ struct MassSum {
     upper += x;
     lower += y;
   }
+  /// Adds where position < first, and sets `bit` where it is neither that nor above `last`: a NaN is
+  /// in the last bin. As predicated instructions: selects would take two more.
+  template <bool kUpper>
+  __device__ __forceinline__ void add_above(float position, float first, float last, unsigned x,
+                                            unsigned y, unsigned bit, unsigned* bits) {
+    if constexpr (kUpper) {
+      asm("{\n.reg .pred above, outside;\n"
+          "setp.lt.f32 above, %3, %4;\nsetp.gt.or.f32 outside, %3, %5, above;\n"
+          "@above add.u32 %0, %0, %6;\n@above add.u32 %1, %1, %7;\n"
+          "@!outside or.b32 %2, %2, %8;\n}"
+          : "+r"(upper), "+r"(lower), "+r"(*bits)
+          : "f"(position), "f"(first), "f"(last), "r"(x), "r"(y), "r"(bit));
+    } else {
+      asm("{\n.reg .pred above, outside;\n"
+          "setp.lt.f32 above, %2, %3;\nsetp.gt.or.f32 outside, %2, %4, above;\n"
+          "@above add.u32 %0, %0, %5;\n@!outside or.b32 %1, %1, %6;\n}"
+          : "+r"(lower), "+r"(*bits)
+          : "f"(position), "f"(first), "f"(last), "r"(y), "r"(bit));
+    }
+  }
   __device__ unsigned long long value(int lower_bits) const {
     return (static_cast<unsigned long long>(upper) << lower_bits) + lower;
   }
@@ -142,18 +143,15 @@ __device__ WeightSums<float> weigh_vectors(const ContiguousLoader<float, Elem>& 
       unsigned bits = 0;
 #pragma unroll
       for (int i = 0; i < kN; ++i) {
-        const float position = bins.position(r[i]);
-        const bool is_above = position < first;
-        if (!is_above && !(position > last)) bits |= 1u << i;  // a NaN is in the last bin
+        unsigned upper = 0, lower = 1;
         if constexpr (kByMass) {
           const float mass = mass_exp(-(bins.high - r[i]), weight.inv_temperature);
           const float high = __fmul_rz(mass, kDenormal);
-          const float low = __fmul_rz(fmaf(high, -1 / kDenormal, mass), lower_scale);
-          total.add(__float_as_uint(high), __float_as_uint(low));
-          if (is_above) above.add(__float_as_uint(high), __float_as_uint(low));
-        } else {
-          above.lower += is_above;
+          upper = __float_as_uint(high);
+          lower = __float_as_uint(__fmul_rz(fmaf(high, -1 / kDenormal, mass), lower_scale));
+          total.add(upper, lower);
         }
+        above.add_above<kByMass>(bins.position(r[i]), first, last, upper, lower, 1u << i, &bits);
       }
       in_window |= bits << k;
     }

@@ -71,9 +71,7 @@ __device__ __forceinline__ unsigned narrow(float x, float y, __nv_bfloat16) {
 }
 
 template <class Elem>
-__device__ __forceinline__ void load_vector(const Elem* segment, int v,
-                                            float (&x)[kPerVector<Elem>]) {
-  const uint4 vector = read_vector(segment, v);
+__device__ __forceinline__ void unpack(const uint4& vector, float (&x)[kPerVector<Elem>]) {
   const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
@@ -86,6 +84,60 @@ __device__ __forceinline__ void load_vector(const Elem* segment, int v,
     }
   }
 }
+
+template <class Elem>
+__device__ __forceinline__ void load_vector(const Elem* segment, int v,
+                                            float (&x)[kPerVector<Elem>]) {
+  unpack<Elem>(read_vector(segment, v), x);
+}
+
+/// The largest and the smallest element of vectors; 16-bit pairs are compared as they are. NaN is
+/// skipped.
+template <class Elem>
+struct VectorExtremes {
+  using Pair = std::conditional_t<std::is_same_v<Elem, __half>, __half2, __nv_bfloat162>;
+  Pair most, least;
+
+  __device__ VectorExtremes() {
+    Elem infinity;
+    store_as(std::numeric_limits<float>::infinity(), &infinity);
+    least = Pair(infinity, infinity);
+    most = __hneg2(least);
+  }
+  __device__ __forceinline__ void add_to_high(const uint4& vector) {
+    const Pair* x = reinterpret_cast<const Pair*>(&vector);
+    most = __hmax2(most, __hmax2(__hmax2(x[0], x[1]), __hmax2(x[2], x[3])));
+  }
+  __device__ __forceinline__ void add_to_low(const uint4& vector) {
+    const Pair* x = reinterpret_cast<const Pair*>(&vector);
+    least = __hmin2(least, __hmin2(__hmin2(x[0], x[1]), __hmin2(x[2], x[3])));
+  }
+  __device__ __forceinline__ float high() const {
+    return fmaxf(load_as<float>(most.x), load_as<float>(most.y));
+  }
+  __device__ __forceinline__ float low() const {
+    return fminf(load_as<float>(least.x), load_as<float>(least.y));
+  }
+};
+
+template <>
+struct VectorExtremes<float> {
+  float most = -std::numeric_limits<float>::infinity();
+  float least = std::numeric_limits<float>::infinity();
+
+  __device__ __forceinline__ void add_to_high(const uint4& vector) {
+    float x[4];
+    unpack<float>(vector, x);
+    most = fmaxf(most, fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])));
+  }
+  __device__ __forceinline__ void add_to_low(const uint4& vector) {
+    float x[4];
+    unpack<float>(vector, x);
+    least = fminf(least, fminf(fminf(x[0], x[1]), fminf(x[2], x[3])));
+  }
+  __device__ __forceinline__ float high() const { return most; }
+  __device__ __forceinline__ float low() const { return least; }
+};
 
 /// Writes vectors of a segment's gradient, in the widest words that its alignment allows; nothing
 /// if there is no gradient. The stores do not stay in the cache: nothing reads a gradient before
