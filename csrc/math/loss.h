@@ -133,36 +133,30 @@ struct InTurn {
   }
 };
 
-/// Binary-KD from u = logit(P), v = logit(Q) and w = v - u, which is known more accurately than the
-/// difference of the two.
-template <class Calls = InTurn>
-GKD_HD void binary_term(double u, double v, double w, RowSummary* row, const Calls& calls = {}) {
-  using std::expm1;
-  using std::log1p;
-  auto sigmoid = [](double x) {
-    return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
-  };
-  auto log_sigmoid = [](double x) {
-    return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x));
-  };
-  const auto signed_logit = [&](int i) { return i == 0 ? u : i == 1 ? -u : i == 2 ? v : -v; };
-  double mass[4];
-  calls.each(mass, [&](int i) { return sigmoid(signed_logit(i)); });
-  row->p = mass[0];
-  row->p_rest = mass[1];
-  row->q = mass[2];
-  row->q_rest = mass[3];
+/// Binary-KD and Q - P from the masses and w = logit(Q) - logit(P), which is known more accurately
+/// than the masses. `u` and `v`: functions that give logit(P) and logit(Q).
+template <class Calls, class U, class V>
+GKD_HD void binary_term(double w, U u, V v, RowSummary* row, const Calls& calls) {
   if (w >= -1 && w <= 1) {
     // Two classes with e = 0 and w, so d = L and w + L, L = log1p(P' expm1(-w)).
-    const double l = log1p(row->p_rest * expm1(-w));
+    const double l = std::log1p(row->p_rest * expm1_and_phi(w).expm1);
     const double d_rest = w + l;
-    double phi[2];
-    calls.each(phi, [&](int i) { return expm1_and_phi(i == 0 ? l : d_rest).phi; });
-    row->binary = row->p * phi[0] + row->p_rest * phi[1];
-    row->q_minus_p = row->p <= row->p_rest ? row->p * expm1(-l) : -row->p_rest * expm1(-d_rest);
+    // phi and expm1 of both.
+    double value[4];
+    calls.each(value, [&](int i) {
+      const Expm1Phi<double> series = expm1_and_phi(i % 2 == 0 ? l : d_rest);
+      return i < 2 ? series.phi : series.expm1;
+    });
+    row->binary = row->p * value[0] + row->p_rest * value[1];
+    row->q_minus_p = row->p <= row->p_rest ? row->p * value[2] : -row->p_rest * value[3];
   } else {
-    double log_mass[4];
-    calls.each(log_mass, [&](int i) { return log_sigmoid(signed_logit(i)); });
+    auto log_sigmoid = [](double x) {
+      return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x));
+    };
+    const double logit[2] = {u(), v()};
+    double log_mass[4];  // of P, P', Q and Q'
+    calls.each(log_mass,
+               [&](int i) { return log_sigmoid(i % 2 == 0 ? logit[i / 2] : -logit[i / 2]); });
     const double log_in = log_mass[0] - log_mass[2];
     const double log_out = log_mass[1] - log_mass[3];
     row->binary =
@@ -178,35 +172,56 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
   using std::log;
   RowSummary row;
   const double inv_t = 1 / w.temperature;
-  double ratio[2];
-  calls.each(ratio, [&](int g) {
+  const bool both = m[0].count > 0 && m[1].count > 0;
+  // log of the groups' shifts over each other, and each group's sum relative to the higher shift.
+  const double teacher_shift = both ? (m[0].shift.teacher - m[1].shift.teacher) * inv_t : 0;
+  const double student_shift = both ? (m[0].shift.student - m[1].shift.student) * inv_t : 0;
+  const auto relative = [](double sum, double shift) {
+    return shift < 0 && sum > 0 ? sum * exp_of(shift) : sum;
+  };
+  const double teacher[2] = {relative(m[0].sum_teacher, teacher_shift),
+                             relative(m[1].sum_teacher, -teacher_shift)};
+  const double student[2] = {relative(m[0].sum_student, student_shift),
+                             relative(m[1].sum_student, -student_shift)};
+  // By group: log(B/A), the masses, and what a group's sums are divided by.
+  double value[10];
+  calls.each(value, [&](int i) {
+    const int g = i % 2, kind = i / 2;
+    const double a = m[g].sum_teacher, b = m[g].sum_student;
+    const double over = kind == 0   ? m[g].sum_diff
+                        : kind == 1 ? teacher[g]
+                        : kind == 2 ? student[g]
+                                    : 1;
+    const double under = kind == 1   ? teacher[0] + teacher[1]
+                         : kind == 2 ? student[0] + student[1]
+                         : kind == 4 ? b
+                                     : a;
+    const double quotient = under > 0 ? over / under : 0;
+    if (kind != 0) return quotient;
     // A group whose student mass is 0 keeps d = e = +inf; one whose teacher mass is 0 has no KL.
-    return m[g].sum_teacher > 0 && m[g].sum_student > 0 ? m[g].log_ratio() : 0.0;
+    return a > 0 && b > 0 ? m[g].log_ratio(quotient) : 0.0;
   });
-  // 0 and 1: the groups' teacher sums, 2 and 3: their student sums.
-  const auto sum = [&](int i) { return i < 2 ? m[i].sum_teacher : m[i - 2].sum_student; };
-  if (m[0].count > 0 && m[1].count > 0) {
-    double log_sum[4];
-    calls.each(log_sum, [&](int i) { return log(sum(i)); });
-    const double u = (m[0].shift.teacher - m[1].shift.teacher) * inv_t + (log_sum[0] - log_sum[1]);
-    const double v = (m[0].shift.student - m[1].shift.student) * inv_t + (log_sum[2] - log_sum[3]);
-    double logit_diff = v - u;
-    if (m[0].sum_teacher > 0 && m[1].sum_teacher > 0 && m[0].sum_student > 0 &&
-        m[1].sum_student > 0) {
-      // log(Q/Q') - log(P/P'): from the groups' shifts plus their log ratios.
-      const double shift_diff =
-          (m[0].shift.student - m[0].shift.teacher) - (m[1].shift.student - m[1].shift.teacher);
-      logit_diff = shift_diff * inv_t + (ratio[0] - ratio[1]);
-    }
-    binary_term(u, v, logit_diff, &row, calls);
+  const double(&ratio)[10] = value;
+  if (both) {
+    row.p = value[2];
+    row.p_rest = value[3];
+    row.q = value[4];
+    row.q_rest = value[5];
+    const auto u = [&] { return teacher_shift + (log(m[0].sum_teacher) - log(m[1].sum_teacher)); };
+    const auto v = [&] { return student_shift + (log(m[0].sum_student) - log(m[1].sum_student)); };
+    const bool all_positive = m[0].sum_teacher > 0 && m[1].sum_teacher > 0 &&
+                              m[0].sum_student > 0 && m[1].sum_student > 0;
+    // log(Q/Q') - log(P/P'): from the groups' shifts plus their log ratios.
+    const double shift_diff =
+        (m[0].shift.student - m[0].shift.teacher) - (m[1].shift.student - m[1].shift.teacher);
+    binary_term(all_positive ? shift_diff * inv_t + (ratio[0] - ratio[1]) : v() - u(), u, v, &row,
+                calls);
   } else {
     row.p = row.q = m[0].count > 0 ? 1 : 0;
     row.p_rest = row.q_rest = m[1].count > 0 ? 1 : 0;
   }
   const double weight[2] = {w.primary, w.secondary};
   const double mass[2] = {row.p, row.p_rest};
-  double inverse[4];
-  calls.each(inverse, [&](int i) { return sum(i) > 0 ? 1 / sum(i) : 0.0; });
   for (int g = 0; g < 2; ++g) {
     GroupCoef<T>& c = coef[g];
     c = GroupCoef<T>{};
@@ -214,8 +229,8 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
     row.kl_weight[g] = m[g].sum_teacher > 0 ? weight[g] * (w.coupled ? mass[g] : 1.0) : 0.0;
     c.shift.teacher = static_cast<T>(finite_or_zero(m[g].shift.teacher));
     c.shift.student = static_cast<T>(finite_or_zero(m[g].shift.student));
-    c.inv_sum_teacher = static_cast<T>(inverse[g]);
-    c.inv_sum_student = static_cast<T>(inverse[2 + g]);
+    c.inv_sum_teacher = static_cast<T>(value[6 + g]);
+    c.inv_sum_student = static_cast<T>(value[8 + g]);
     c.log_ratio = static_cast<T>(ratio[g]);
     c.coef_q = static_cast<T>(w.temperature * w.binary * (g == 0 ? row.q_minus_p : -row.q_minus_p));
     c.coef_diff = static_cast<T>(w.temperature * row.kl_weight[g]);

@@ -149,11 +149,10 @@ struct GroupMoments {
     count += other.count;
   }
 
-  /// log(B/A), from X where they nearly agree.
-  GKD_HD Acc log_ratio() const {
+  /// log(B/A), from X/A where they nearly agree.
+  GKD_HD Acc log_ratio(Acc ratio) const {
     using std::log;
     using std::log1p;
-    const Acc ratio = sum_diff / sum_teacher;
     if (ratio >= Acc(-0.5) && ratio <= Acc(1)) return log1p(ratio);
     return log(sum_student) - log(sum_teacher);
   }

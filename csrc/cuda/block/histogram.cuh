@@ -13,8 +13,6 @@
 // All sums are of integers, so nothing depends on the order of threads or blocks.
 #pragma once
 
-#include <cub/block/block_scan.cuh>
-
 #include "cuda/block/load_store.cuh"
 #include "cuda/block/radix_select.cuh"
 #include "cuda/cub.h"
@@ -122,7 +120,7 @@ struct PrefixSums {
 
 template <int kThreads>
 struct WindowStorage {
-  typename cub::BlockScan<PrefixSums, kThreads, cub::BLOCK_SCAN_WARP_SCANS>::TempStorage scan;
+  PrefixSums of_warps[kThreads / kWarp];
   int first, last;
 };
 
@@ -143,16 +141,17 @@ __device__ BinRange find_window(const int* counts, const StopRule& rule, const B
   const float reach = static_cast<float>(bins.reach), width = reach / (kBins - 1);
   const float edge_ratio = expf(-width);  // of the masses at a bin's lower and upper edge
   float edge = rule.by_mass ? expf(-width * begin) : 0;
-  PrefixSums prefix[kBinsPerThread], total;
+  PrefixSums prefix[kBinsPerThread], own{};  // own: of the thread's bins
 #pragma unroll
   for (int k = 0; k < kBinsPerThread; ++k) {
     const int count = begin + k < kBins - 1 ? counts[begin + k] : 0;
-    prefix[k] = {static_cast<float>(count) * edge, static_cast<unsigned>(count)};
+    own.mass = fmaf(static_cast<float>(count), edge, own.mass);
+    own.count += static_cast<unsigned>(count);
+    prefix[k] = own;
     edge *= edge_ratio;
   }
-  cub::BlockScan<PrefixSums, kThreads, cub::BLOCK_SCAN_WARP_SCANS>(storage.scan)
-      .InclusiveScan(prefix, prefix, Merge{}, total);
-  __syncthreads();  // the window's first values are written before any thread lowers them
+  // The scan's barrier: the window's first values are written before any thread lowers them.
+  const auto [before, total] = scan_block<kThreads>(own, storage.of_warps);
   const float tail = static_cast<float>(classes - total.count) * expf(-reach);
   const float threshold = static_cast<float>(rule.threshold);
   const float least = threshold * (total.mass * edge_ratio * kLess);
@@ -161,9 +160,10 @@ __device__ BinRange find_window(const int* counts, const StopRule& rule, const B
 #pragma unroll
   for (int k = kBinsPerThread - 1; k >= 0; --k) {
     if (begin + k == kBins - 1) continue;  // the initial values name the last bin already
-    const bool counted = prefix[k].count >= rule.target_count;
-    if (rule.by_mass ? prefix[k].mass * kMore >= least : counted) may = begin + k;
-    if (rule.by_mass ? prefix[k].mass * edge_ratio * kLess >= most : counted) must = begin + k;
+    const float mass = before.mass + prefix[k].mass;
+    const bool counted = before.count + prefix[k].count >= rule.target_count;
+    if (rule.by_mass ? mass * kMore >= least : counted) may = begin + k;
+    if (rule.by_mass ? mass * edge_ratio * kLess >= most : counted) must = begin + k;
   }
   lower_to_first(&storage.first, may);
   lower_to_first(&storage.last, must);

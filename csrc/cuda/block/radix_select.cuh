@@ -2,10 +2,7 @@
 // add a key to the histogram, and refine the search to the bin where the group is complete.
 #pragma once
 
-#include <cub/block/block_scan.cuh>
-
-#include "cuda/cub.h"
-#include "cuda/tuning.h"
+#include "cuda/block/scan.cuh"
 #include "math/radix_select.h"
 
 namespace gkd::cuda {
@@ -29,10 +26,16 @@ __device__ __forceinline__ void lower_to_first(int* least, int bin) {
   }
 }
 
+/// Weights of classes, to be added up.
+struct WeightSum {
+  unsigned long long sum;
+
+  __device__ __forceinline__ void merge(const WeightSum& y) { sum += y.sum; }
+};
+
 template <int kThreads>
 struct RefineStorage {
-  typename cub::BlockScan<unsigned long long, kThreads, cub::BLOCK_SCAN_WARP_SCANS>::TempStorage
-      scan;
+  WeightSum of_warps[kThreads / kWarp];
   int bin;
   unsigned long long above;
 };
@@ -45,24 +48,25 @@ __device__ RadixSearch<T> refine_search(const unsigned long long* histogram, con
   const int shift = search.bin_bits();
   // The fallback is the lowest key's bin: rounding or a NaN can keep the rule unmet in every bin.
   if (threadIdx.x == 0) storage.bin = search.bin(search.low, shift);
-  unsigned long long prefix[kBinsPerThread];
+  unsigned long long prefix[kBinsPerThread];  // of the thread's own bins
   const int begin = threadIdx.x * kBinsPerThread;
 #pragma unroll
-  for (int k = 0; k < kBinsPerThread; ++k) prefix[k] = histogram[begin + k];
-  cub::BlockScan<unsigned long long, kThreads, cub::BLOCK_SCAN_WARP_SCANS>(storage.scan)
-      .InclusiveSum(prefix, prefix);
-  __syncthreads();  // the fallback is written before any thread lowers it
+  for (int k = 0; k < kBinsPerThread; ++k) {
+    prefix[k] = histogram[begin + k] + (k > 0 ? prefix[k - 1] : 0);
+  }
+  const unsigned long long before =
+      scan_block<kThreads>(WeightSum{prefix[kBinsPerThread - 1]}, storage.of_warps).before.sum;
   int met = kBins;
 #pragma unroll
   for (int k = kBinsPerThread - 1; k >= 0; --k) {
-    if (rule.is_met(search.above + prefix[k], search.total)) met = begin + k;
+    if (rule.is_met(search.above + before + prefix[k], search.total)) met = begin + k;
   }
   lower_to_first(&storage.bin, met);
   __syncthreads();  // the bin is known
   const int bin = storage.bin;
 #pragma unroll
   for (int k = 0; k < kBinsPerThread; ++k) {
-    if (begin + k == bin) storage.above = prefix[k] - histogram[bin];
+    if (begin + k == bin) storage.above = before + prefix[k] - histogram[bin];
   }
   __syncthreads();  // the weight above the bin is known
   const RadixSearch<T> next = search.refined(bin, shift, storage.above);

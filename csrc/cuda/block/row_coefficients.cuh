@@ -19,8 +19,8 @@ struct MergeStorage {
 struct ByLane {
   template <int kN, class F>
   __device__ __forceinline__ void each(double (&result)[kN], F f) const {
-    static_assert((kN & (kN - 1)) == 0, "other lanes repeat the first kN");
-    const double mine = f(static_cast<int>(threadIdx.x) % kN);
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const double mine = f(lane < kN ? lane : kN - 1);
 #pragma unroll
     for (int i = 0; i < kN; ++i) result[i] = __shfl_sync(~0u, mine, i);
   }

@@ -10,7 +10,7 @@
 
 #include <type_traits>
 
-#include "cuda/tuning.h"
+#include "cuda/block/scan.cuh"
 #include "math/histogram.h"
 
 namespace gkd::cuda {
@@ -64,16 +64,9 @@ struct Gathered {
 /// Merges the values of every kWidth lanes, in pairs: each of these lanes gets the same bits.
 template <int kWidth, class V>
 __device__ __forceinline__ V merge_lanes(V value) {
-  static_assert(sizeof(V) % sizeof(int) == 0);
 #pragma unroll
   for (int step = 1; step < kWidth; step *= 2) {
-    V other;
-#pragma unroll
-    for (int w = 0; w < int(sizeof(V) / sizeof(int)); ++w) {
-      reinterpret_cast<int*>(&other)[w] =
-          __shfl_xor_sync(~0u, reinterpret_cast<const int*>(&value)[w], step);
-    }
-    value.merge(other);
+    value.merge(shuffle_words(value, [&](int word) { return __shfl_xor_sync(~0u, word, step); }));
   }
   return value;
 }
@@ -93,6 +86,25 @@ template <class V>
 __device__ V reduce_block(const V& value, V* of_warps) {
   return reduce_block<V, V>(value, of_warps);
 }
+
+/// Merges value_of(0) to value_of(size - 1), in an order that `size` alone decides: each lane of
+/// the warp gets the same bits.
+template <int kMaxBlocks, class V, class ValueOf>
+__device__ V merge_ranks(int size, ValueOf value_of) {
+  if constexpr (kMaxBlocks == 1) return value_of(0);
+  // Lane l merges the values of blocks l, l + width, ..., then the lanes merge theirs in pairs.
+  constexpr int kWidth = kMaxBlocks < kWarp ? kMaxBlocks : kWarp;
+  V result{};
+  for (int r = threadIdx.x % kWidth; r < size; r += kWidth) result.merge(value_of(r));
+  return merge_lanes<kWidth>(result);
+}
+
+/// What a block says of its list before the lists are gathered.
+template <class Sums>
+struct ListHead {
+  Sums sums;
+  int count;
+};
 
 struct SingleBlock {
   static constexpr int kMaxBlocks = 1;
@@ -129,9 +141,10 @@ struct SingleBlock {
   }
   /// Makes every block's list[0, total) all blocks' list[0, count), in rank order, for all threads;
   /// returns the total. If that exceeds `capacity`, at most kFusedListBytes, no list changes.
-  /// Another collective has to follow before the next list is gathered.
-  template <class V>
-  __device__ int all_gather_list(V*, int count, int) {
+  /// Another collective has to follow before the next list is gathered. *sums, the same for the
+  /// block's threads, becomes the merged sums of all blocks.
+  template <class V, class Sums>
+  __device__ int all_gather_list(V*, int count, int, Sums*) {
     __syncthreads();  // the list is written
     return count;
   }
@@ -144,17 +157,11 @@ struct SingleBlock {
   }
 };
 
-/// Every block's value, merged in an order that the group's size alone decides: the same bits for
-/// every thread of every block.
+/// Every block's value, merged: the same bits for every thread of every block.
 template <class V, class BlockGroup>
 __device__ V all_reduce(BlockGroup& group, const V& value) {
   const auto values = group.all_gather(value);
-  if constexpr (BlockGroup::kMaxBlocks == 1) return values[0];
-  // Lane l merges the values of blocks l, l + width, ..., then the lanes merge theirs in pairs.
-  constexpr int kWidth = BlockGroup::kMaxBlocks < kWarp ? BlockGroup::kMaxBlocks : kWarp;
-  V result{};
-  for (int r = threadIdx.x % kWidth; r < group.size(); r += kWidth) result.merge(values[r]);
-  return merge_lanes<kWidth>(result);
+  return merge_ranks<BlockGroup::kMaxBlocks, V>(group.size(), [&](int r) { return values[r]; });
 }
 
 }  // namespace gkd::cuda

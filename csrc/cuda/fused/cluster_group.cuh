@@ -119,8 +119,8 @@ struct ClusterGroup {
     end_exchange();
     return {slots};
   }
-  template <class V>
-  __device__ int all_gather_list(V* list, int count, int capacity) {
+  template <class V, class Sums>
+  __device__ int all_gather_list(V* list, int count, int capacity, Sums* sums) {
     constexpr int kMost = kFusedListBytes / (kFusedThreads * sizeof(V));
     V items[kMost];
 #pragma unroll
@@ -129,14 +129,15 @@ struct ClusterGroup {
       if (item < count) items[k] = list[item];
     }
     // Who sends its count has its list in registers: peers can write there.
-    const auto sizes = all_gather(count);
+    const auto heads = all_gather(ListHead<Sums>{*sums, count});
+    *sums = merge_ranks<kMaxBlocks, Sums>(size(), [&](int r) { return heads[r].sums; });
     int total = 0, before = 0;
     for (int r = 0; r < size(); ++r) {
       if (r == rank()) before = total;
-      total += sizes[r];
+      total += heads[r].count;
     }
     if (total > capacity) return total;
-    __syncthreads();  // every thread has read the sizes, before this block sends
+    __syncthreads();  // every thread has read the heads, before this block sends
     if (threadIdx.x == 0) {
       const int words = size() - 1;  // one of each peer, which may have no item
       expect_bytes(arrived(), (total - count) * int(sizeof(V)) + words * int(sizeof(unsigned)));

@@ -54,31 +54,28 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
   }
   __syncthreads();  // every thread has read the window before its storage is reused
   sums = reduce_block(sums, shared.temp.weights);
-  if (group.size() > 1) sums = all_reduce(group, sums);
-
-  RadixSearch<T> search{sums.high, sums.low, sums.above, sums.total};
   // Where the window's keys fit one list, every block has them all and searches by itself.
-  const int num_listed = group.all_gather_list(shared.list, shared.num_listed, kFusedListedKeys);
-  const bool listed = num_listed <= kFusedListedKeys;
+  const int num_listed =
+      group.all_gather_list(shared.list, shared.num_listed, kFusedListedKeys, &sums);
+  RadixSearch<T> search{sums.high, sums.low, sums.above, sums.total};
+  if (num_listed <= kFusedListedKeys) {
+    return keys.logit(search_list(shared.list, num_listed, rule, weight, keys, search,
+                                  shared.histogram, shared.temp.list));
+  }
   while (!search.found()) {  // the same number of passes in every block: all have the same search
     const int shift = search.bin_bits();
-    if (!listed) group.sync();  // no peer still reads the bins
+    group.sync();  // no peer still reads the bins
     for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.histogram[b] = 0;
     __syncthreads();  // all bins are zero before the first weight is added
     const auto add = [&](KeyOf<T> key) {
       add_to_histogram(search, shift, keys, weight, key, shared.histogram);
     };
-    const int keys_here = listed ? num_listed : shared.num_listed;
-    if (keys_here <= kFusedListedKeys) {
-      for (int k = threadIdx.x; k < keys_here; k += kFusedThreads) add(shared.list[k]);
+    if (shared.num_listed <= kFusedListedKeys) {
+      for (int k = threadIdx.x; k < shared.num_listed; k += kFusedThreads) add(shared.list[k]);
     } else {
       for_each_rank<T, kFusedThreads>(loader, segment, [&](T r) { add(keys.of(r)); });
     }
-    if (listed) {
-      __syncthreads();  // every thread has added its keys
-    } else {
-      group.all_reduce_sum(shared.histogram);
-    }
+    group.all_reduce_sum(shared.histogram);
     search = refine_search(shared.histogram, rule, search, shared.temp.refine);
   }
   return keys.logit(search.high);

@@ -86,17 +86,19 @@ struct GridGroup {
     sync();  // every block has written its value
     return {slots};
   }
-  template <class V>
-  __device__ int all_gather_list(V* list, int count, int capacity) {
+  template <class V, class Sums>
+  __device__ int all_gather_list(V* list, int count, int capacity, Sums* of_block) {
     const auto part = [&](int r) { return reinterpret_cast<V*>(lists + r * kFusedListBytes); };
     __syncthreads();  // the list is written
     for (int k = threadIdx.x; k < min(count, capacity); k += blockDim.x) part(rank())[k] = list[k];
-    const auto sizes = all_gather(count);  // its barrier: every block has written its list
+    // Its barrier: every block has written its list.
+    const auto heads = all_gather(ListHead<Sums>{*of_block, count});
+    *of_block = merge_ranks<kMaxBlocks, Sums>(blocks, [&](int r) { return heads[r].sums; });
     if (threadIdx.x < kWarp) {
       int total = 0;
       for (int first = 0; first <= blocks; first += kWarp) {
         const int r = first + threadIdx.x;
-        int start = r > 0 && r <= blocks ? sizes[r - 1] : 0;
+        int start = r > 0 && r <= blocks ? heads[r - 1].count : 0;
         for (int step = 1; step < kWarp; step *= 2) {
           const int below = __shfl_up_sync(~0u, start, step);
           if (static_cast<int>(threadIdx.x) >= step) start += below;

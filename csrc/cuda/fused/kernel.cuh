@@ -38,6 +38,7 @@ __device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count
 /// writes the row's report.
 template <class T, class Elem, class BlockGroup>
 __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t row,
+                                            std::int64_t row_target, T cut, double weight,
                                             std::int64_t begin,
                                             const ContiguousLoader<T, Elem>& loader, int classes,
                                             FusedStorage<T, BlockGroup>& shared,
@@ -47,7 +48,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   const Segment segment{0, classes};
   const std::int64_t offset = row * p.classes + begin;
   // A target outside the segment matches none of its classes.
-  const std::int64_t target = c.w.state[row].target - begin;
+  const std::int64_t target = row_target - begin;
   bool vectors = false;
   RowExtremes extremes;
   if constexpr (kVectors) {
@@ -60,7 +61,6 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     if (group.size() > 1) extremes = all_reduce(group, extremes);
     vectors = VectorRow(extremes, c.inv_temperature, 0).is_accurate();
   }
-  T cut = c.w.state[row].cut;
   if (!c.constant_cut) {
     cut = find_cut(p, loader, segment, p.template inv_group_temperature<T>(), vectors, extremes,
                    shared, group);
@@ -77,7 +77,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
         shared.row.cut = cut;
         shared.row.target = target;
       }
-      const RowReport report = set(static_cast<double>(*c.w.weight));
+      const RowReport report = set();
       if (threadIdx.x == 0) {
         shared.report = report;
         shared.done = !vectors;
@@ -91,7 +91,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
       if constexpr (kVectors) {
         const auto sums = group.all_gather(
             vector_moments(loader, classes, vector_row, range, shared.temp.vector_sums));
-        complete([&](double weight) {
+        complete([&] {
           add_sums(sums, group.size(), extremes, p.classes, &shared.temp.merge.row);
           return set_row(p, shared.temp.merge.row, weight, &shared.row);
         });
@@ -99,7 +99,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     } else {
       const auto segments = group.all_gather(
           accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments));
-      complete([&](double weight) {
+      complete([&] {
         return merge_into_row(
             p, [&](std::int64_t r) { return segments[static_cast<int>(r)]; }, group.size(), weight,
             &shared.row, shared.temp.merge);
@@ -146,27 +146,33 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
   group.start(c.w.selection, c.plan.blocks_per_row);
   const std::int64_t begin = min(group.rank() * c.plan.segment_classes, c.p.classes);
   const int classes = static_cast<int>(min(c.plan.segment_classes, c.p.classes - begin));
+  const auto weight = static_cast<double>(*c.w.weight);
   for (std::int64_t row = group.group(); row < c.p.rows; row += group.num_groups()) {
     ContiguousLoader<T, Elem> loader(c.p, row);
-    const RowKind kind = c.w.state[row].kind;
-    if (kind != RowKind::kCounted) {
-      fill_gradient<T, kFusedThreads>(loader, Segment{0, classes}, kind, c.gradient,
-                                      row * c.p.classes + begin);
-      if (group.rank() == 0 && threadIdx.x == 0) {
-        RowReport report;
-        finalize_row(c.p, kind, SegmentKl{}, &report);
-        c.w.report[row] = report;
-      }
-      continue;
-    }
     copy_segment(student_segment, loader.student + begin, classes);
     copy_segment(teacher_segment, loader.teacher + begin, classes);
+    __pipeline_commit();
+    // Read while the copies are under way: to wait first would leave the memory idle.
+    const RowState<T>& state = c.w.state[row];
+    const RowKind kind = state.kind;
+    const std::int64_t target = state.target;
+    const T cut = c.constant_cut ? state.cut : T(0);
     loader.student = student_segment;
     loader.teacher = teacher_segment;
-    __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();  // the copies of all threads have landed
-    process_row(c, row, begin, loader, classes, shared, group);
+    if (kind == RowKind::kCounted) {
+      process_row(c, row, target, cut, weight, begin, loader, classes, shared, group);
+      continue;
+    }
+    fill_gradient<T, kFusedThreads>(loader, Segment{0, classes}, kind, c.gradient,
+                                    row * c.p.classes + begin);
+    if (group.rank() == 0 && threadIdx.x == 0) {
+      RowReport report;
+      finalize_row(c.p, kind, SegmentKl{}, &report);
+      c.w.report[row] = report;
+    }
+    __syncthreads();  // every thread has left the row before the next one's copy overwrites it
   }
 }
 

@@ -5,6 +5,7 @@
 #include "cuda/block/row_coefficients.cuh"
 #include "cuda/fused/cluster_group.cuh"
 #include "cuda/fused/grid_group.cuh"
+#include "cuda/fused/search_list.cuh"
 #include "cuda/fused/vector_passes.cuh"
 
 namespace gkd::cuda {
@@ -22,6 +23,7 @@ struct FusedStorage {
     WeightSums<T> weights[kFusedThreads / kWarp];
     WindowStorage<kFusedThreads> window;
     RefineStorage<kFusedThreads> refine;
+    ListStorage<T> list;
     MomentsStorage<T, kFusedThreads> moments;
     VectorSums vector_sums[kFusedThreads / kWarp];
     SegmentKl vector_kl[kFusedThreads / kWarp];

@@ -89,8 +89,8 @@ struct MassSum {
     upper += x;
     lower += y;
   }
-  /// Adds where position < first, and sets `bit` where it is neither that nor above `last`: a NaN is
-  /// in the last bin. As predicated instructions: selects would take two more.
+  /// Adds where position < first, and sets `bit` where it is neither that nor above `last`: a NaN
+  /// is in the last bin. As predicated instructions: selects would take two more.
   template <bool kUpper>
   __device__ __forceinline__ void add_above(float position, float first, float last, unsigned x,
                                             unsigned y, unsigned bit, unsigned* bits) {
