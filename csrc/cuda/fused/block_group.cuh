@@ -95,6 +95,7 @@ __device__ V merge_ranks(int size, ValueOf value_of) {
   // Lane l merges the values of blocks l, l + width, ..., then the lanes merge theirs in pairs.
   constexpr int kWidth = kMaxBlocks < kWarp ? kMaxBlocks : kWarp;
   V result{};
+#pragma unroll 1
   for (int r = threadIdx.x % kWidth; r < size; r += kWidth) result.merge(value_of(r));
   return merge_lanes<kWidth>(result);
 }
