@@ -155,38 +155,80 @@ void check_differentiable(const char* name, Ref student, Ref teacher, const char
 
 }  // namespace
 
-at::Tensor with_autograd(const char* name, Ref student, Ref teacher, const char* teacher_name,
-                         const std::function<ForwardTensors(bool need_grad)>& forward) {
+ForwardTensors with_autograd(const char* name, Ref student, Ref teacher, const char* teacher_name,
+                             const std::function<ForwardTensors(bool need_grad)>& forward) {
   check_differentiable(name, student, teacher, teacher_name);
   if (at::GradMode::is_enabled() && student.requires_grad()) {
-    return Loss::apply(student, std::string(name), [&]() -> LossAndGradients {
-      auto [loss, gradient, grad_scale] = forward(true);
-      return {loss, {gradient}, grad_scale};
+    ForwardTensors made;
+    const at::Tensor loss = Loss::apply(student, std::string(name), [&]() -> LossAndGradients {
+      made = forward(true);
+      // The node alone holds the gradient: see is_alone().
+      return {std::get<0>(made), {std::move(std::get<1>(made))}, std::get<2>(made)};
     });
+    return {loss, {}, {}, std::get<3>(made), std::get<4>(made)};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return std::get<0>(forward(false));
+  return forward(false);
+}
+
+void check_factors_are_constant(const char* name, const OptionalTensor& margins,
+                                const OptionalTensor& distillation_factor) {
+  const auto check = [name](const char* which, const OptionalTensor& t) {
+    TORCH_CHECK_VALUE(!(t && at::GradMode::is_enabled() && t->requires_grad()), name, ": ", which,
+                      " must not require grad; pass ", which, ".detach()");
+    TORCH_CHECK_NOT_IMPLEMENTED(!(t && t->_fw_grad(0).defined()), name,
+                                ": there is no forward-mode derivative of ", which);
+  };
+  check("margin", margins);
+  check("distillation_weight", distillation_factor);
 }
 
 namespace {
 
-ForwardTensors forward(const LossOptions& options, Ref student, Ref teacher,
-                       const OptionalTensor& target, bool need_grad) {
-  return call_op<ForwardTensors>("gkd::_forward", options, student, teacher, target, need_grad);
+ForwardTensors forward(const CallOptions& options, Ref student, Ref teacher,
+                       const OptionalTensor& target, bool need_grad, bool need_parts = false,
+                       const OptionalTensor& margins = {},
+                       const OptionalTensor& distillation_factor = {}) {
+  return call_op<ForwardTensors>("gkd::_forward", options, student, teacher, target, need_grad,
+                                 need_parts, margins, distillation_factor);
 }
 
 /// Without a gradient: no [B, C] buffer.
 at::Tensor loss_no_grad(const LossOptions& options, Ref student, Ref teacher,
                         const OptionalTensor& target) {
-  return std::get<0>(forward(options, student, teacher, target, /*need_grad=*/false));
+  return std::get<0>(forward(CallOptions{options}, student, teacher, target, /*need_grad=*/false));
 }
 
 at::Tensor loss_autograd(const LossOptions& options, Ref student, Ref teacher,
                          const OptionalTensor& target) {
-  return with_autograd(kLoss, student, teacher, "teacher_logits", [&](bool need_grad) {
-    if (need_grad) return forward(options, student, teacher, target, true);
-    return ForwardTensors{call_op<at::Tensor>(kLoss, options, student, teacher, target), {}, {}};
-  });
+  return std::get<0>(with_autograd(kLoss, student, teacher, "teacher_logits", [&](bool need_grad) {
+    if (need_grad) return forward(CallOptions{options}, student, teacher, target, true);
+    return ForwardTensors{
+        call_op<at::Tensor>(kLoss, options, student, teacher, target), {}, {}, {}, {}};
+  }));
+}
+
+TensorTriple training_no_grad(const CallOptions& options, Ref student, Ref teacher, Ref target,
+                              const OptionalTensor& margins,
+                              const OptionalTensor& distillation_factor) {
+  return parts_of(forward(options, student, teacher, target, /*need_grad=*/false,
+                          /*need_parts=*/true, margins, distillation_factor));
+}
+
+TensorTriple training_autograd(const CallOptions& options, Ref student, Ref teacher, Ref target,
+                               const OptionalTensor& margins,
+                               const OptionalTensor& distillation_factor) {
+  check_factors_are_constant(kTrainingLoss, margins, distillation_factor);
+  return parts_of(
+      with_autograd(kTrainingLoss, student, teacher, "teacher_logits", [&](bool need_grad) {
+        if (need_grad) {
+          return forward(options, student, teacher, target, true, true, margins,
+                         distillation_factor);
+        }
+        const auto [total, cross_entropy, distillation] = call_op<TensorTriple>(
+            kTrainingLoss, options, student, teacher, target, margins, distillation_factor);
+        return ForwardTensors{total, {}, {}, cross_entropy, distillation};
+      }));
 }
 
 at::Tensor with_gradients(Ref loss, Ref /*features*/, Ref /*weight*/,
@@ -216,11 +258,13 @@ at::Tensor with_gradients_autograd(Ref loss, Ref features, Ref weight,
 
 TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) {
   m.impl("loss", &SettingsOp<loss_no_grad>::call);
+  m.impl("training_loss", &SettingsOp<training_no_grad>::call);
   m.impl("_with_gradients", &with_gradients);
 }
 
 TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
   m.impl("loss", &SettingsOp<loss_autograd>::call);
+  m.impl("training_loss", &SettingsOp<training_autograd>::call);
   m.impl("_with_gradients", &with_gradients_autograd);
   for (const char* name :
        {"group", "adaptive_group_size", "_forward", "_check_target", "_scale", "_scale_"}) {

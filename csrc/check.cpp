@@ -12,7 +12,7 @@
 namespace gkd {
 namespace {
 
-void check_logits(const char* name, const char* which, const at::Tensor& t) {
+void check_dtype(const char* name, const char* which, const at::Tensor& t) {
   TORCH_CHECK_TYPE(at::isFloatingType(t.scalar_type()) || at::isComplexType(t.scalar_type()), name,
                    ": expected floating point ", which, ", got ", c10::toString(t.scalar_type()));
   const auto dtype = t.scalar_type();
@@ -20,6 +20,10 @@ void check_logits(const char* name, const char* which, const at::Tensor& t) {
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
       name, ": unsupported dtype of ", which,
       ": expected float16, bfloat16, float32 or float64, got ", c10::toString(dtype));
+}
+
+void check_logits(const char* name, const char* which, const at::Tensor& t) {
+  check_dtype(name, which, t);
   TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, name, ": ", which,
                               " must be a dense (strided) tensor, got ", t.layout());
   TORCH_CHECK_VALUE(t.dim() >= 1, name, ": ", which, " must be [..., C], got a scalar");
@@ -38,11 +42,21 @@ void check_temperature(const char* name, const char* which, double value) {
                     " must be in [1e-6, 1e6], got ", value);
 }
 
-/// Beyond the bound T times the weights would overflow float32, in which rows are computed.
+/// Beyond the bound T times a weight would overflow float32, in which rows are computed.
 void check_weight(const char* name, const char* which, double value) {
   TORCH_CHECK_VALUE(std::isfinite(value), name, ": ", which, " must be finite, got ", value);
   TORCH_CHECK_VALUE(std::abs(value) <= 1e30, name, ": ", which, " must be in [-1e30, 1e30], got ",
                     value);
+}
+
+/// A tensor of floats beside the logits. It is a constant of the loss.
+void check_factor(const char* name, const char* which, const at::Tensor& t,
+                  const at::Tensor& student, c10::SymIntArrayRef shape) {
+  check_dtype(name, which, t);
+  TORCH_CHECK_VALUE(t.sym_sizes().equals(shape), name, ": ", which, " must be a number or ", shape,
+                    ", got ", t.sym_sizes());
+  TORCH_CHECK(t.device() == student.device(), name, ": all tensors must be on one device, got ",
+              student.device(), " and ", t.device());
 }
 
 }  // namespace
@@ -85,6 +99,31 @@ void check_inputs(const char* name, const at::Tensor& student, const at::Tensor&
                     ": reduction must be none, mean or sum, got ", s.reduction);
   TORCH_CHECK_VALUE(s.method == "auto" || s.method == "sort" || s.method == "select", name,
                     ": method must be auto, sort or select, got ", s.method);
+}
+
+void check_training(const char* name, const at::Tensor& student,
+                    const std::optional<at::Tensor>& target, const CallOptions& s) {
+  const TrainingOptions& o = s.training;
+  check_weight(name, "cross_entropy_weight", o.cross_entropy_weight);
+  check_weight(name, "distillation_weight", o.distillation_weight);
+  check_weight(name, "margin", o.margin);
+  check_temperature(name, "scale", o.scale);
+  const double largest = std::max(
+      {std::abs(s.primary_weight), std::abs(s.binary_weight), std::abs(s.secondary_weight)});
+  const double slope =
+      o.scale * std::max(std::abs(o.cross_entropy_weight),
+                         std::abs(o.distillation_weight) * s.temperature * largest);
+  TORCH_CHECK_VALUE(slope <= 1e36 || o.scale == 1, name,
+                    ": scale, temperature and weights must have a product of at most 1e36, got ",
+                    slope);
+  const bool has_margin = o.margin != 0 || o.margins;
+  TORCH_CHECK_VALUE(target || (o.cross_entropy_weight == 0 && !has_margin), name,
+                    ": cross-entropy and margin need a target");
+  const auto leading = student.sym_sizes().slice(0, student.dim() - 1);
+  if (o.margins) check_factor(name, "margin", *o.margins, student, leading);
+  if (o.distillation_factor) {
+    check_factor(name, "distillation_weight", *o.distillation_factor, student, {});
+  }
 }
 
 void check_shard_range(const char* name, const c10::SymInt& classes, std::int64_t class_start,

@@ -6,7 +6,7 @@
 
 #include <optional>
 
-#include "gkd/options.h"
+#include "settings.h"
 
 namespace gkd {
 
@@ -15,6 +15,10 @@ namespace gkd {
 void check_inputs(const char* name, const at::Tensor& student, const at::Tensor& teacher,
                   const std::optional<at::Tensor>& target, const LossOptions& options,
                   bool is_shard = false);
+
+/// The same of what training_loss has beside them; the tensors are in `options`.
+void check_training(const char* name, const at::Tensor& student,
+                    const std::optional<at::Tensor>& target, const CallOptions& options);
 
 /// Throws unless classes class_start to class_start + `classes` are some of num_classes.
 void check_shard_range(const char* name, const c10::SymInt& classes, std::int64_t class_start,

@@ -17,6 +17,18 @@ at::Tensor loss(const at::Tensor& student, const at::Tensor& teacher,
   return value;
 }
 
+TrainingLoss training_loss(const at::Tensor& student, const at::Tensor& teacher,
+                           const at::Tensor& target, const TrainingOptions& training,
+                           const LossOptions& options) {
+  const auto [total, cross_entropy, distillation] =
+      call_op<TensorTriple>(kTrainingLoss, CallOptions{options, training}, student, teacher, target,
+                            training.margins, training.distillation_factor);
+  if (options.check_target) {
+    call<void>("gkd::_check_target", target, student.sym_size(-1), options.ignore_index);
+  }
+  return {total, cross_entropy, distillation};
+}
+
 at::Tensor adaptive_group_size(const at::Tensor& student, double rate, std::int64_t step) {
   return call<at::Tensor>("gkd::adaptive_group_size", student, rate, step);
 }

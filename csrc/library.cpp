@@ -9,6 +9,16 @@
   "str reduction=\"mean\", int ignore_index=-100, "                                 \
   "str method=\"auto\""
 
+/// Those of gkd::TrainingOptions, in their order; `cross_entropy` is the first one's default.
+#define GKD_TRAINING(cross_entropy)                          \
+  ", float cross_entropy_weight=" cross_entropy              \
+  ", float distillation_weight=1.0, float scale=1.0, float " \
+  "margin=0.0, bool distill_margin=False"
+/// Its tensors: added to margin, by row, and multiplied by distillation_weight.
+#define GKD_FACTORS "Tensor? margins=None, Tensor? distillation_factor=None, "
+#define GKD_ALL_SETTINGS GKD_SETTINGS GKD_TRAINING("0.0")
+#define GKD_PARTS "(Tensor total, Tensor cross_entropy, Tensor distillation)"
+
 #define GKD_LOGITS "Tensor student_logits, Tensor teacher_logits, Tensor? target"
 #define GKD_SHARD GKD_LOGITS ", int class_start, int num_classes, "
 
@@ -18,26 +28,34 @@ namespace {
 /// with [B] before it.
 void define_sharded(torch::Library& m) {
   m.def("sharded_loss(" GKD_SHARD "int world_size, str group_name, " GKD_SETTINGS ") -> Tensor");
+  m.def("sharded_training_loss(" GKD_SHARD
+        "int world_size, str group_name, " GKD_FACTORS GKD_SETTINGS GKD_TRAINING(
+            "1.0") ") -> " GKD_PARTS);
   // As _forward.
   m.def("_sharded_forward(" GKD_SHARD
-        "int world_size, str group_name, bool need_grad, " GKD_SETTINGS
-        ") -> (Tensor loss, Tensor gradient, Tensor grad_scale)");
+        "int world_size, str group_name, bool need_grad, bool need_parts, " GKD_FACTORS
+            GKD_ALL_SETTINGS
+        ") -> (Tensor loss, Tensor gradient, Tensor grad_scale, Tensor cross_entropy, "
+        "Tensor distillation)");
   // Throws what sharded_loss would, without a collective.
-  m.def("_check_shard(" GKD_SHARD GKD_SETTINGS ") -> ()");
-  m.def("_shard_extremes(" GKD_SHARD GKD_SETTINGS ") -> Tensor");
-  m.def("_shard_counts(" GKD_SHARD "Tensor extremes, " GKD_SETTINGS ") -> Tensor");
+  m.def("_check_shard(" GKD_SHARD GKD_FACTORS GKD_ALL_SETTINGS ") -> ()");
+  m.def("_shard_extremes(" GKD_SHARD GKD_FACTORS GKD_ALL_SETTINGS ") -> Tensor");
+  m.def("_shard_counts(" GKD_SHARD "Tensor extremes, " GKD_FACTORS GKD_ALL_SETTINGS ") -> Tensor");
   // `search` is [0] before the first radix pass, and comes from _shard_refine after it.
-  m.def("_shard_histogram(" GKD_SHARD "Tensor extremes, Tensor counts, Tensor search, " GKD_SETTINGS
+  m.def("_shard_histogram(" GKD_SHARD
+        "Tensor extremes, Tensor counts, Tensor search, " GKD_FACTORS GKD_ALL_SETTINGS
         ") -> Tensor");
-  m.def("_shard_refine(" GKD_SHARD "Tensor extremes, Tensor histogram, Tensor search, " GKD_SETTINGS
+  m.def("_shard_refine(" GKD_SHARD
+        "Tensor extremes, Tensor histogram, Tensor search, " GKD_FACTORS GKD_ALL_SETTINGS
         ") -> (Tensor search, Tensor cut)");
   // cut: double [B], smallest ranking logit in the group.
-  m.def("_shard_moments(" GKD_SHARD "Tensor cut, " GKD_SETTINGS ") -> Tensor");
+  m.def("_shard_moments(" GKD_SHARD "Tensor cut, " GKD_FACTORS GKD_ALL_SETTINGS ") -> Tensor");
   // moments: all ranks', [W, B, 13]. gradient: [B, C_r], or [0] without need_grad.
-  m.def("_shard_gradient(" GKD_SHARD "Tensor cut, Tensor moments, bool need_grad, " GKD_SETTINGS
+  m.def("_shard_gradient(" GKD_SHARD
+        "Tensor cut, Tensor moments, bool need_grad, " GKD_FACTORS GKD_ALL_SETTINGS
         ") -> (Tensor gradient, Tensor kl)");
-  m.def("_shard_loss(" GKD_SHARD "Tensor moments, Tensor kl, " GKD_SETTINGS
-        ") -> (Tensor loss, Tensor grad_scale)");
+  m.def("_shard_loss(" GKD_SHARD "Tensor moments, Tensor kl, " GKD_FACTORS GKD_ALL_SETTINGS
+        ") -> (Tensor loss, Tensor grad_scale, Tensor cross_entropy, Tensor distillation)");
 }
 
 }  // namespace
@@ -45,14 +63,19 @@ void define_sharded(torch::Library& m) {
 TORCH_LIBRARY(gkd, m) {
   define_sharded(m);
   m.def("loss(" GKD_LOGITS "=None, " GKD_SETTINGS ") -> Tensor");
+  m.def("training_loss(Tensor student_logits, Tensor teacher_logits, Tensor target, " GKD_FACTORS
+            GKD_SETTINGS GKD_TRAINING("1.0") ") -> " GKD_PARTS);
   // The settings are those of loss; what does not choose the group is not used.
   m.def("group(" GKD_LOGITS "=None, bool return_mask=False, " GKD_SETTINGS
         ") -> (Tensor size, Tensor mass_teacher, Tensor mass_student, Tensor cut, "
         "Tensor primary, Tensor binary, Tensor secondary, Tensor mask)");
   // The reduced loss; its gradient [B, C] in the student's dtype, divided by grad_scale, [0]
   // without need_grad; grad_scale [], a power of two (math/loss.h).
-  m.def("_forward(" GKD_LOGITS ", bool need_grad=True, " GKD_SETTINGS
-        ") -> (Tensor loss, Tensor gradient, Tensor grad_scale)");
+  // Both parts, reduced too, or [0] without need_parts.
+  m.def("_forward(" GKD_LOGITS
+        ", bool need_grad=True, bool need_parts=False, " GKD_FACTORS GKD_ALL_SETTINGS
+        ") -> (Tensor loss, Tensor gradient, Tensor grad_scale, Tensor cross_entropy, "
+        "Tensor distillation)");
   // [] int64 on the logits' device; see csrc/adaptive.cpp.
   m.def("adaptive_group_size(Tensor student_logits, float rate=0.93, int step=100) -> Tensor");
   // Throws IndexError at the first target that is neither a class nor ignore_index. Synchronises.

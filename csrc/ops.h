@@ -16,10 +16,12 @@ namespace gkd {
 using Ref = const at::Tensor&;
 using OptionalTensor = std::optional<at::Tensor>;
 using TensorPair = std::tuple<at::Tensor, at::Tensor>;
+using TensorTriple = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 /// loss: [] or [...] ("none"), reduced. gradient: [..., C] in the student's dtype, that of the loss
 /// divided by grad_scale; [0] without need_grad. grad_scale: [], a power of two (math/loss.h).
-using ForwardTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+/// cross_entropy, distillation: as loss; [0] without need_parts.
+using ForwardTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 /// size, mass_teacher, mass_student, cut, primary, binary, secondary, mask.
 using GroupTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                                 at::Tensor, at::Tensor, at::Tensor>;
@@ -63,13 +65,16 @@ inline at::Tensor empty_matrix(bool needed, Ref logits, const at::TensorOptions&
 }
 
 /// What `_forward` and `group` return, contiguous and not yet written.
-inline ForwardTensors empty_forward(const LossOptions& o, Ref student, Ref teacher,
-                                    bool need_grad) {
+inline ForwardTensors empty_forward(const LossOptions& o, Ref student, Ref teacher, bool need_grad,
+                                    bool need_parts) {
   const auto options = student.options().dtype(compute_dtype(student, teacher));
+  const auto part = [&] {
+    return need_parts ? empty_loss(o, student, options) : at::empty({0}, options);
+  };
   return {empty_loss(o, student, options), empty_matrix(need_grad, student, student.options()),
-          at::empty({}, options)};
+          at::empty({}, options), part(), part()};
 }
-inline GroupTensors empty_group(const LossOptions&, Ref student, Ref teacher, bool return_mask) {
+inline GroupTensors empty_group(Ref student, Ref teacher, bool return_mask) {
   const auto options = student.options().dtype(compute_dtype(student, teacher));
   const auto column = [&] { return empty_column(student, options); };
   return {empty_column(student, options.dtype(at::kLong)),
@@ -82,25 +87,63 @@ inline GroupTensors empty_group(const LossOptions&, Ref student, Ref teacher, bo
           empty_matrix(return_mask, student, options.dtype(at::kBool))};
 }
 
-/// The kernel of such an operator: checks, makes the results, and lets a backend's fill() write
-/// them from rows.
-template <const char* name, auto empty, auto fill>
-auto checked(const LossOptions& o, Ref student, Ref teacher, const OptionalTensor& target,
-             bool more) {
+inline constexpr char kLoss[] = "gkd::loss", kTrainingLoss[] = "gkd::training_loss",
+                      kGroup[] = "gkd::group";
+
+/// The options with the tensors of a call.
+inline CallOptions with_factors(CallOptions o, const OptionalTensor& margins,
+                                const OptionalTensor& distillation_factor) {
+  o.training.margins = margins;
+  o.training.distillation_factor = distillation_factor;
+  return o;
+}
+
+/// The kernels of _forward and group: they check, make the results, and let a backend's fill()
+/// write them from rows.
+template <auto fill>
+ForwardTensors checked_forward(const CallOptions& given, Ref student, Ref teacher,
+                               const OptionalTensor& target, bool need_grad, bool need_parts,
+                               const OptionalTensor& margins,
+                               const OptionalTensor& distillation_factor) {
+  const char* name = need_parts ? kTrainingLoss : kLoss;
+  CallOptions o = with_factors(given, margins, distillation_factor);
   check_inputs(name, student, teacher, target, o);
-  const auto made = empty(o, student, teacher, more);
+  check_training(name, student, target, o);
+  const ForwardTensors made = empty_forward(o, student, teacher, need_grad, need_parts);
   if constexpr (!std::is_null_pointer_v<decltype(fill)>) {
+    o.training.margins = by_row(margins);
     fill(o, by_row(student).resolve_neg(), by_row(teacher).resolve_neg(), by_row(target), made);
   }
   return made;
 }
-inline constexpr char kLoss[] = "gkd::loss", kGroup[] = "gkd::group";
+template <auto fill>
+GroupTensors checked_group(const LossOptions& o, Ref student, Ref teacher,
+                           const OptionalTensor& target, bool return_mask) {
+  check_inputs(kGroup, student, teacher, target, o);
+  const GroupTensors made = empty_group(student, teacher, return_mask);
+  if constexpr (!std::is_null_pointer_v<decltype(fill)>) {
+    fill(CallOptions{o}, by_row(student).resolve_neg(), by_row(teacher).resolve_neg(),
+         by_row(target), made);
+  }
+  return made;
+}
 
-/// The loss of forward(need_grad), which runs below autograd, as a function of `student`. Throws
-/// where autograd would need what the operators lack: a gradient of the teacher's logits, or
-/// forward-mode derivatives of either. The names are for messages.
-at::Tensor with_autograd(const char* name, Ref student, Ref teacher, const char* teacher_name,
-                         const std::function<ForwardTensors(bool need_grad)>& forward);
+/// What forward(need_grad) returns, which runs below autograd, with its loss as a function of
+/// `student`; the gradient is undefined. Throws where autograd would need what the operators lack:
+/// a gradient of the teacher's logits, or forward-mode derivatives of either. The names are for
+/// messages.
+ForwardTensors with_autograd(const char* name, Ref student, Ref teacher, const char* teacher_name,
+                             const std::function<ForwardTensors(bool need_grad)>& forward);
+
+/// Throws where margins or distillation factor require grad, which they do not get.
+void check_factors_are_constant(const char* name, const OptionalTensor& margins,
+                                const OptionalTensor& distillation_factor);
+
+/// What training_loss returns of them.
+inline TensorTriple parts_of(const ForwardTensors& made) {
+  const auto& [loss, gradient, grad_scale, cross_entropy, distillation] = made;
+  return {loss, cross_entropy, distillation};
+}
 
 /// gradient * grad_output * grad_scale, by a backend's scale(in, out, grad_output, grad_scale) of
 /// contiguous tensors; `out` may be `in`.
@@ -120,8 +163,8 @@ void scale_in_place(Ref gradient, Ref grad_output, Ref grad_scale) {
 /// Registers a backend's operators on whole rows; a nullptr writes nothing.
 template <auto forward = nullptr, auto group = nullptr, auto scale = nullptr>
 void register_ops(torch::Library& m) {
-  m.impl("_forward", &SettingsOp<&checked<kLoss, empty_forward, forward>>::call);
-  m.impl("group", &SettingsOp<&checked<kGroup, empty_group, group>>::call);
+  m.impl("_forward", &SettingsOp<&checked_forward<forward>>::call);
+  m.impl("group", &SettingsOp<&checked_group<group>>::call);
   m.impl("_scale", &scaled<scale>);
   if constexpr (!std::is_null_pointer_v<decltype(scale)>) m.impl("_scale_", &scale_in_place<scale>);
 }

@@ -9,35 +9,52 @@ namespace gkd {
 /// One rank's part of a call. Logits are [B, C_r]: classes class_start to class_start + C_r of
 /// num_classes. Targets count from class 0 of the whole row.
 struct ShardCall {
-  const LossOptions& options;
+  const CallOptions& options;
   const at::Tensor &student, &teacher;
   const OptionalTensor& target;
   std::int64_t class_start, num_classes;
 
   std::int64_t rows() const { return student.size(0); }
   std::int64_t classes() const { return student.size(1); }
+  bool has_cross_entropy() const { return options.training.cross_entropy_weight != 0; }
+  /// Of a row's message.
+  int moments_width() const { return has_cross_entropy() ? kMsgWithHead : kMsgMoments; }
+  /// Whether ranking logits need keys of the arithmetic's dtype: a target with its margin may lie
+  /// between two numbers of their own.
+  bool has_wide_keys() const { return options.training.distill_margin; }
 };
 
-/// F(call, more...) under a schema of (logits, target, class_start, num_classes, more..., *,
-/// settings...).
+/// F(call, more...) under a schema of (logits, target, class_start, num_classes, more..., margins,
+/// distillation_factor, *, settings...); or, as the public loss has it, without these two.
 template <auto F>
 struct ShardOp;
 template <class R, class... More, R (*F)(const ShardCall&, More...)>
 struct ShardOp<F> {
-  static R call(const LossOptions& options, Ref student, Ref teacher, const OptionalTensor& target,
-                std::int64_t class_start, std::int64_t num_classes, More... more) {
-    return F({options, student, teacher, target, class_start, num_classes}, more...);
+  static R call(const CallOptions& options, Ref student, Ref teacher, const OptionalTensor& target,
+                std::int64_t class_start, std::int64_t num_classes, More... more,
+                const OptionalTensor& margins, const OptionalTensor& distillation_factor) {
+    const CallOptions all = with_factors(options, margins, distillation_factor);
+    return F({all, student, teacher, target, class_start, num_classes}, more...);
+  }
+  static R call_loss(const LossOptions& options, Ref student, Ref teacher,
+                     const OptionalTensor& target, std::int64_t class_start,
+                     std::int64_t num_classes, More... more) {
+    return F({CallOptions{options}, student, teacher, target, class_start, num_classes}, more...);
   }
 };
 template <auto F>
 constexpr auto shard_op = &SettingsOp<&ShardOp<F>::call>::call;
+template <auto F>
+constexpr auto shard_loss_op = &SettingsOp<&ShardOp<F>::call_loss>::call;
 
 /// Calls the stage `name` with a ShardCall.
 template <class R, class... More>
 R call_stage(const char* name, const ShardCall& c, const More&... more) {
   return call_op<R>(name, c.options, c.student, c.teacher, c.target, c.class_start, c.num_classes,
-                    more...);
+                    more..., c.options.training.margins, c.options.training.distillation_factor);
 }
+
+using LossTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 /// What the stages return, not yet written.
 namespace empty {
@@ -53,13 +70,17 @@ inline TensorPair refine(const ShardCall& c, Ref, Ref, Ref) {
   return {message(c, kSearchFields, at::kLong),
           empty_column(c.student, c.student.options().dtype(at::kDouble))};
 }
-inline at::Tensor moments(const ShardCall& c, Ref) { return message(c, kMsgMoments, at::kDouble); }
+inline at::Tensor moments(const ShardCall& c, Ref) {
+  return message(c, c.moments_width(), at::kDouble);
+}
 inline TensorPair write_gradient(const ShardCall& c, Ref, Ref, bool need_grad) {
   return {empty_matrix(need_grad, c.student, c.student.options()), message(c, 2, at::kDouble)};
 }
-inline TensorPair loss(const ShardCall& c, Ref, Ref) {
+/// The loss, grad_scale, and the loss's parts.
+inline LossTensors loss(const ShardCall& c, Ref, Ref) {
   const auto options = c.student.options().dtype(compute_dtype(c.student, c.teacher));
-  return {empty_loss(c.options, c.student, options), at::empty({}, options)};
+  const auto value = [&] { return empty_loss(c.options, c.student, options); };
+  return {value(), at::empty({}, options), value(), value()};
 }
 }  // namespace empty
 

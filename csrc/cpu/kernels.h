@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "math/cross_entropy.h"
 #include "math/cut.h"
 #include "math/dtype.h"
 #include "math/loss.h"
@@ -14,11 +15,18 @@
 
 namespace gkd::cpu {
 
-/// One row of logits; `stride` in elements.
+/// One row of logits; `stride` in elements. Whatever reads it sees the class `lowered` (negative:
+/// none) lowered by `lowered_by`: a margin.
 struct LogitsRow {
   const void* data = nullptr;
   std::int64_t stride = 1;
   Dtype dtype = Dtype::kFloat;
+  std::int64_t lowered = -1;
+  double lowered_by = 0;
+
+  bool lowers(std::int64_t begin, std::int64_t end) const {
+    return lowered >= begin && lowered < end;
+  }
 };
 
 /// One contiguous row of the gradient; without data no gradient is computed.
@@ -27,12 +35,13 @@ struct GradientRow {
   Dtype dtype = Dtype::kFloat;
 };
 
-/// `target` < 0: none. The gradient is multiplied by `gradient_scale`.
+/// `target` < 0: none. The gradient is multiplied by `gradient_scale`. `margin` is of the target's
+/// logit in cross-entropy; that of the terms is in the rows of logits.
 struct RowTask {
   LogitsRow student, teacher;
   GradientRow gradient;
   std::int64_t classes = 0, target = -1;
-  double gradient_scale = 1;
+  double gradient_scale = 1, margin = 0;
   Selection selection;
   Weights weights;
 };
@@ -42,12 +51,14 @@ struct RowTask {
 struct ShardTask {
   RowTask row;
   std::int64_t all_classes = 1;
+  bool has_wide_keys = false;  ///< some rank's ranking logits are not all of their dtype
 };
 
 /// Sums over the classes of a segment or a row: group[0] is the primary group, group[1] the rest.
 struct RowSums {
   GroupMoments<double> group[2];
   double mass[2] = {0, 0};  ///< ranking masses, where asked for
+  double others = 0;        ///< OtherSum::sum, where asked for
 
   /// Both have the same shifts. Unlike GroupMoments::merge() this keeps the NaN of a group without
   /// classes.
@@ -59,6 +70,7 @@ struct RowSums {
       group[g].count += other.group[g].count;
       mass[g] += other.mass[g];
     }
+    others += other.others;
   }
 };
 
@@ -77,9 +89,16 @@ struct LogitPairs {
 struct Segment {
   double high = 0, low = 0;  ///< extremes of the ranking logits
   double teacher_high = 0;
+  double others_high = 0;  ///< OtherSum::high, where asked for
   RowSums sums;
   std::tuple<LogitPairs<float>, LogitPairs<double>> undecided;  ///< the window's, of either type
   double kl[2] = {0, 0};
+};
+
+/// Cross-entropy of a whole row, and the reference of its sum.
+struct HeadOfRow {
+  CrossEntropy cross_entropy;
+  double high = 0;  ///< OtherSum::high
 };
 
 /// Working memory of one thread, grown once and reused for every row.
@@ -94,7 +113,8 @@ using Executor = std::function<void(std::int64_t n, const std::function<void(std
 
 /// What one row yields besides its gradient.
 struct RowResult {
-  double loss = 0, primary = 0, secondary = 0;
+  double loss = 0, cross_entropy = 0, distillation = 0;
+  double primary = 0, secondary = 0;
   RowSummary summary;
   double cut = 0;         ///< smallest ranking logit in the group, +inf when empty
   std::int64_t size = 0;  ///< classes in the primary group
@@ -112,9 +132,9 @@ struct ShardKernels {
   double (*refine)(const ShardTask&, const long long* extremes, const long long* histogram,
                    const long long* search, long long* next);
   void (*moments)(const ShardTask&, const Executor&, Scratch*, double cut, double* moments);
-  /// The gradient of this shard, and its KL sums; `group`: the whole row's moments.
+  /// The gradient of this shard, and its KL sums; `group` and `head`: the whole row's.
   void (*write_gradient)(const ShardTask&, const Executor&, Scratch*, double cut,
-                         const GroupMoments<double>* group, double* kl);
+                         const GroupMoments<double>* group, const HeadOfRow& head, double* kl);
   void (*fill)(const ShardTask&, double value);
 };
 

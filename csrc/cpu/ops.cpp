@@ -47,28 +47,39 @@ void set(const at::Tensor& t, std::int64_t k, double value) {
   }
 }
 
-void forward_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
+void forward_cpu(const CallOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
                  const ForwardTensors& made) {
-  const auto& [loss, gradient, backward_scale] = made;
+  const auto& [loss, gradient, backward_scale, cross_entropy, distillation] = made;
+  const bool need_parts = cross_entropy.sizes() == loss.sizes();
   cpu::Rows rows(s, student, teacher, target);
-  check_targets(kLoss, rows);
+  check_targets(need_parts ? kTrainingLoss : kLoss, rows);
   const GradScale scale = rows.grad_scale();
   rows.gradient = gradient;
   rows.gradient_scale = scale.forward;
-  std::vector<double> losses(rows.count());
+  const std::int64_t count = rows.count();
+  std::vector<double> losses(count), entropies(count), distilled(count);
   run_rows(rows, [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget) {
     losses[row] = r.loss;
+    entropies[row] = r.cross_entropy;
+    distilled[row] = r.distillation;
   });
-  if (s.reduction != "none") {
-    losses = {rows.weight() * std::accumulate(losses.begin(), losses.end(), 0.0)};
+  const auto report = [&](const at::Tensor& t, std::vector<double>& values) {
+    if (s.reduction != "none") {
+      values = {rows.weight() * std::accumulate(values.begin(), values.end(), 0.0)};
+    }
+    for (std::int64_t k = 0; k < t.numel(); ++k) set(t, k, values[k]);
+  };
+  report(loss, losses);
+  if (need_parts) {
+    report(cross_entropy, entropies);
+    report(distillation, distilled);
   }
-  for (std::int64_t k = 0; k < loss.numel(); ++k) set(loss, k, losses[k]);
   set(backward_scale, 0, scale.backward);
 }
 
-void group_cpu(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
+void group_cpu(const CallOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
                const GroupTensors& made) {
-  LossOptions options = s;  // every term is reported, whether or not the loss uses it
+  CallOptions options = s;  // every term is reported, whether or not the loss uses it
   options.primary_weight = options.binary_weight = options.secondary_weight = 1;
   const cpu::Rows rows(options, student, teacher, target);
   check_targets(kGroup, rows);

@@ -25,7 +25,7 @@ struct ShardRows : cpu::Rows {
     // A target below class_start belongs to another shard.
     const bool may_be_here = c.target && !row_target.ignored && row_target.value >= c.class_start;
     const std::int64_t here = may_be_here ? row_target.value - c.class_start : -1;
-    return {Rows::task(row, here), c.num_classes};
+    return {Rows::task(row, here), c.num_classes, c.has_wide_keys()};
   }
 };
 
@@ -66,7 +66,7 @@ void refine(const ShardCall& c, Ref extremes, Ref histogram, Ref search, const T
 void moments(const ShardCall& c, Ref cut, Ref out) {
   const ShardRows rows(c);
   rows.for_each([&](std::int64_t row, auto&&... with) {
-    double* message = out.mutable_data_ptr<double>() + row * kMsgMoments;
+    double* message = out.mutable_data_ptr<double>() + row * c.moments_width();
     rows.stage.moments(rows.task(row), with..., cut.const_data_ptr<double>()[row], message);
     // A target that is no class of the whole row is told to all ranks: their targets might differ.
     const cpu::RowTarget target = rows.target(row);
@@ -78,17 +78,27 @@ void moments(const ShardCall& c, Ref cut, Ref out) {
 /// A row's moments over all ranks.
 struct Merged {
   GroupMoments<double> group[2];
+  cpu::HeadOfRow head;
   bool invalid = false;
 };
-Merged merge(const ShardCall& c, Ref moments, std::int64_t row) {
+Merged merge(const ShardRows& rows, Ref moments, std::int64_t row) {
+  const ShardCall& c = rows.c;
   Merged merged;
-  const double* messages = moments.const_data_ptr<double>();
+  const std::int64_t stride = c.rows() * c.moments_width();
+  const double* messages = moments.const_data_ptr<double>() + row * c.moments_width();
   for (std::int64_t rank = 0; rank < moments.size(0); ++rank) {
-    const double* message = messages + (rank * c.rows() + row) * kMsgMoments;
+    const double* message = messages + rank * stride;
     merged.invalid |= message[kMsgInvalid] != 0;
     for (int g = 0; g < 2; ++g) {
-      merged.group[g].merge(moments_from_message(message, g), 1 / c.options.temperature);
+      merged.group[g].merge(moments_from_message(message, g),
+                            1 / rows.weights.exponent_temperature());
     }
+  }
+  if (c.has_cross_entropy()) {
+    OtherSum others;
+    merged.head.cross_entropy =
+        cross_entropy_from_messages(messages, moments.size(0), stride, rows.weights.scale, &others);
+    merged.head.high = others.high;
   }
   const auto& [primary, rest] = merged.group;
   merged.invalid |= (primary.sum_teacher == 0 && rest.sum_teacher == 0) ||
@@ -103,7 +113,7 @@ void write_gradient(const ShardCall& c, Ref cut, Ref moments, bool /*need_grad*/
   rows.gradient_scale = rows.grad_scale().forward;
   rows.for_each([&](std::int64_t row, auto&&... with) {
     const cpu::ShardTask task = rows.task(row);
-    const Merged merged = merge(c, moments, row);
+    const Merged merged = merge(rows, moments, row);
     double* row_kl = std::get<1>(out).mutable_data_ptr<double>() + 2 * row;
     row_kl[0] = row_kl[1] = 0;
     if (rows.target(row).ignored) {
@@ -112,17 +122,21 @@ void write_gradient(const ShardCall& c, Ref cut, Ref moments, bool /*need_grad*/
       rows.stage.fill(task, kNan);
     } else {
       rows.stage.write_gradient(task, with..., cut.const_data_ptr<double>()[row], merged.group,
-                                row_kl);
+                                merged.head, row_kl);
     }
   });
 }
 
-void loss(const ShardCall& c, Ref moments, Ref kl, const TensorPair& out) {
+void loss(const ShardCall& c, Ref moments, Ref kl, const LossTensors& out) {
   const ShardRows rows(c);
-  const Weights weights = weights_of(c.options);
-  at::Tensor losses = at::empty({c.rows()}, c.student.options().dtype(at::kDouble));
+  const Weights& weights = rows.weights;
+  at::Tensor values[3];  // total, cross-entropy, distillation
+  for (at::Tensor& t : values) {
+    t = at::zeros({c.rows()}, c.student.options().dtype(at::kDouble));
+  }
   for (std::int64_t row = 0; row < c.rows(); ++row) {
-    const Merged merged = merge(c, moments, row);
+    if (rows.target(row).ignored) continue;
+    const Merged merged = merge(rows, moments, row);
     double sum[2] = {0, 0};
     for (std::int64_t rank = 0; rank < kl.size(0); ++rank) {
       const double* rank_kl = kl.const_data_ptr<double>() + (rank * c.rows() + row) * 2;
@@ -130,11 +144,17 @@ void loss(const ShardCall& c, Ref moments, Ref kl, const TensorPair& out) {
     }
     GroupCoef<double> unused[2];
     const RowSummary summary = row_coefficients(merged.group, weights, unused);
-    const double value = merged.invalid ? kNan : row_loss(summary, weights, sum[0], sum[1]);
-    losses.mutable_data_ptr<double>()[row] = rows.target(row).ignored ? 0 : value;
+    const double distillation = merged.invalid ? kNan : row_loss(summary, weights, sum[0], sum[1]);
+    const double head =
+        merged.invalid && c.has_cross_entropy() ? kNan : merged.head.cross_entropy.loss;
+    const double row_values[3] = {total_loss(weights, head, distillation), head, distillation};
+    for (int k = 0; k < 3; ++k) values[k].mutable_data_ptr<double>()[row] = row_values[k];
   }
-  const auto& [total, grad_scale] = out;
-  total.copy_(c.options.reduction == "none" ? losses : losses.sum() * rows.weight());
+  const auto& [total, grad_scale, cross_entropy, distillation] = out;
+  const at::Tensor* results[3] = {&total, &cross_entropy, &distillation};
+  for (int k = 0; k < 3; ++k) {
+    results[k]->copy_(c.options.reduction == "none" ? values[k] : values[k].sum() * rows.weight());
+  }
   grad_scale.fill_(rows.grad_scale().backward);
 }
 

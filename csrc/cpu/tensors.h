@@ -28,14 +28,17 @@ struct RowTarget {
 
 /// The rows of a call as tasks of the kernels.
 struct Rows {
-  const LossOptions& options;
+  const CallOptions& options;
   const at::Tensor &student, &teacher;
   const OptionalTensor& targets;
   const Kernels::Arithmetic& kernels;
+  const Weights weights = with_factor(options);
+  const at::Tensor margins =
+      options.training.margins ? options.training.margins->to(at::kDouble) : at::Tensor();
   at::Tensor gradient{};
   double gradient_scale = 1;
 
-  Rows(const LossOptions& options, Ref student, Ref teacher, const OptionalTensor& targets)
+  Rows(const CallOptions& options, Ref student, Ref teacher, const OptionalTensor& targets)
       : options(options),
         student(student),
         teacher(teacher),
@@ -52,6 +55,12 @@ struct Rows {
                                    : targets->const_data_ptr<std::int32_t>()[offset];
     return value == options.ignore_index ? RowTarget{-1, true} : RowTarget{value, false};
   }
+  /// Of a row's target.
+  double margin(std::int64_t row) const {
+    const double own =
+        margins.defined() ? margins.const_data_ptr<double>()[row * margins.stride(0)] : 0.0;
+    return options.training.margin + own;
+  }
   /// `target`: that of the task.
   RowTask task(std::int64_t row, std::int64_t target) const {
     RowTask task;
@@ -62,7 +71,14 @@ struct Rows {
     task.target = target;
     task.gradient_scale = gradient_scale;
     task.selection = selection_of(options);
-    task.weights = weights_of(options);
+    task.weights = weights;
+    task.margin = margin(row);
+    if (options.training.distill_margin) {
+      for (LogitsRow* logits : {&task.student, &task.teacher}) {
+        logits->lowered = target;
+        logits->lowered_by = task.margin;
+      }
+    }
     return task;
   }
   /// Calls body(row, executor, scratch) for every row.
@@ -78,7 +94,15 @@ struct Rows {
     return options.reduction == "mean" && counted > 0 ? 1.0 / static_cast<double>(counted) : 1.0;
   }
   GradScale grad_scale() const {
-    return gkd::grad_scale(weight(), weights_of(options), student.scalar_type() == at::kHalf);
+    return gkd::grad_scale(weight(), weights, student.scalar_type() == at::kHalf);
+  }
+
+ private:
+  static Weights with_factor(const CallOptions& options) {
+    Weights weights = weights_of(options);
+    const OptionalTensor& factor = options.training.distillation_factor;
+    if (factor) weights.distillation *= factor->item<double>();
+    return weights;
   }
 };
 

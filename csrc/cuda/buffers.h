@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/problem.h"
+#include "math/cross_entropy.h"
 
 namespace gkd::cuda {
 
@@ -25,6 +26,13 @@ struct RowReport {
   RowSummary summary;
   double primary = 0, secondary = 0, loss = 0;
   std::int64_t size = 0;
+};
+
+/// Of a row of training_loss. `coef` includes every factor of the stored gradient.
+template <class T>
+struct RowHead {
+  CrossEntropyCoef<T> coef;
+  double cross_entropy, distillation;  ///< the parts of its loss
 };
 
 /// The moments of one segment's classes, by group.

@@ -19,25 +19,28 @@ void check_row_length(const char* name, std::int64_t classes) {
 
 /// launch(call, workspace) on rows, if there are any.
 template <class Launch>
-void launch(const char* name, const LossOptions& s, Ref student, Ref teacher,
-            const OptionalTensor& target, Launch launch) {
+void launch(const char* name, const CallOptions& s, Ref student, Ref teacher,
+            const OptionalTensor& target, bool is_training, Launch launch) {
   check_row_length(name, student.size(1));
   if (student.size(0) == 0) return;
-  const cuda::TensorCall c(student, teacher, target, s);
+  const cuda::TensorCall c(student, teacher, target, s, is_training);
   const at::Tensor workspace = c.workspace(cuda::workspace_bytes(c.p, c.device));
   C10_CUDA_CHECK(launch(c, workspace.mutable_data_ptr()));
 }
 
-void forward_cuda(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
+void forward_cuda(const CallOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
                   const ForwardTensors& made) {
-  const auto& [loss, gradient, grad_scale] = made;
-  const cuda::Results results = cuda::results_of(student.size(0), loss, grad_scale, gradient);
-  launch(kLoss, s, student, teacher, target, [&](const cuda::Call& c, void* workspace) {
-    return cuda::forward(c, results, workspace);
-  });
+  const auto& [loss, gradient, grad_scale, cross_entropy, distillation] = made;
+  const cuda::Results results =
+      cuda::results_of(student.size(0), loss, grad_scale, gradient, cross_entropy, distillation);
+  const bool need_parts = cross_entropy.sizes() == loss.sizes();
+  launch(need_parts ? kTrainingLoss : kLoss, s, student, teacher, target,
+         need_parts || !is_plain(s.training), [&](const cuda::Call& c, void* workspace) {
+           return cuda::forward(c, results, workspace);
+         });
 }
 
-void group_cuda(const LossOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
+void group_cuda(const CallOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
                 const GroupTensors& made) {
   const auto& [size, p, q, cut, primary, binary, secondary, mask] = made;
   const cuda::GroupColumns out{size.mutable_data_ptr<std::int64_t>(),
@@ -48,7 +51,7 @@ void group_cuda(const LossOptions& s, Ref student, Ref teacher, const OptionalTe
                                binary.mutable_data_ptr(),
                                secondary.mutable_data_ptr(),
                                static_cast<bool*>(cuda::data_or_null(mask))};
-  launch(kGroup, s, student, teacher, target,
+  launch(kGroup, s, student, teacher, target, /*is_training=*/false,
          [&](const cuda::Call& c, void* workspace) { return cuda::group(c, out, workspace); });
 }
 

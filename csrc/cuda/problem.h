@@ -26,6 +26,16 @@ struct Target {
   std::int64_t ignore_index = -100;
 };
 
+/// What training_loss has beside a loss. Tensors are in device memory, of the arithmetic's type.
+struct Head {
+  bool is_on = false;  ///< the call is one of training_loss: rows have parts
+  double margin = 0;
+  const void* margins = nullptr;  ///< [rows]; null: none
+  std::int64_t margins_stride = 0;
+  bool distill_margin = false;  ///< the target's logits have the margin in the terms too
+  const void* distillation_factor = nullptr;  ///< []; null: 1
+};
+
 enum class Reduction : std::int32_t { kNone, kMean, kSum };
 
 /// Inputs and settings.
@@ -42,11 +52,39 @@ struct Problem {
   Selection selection;
   Weights weights;
   Reduction reduction = Reduction::kMean;
+  Head head;
 
-  /// 1/T_g
+  /// 1/T_g, of the logits as they are given
   template <class T>
   GKD_HD T inv_group_temperature() const {
-    return static_cast<T>(1 / selection.temperature_or(weights.temperature));
+    return static_cast<T>(1 / selection.temperature_or(weights.exponent_temperature()));
+  }
+  /// One of `data`, in the arithmetic's type.
+  GKD_HD double number(const void* data, std::int64_t at) const {
+    return compute_in_double() ? static_cast<const double*>(data)[at]
+                               : static_cast<double>(static_cast<const float*>(data)[at]);
+  }
+  /// On the device: the weights, with what is in device memory.
+  GKD_HD Weights all_weights() const {
+    Weights w = weights;
+    if (head.distillation_factor != nullptr) w.distillation *= number(head.distillation_factor, 0);
+    return w;
+  }
+  /// On the device: of a row's target.
+  GKD_HD double margin(std::int64_t row) const {
+    if (head.margins == nullptr) return head.margin;
+    return head.margin + number(head.margins, row * head.margins_stride);
+  }
+  /// On the device: as it is given, counted from class 0. There must be targets.
+  GKD_HD std::int64_t target_of(std::int64_t row) const {
+    const std::int64_t at = row * target.stride;
+    return target.is_int32 ? static_cast<const std::int32_t*>(target.data)[at]
+                           : static_cast<const std::int64_t*>(target.data)[at];
+  }
+  /// The dtype that holds every ranking logit: a margin may lie between two numbers of their own.
+  GKD_HD Dtype ranking_dtype() const {
+    if (!head.distill_margin) return ranking().dtype;
+    return compute_in_double() ? Dtype::kDouble : Dtype::kFloat;
   }
   GKD_HD const Matrix& ranking() const { return selection.by_student ? student : teacher; }
   GKD_HD std::int64_t row_classes() const { return all_classes > 0 ? all_classes : classes; }
@@ -59,7 +97,7 @@ struct Problem {
     return student.dtype == teacher.dtype && student.col_stride == 1 && teacher.col_stride == 1;
   }
   GKD_HD GradScale grad_scale(double weight) const {
-    return gkd::grad_scale(weight, weights, student.dtype == Dtype::kHalf);
+    return gkd::grad_scale(weight, all_weights(), student.dtype == Dtype::kHalf);
   }
 };
 
@@ -75,6 +113,7 @@ struct Results {
   void* grad_scale = nullptr;  ///< []: the loss's gradient is grad_scale * gradient
   /// [rows, classes] contiguous in the student's dtype; null: no gradient is computed.
   void* gradient = nullptr;
+  void *cross_entropy = nullptr, *distillation = nullptr;  ///< as loss; null: not asked for
 };
 
 /// What gkd::group reports, in device memory; columns of the arithmetic's type, [rows] each.

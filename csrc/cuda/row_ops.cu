@@ -21,13 +21,10 @@ __global__ void targets_kernel(Problem p, Workspace<T> w, T* grad_scale) {
     RowKind kind = RowKind::kCounted;
     std::int64_t target = -1;  // no target, or the target belongs to another shard
     if (p.target.data != nullptr) {
-      const std::int64_t at = row * p.target.stride;
-      const std::int64_t value = p.target.is_int32
-                                     ? static_cast<const std::int32_t*>(p.target.data)[at]
-                                     : static_cast<const std::int64_t*>(p.target.data)[at];
+      const std::int64_t value = p.target_of(row);
       if (value == p.target.ignore_index) {
         kind = RowKind::kIgnored;
-      } else if (value < 0 || value >= p.row_classes()) {
+      } else if (value < 0 || value >= p.row_classes() || !isfinite(p.margin(row))) {
         kind = RowKind::kInvalid;  // reported as NaN; never used as an index
       } else {
         target = value - p.class_start;
@@ -50,22 +47,48 @@ __global__ void constant_cut_kernel(std::int64_t rows, RowState<T>* state, T cut
   if (row < rows) state[row].cut = cut;
 }
 
+/// A value of every row: its loss, or a part of it.
+struct LossOf {
+  const RowReport* report;
+  __device__ double operator()(std::int64_t row) const { return report[row].loss; }
+};
 template <class T>
-__global__ void row_losses_kernel(std::int64_t rows, const RowReport* report, T* loss) {
+struct CrossEntropyOf {
+  const RowHead<T>* head;
+  __device__ double operator()(std::int64_t row) const { return head[row].cross_entropy; }
+};
+template <class T>
+struct DistillationOf {
+  const RowHead<T>* head;
+  __device__ double operator()(std::int64_t row) const { return head[row].distillation; }
+};
+
+template <class T, class Value>
+__global__ void row_losses_kernel(std::int64_t rows, Value value, T* loss) {
   const std::int64_t row = thread_row();
-  if (row < rows) loss[row] = static_cast<T>(report[row].loss);
+  if (row < rows) loss[row] = static_cast<T>(value(row));
 }
 
 /// One block: the order of the sum depends on the number of rows alone.
-template <class T>
-__global__ void total_loss_kernel(std::int64_t rows, const RowReport* report, const T* weight,
-                                  T* loss) {
+template <class T, class Value>
+__global__ void total_loss_kernel(std::int64_t rows, Value value, const T* weight, T* loss) {
   using Reduce = cub::BlockReduce<double, kRowsThreads>;
   __shared__ typename Reduce::TempStorage storage;
   double sum = 0;
-  for (std::int64_t row = threadIdx.x; row < rows; row += kRowsThreads) sum += report[row].loss;
+  for (std::int64_t row = threadIdx.x; row < rows; row += kRowsThreads) sum += value(row);
   sum = Reduce(storage).Sum(sum);
   if (threadIdx.x == 0) *loss = static_cast<T>(sum * static_cast<double>(*weight));
+}
+
+template <class T, class Value>
+cudaError_t reduce_values(const Problem& p, const T* weight, Value value, void* result,
+                          cudaStream_t stream) {
+  T* out = static_cast<T*>(result);
+  if (out == nullptr) return cudaSuccess;
+  if (p.reduction == Reduction::kNone) {
+    return launch_threads(row_losses_kernel<T, Value>, p.rows, stream, p.rows, value, out);
+  }
+  return launch(total_loss_kernel<T, Value>, 1, kRowsThreads, stream, p.rows, value, weight, out);
 }
 
 template <class T>
@@ -155,12 +178,11 @@ cudaError_t fill_cuts(const Problem& p, const Workspace<T>& w, T cut, cudaStream
 GKD_INSTANTIATE(fill_cuts)
 
 template <class T>
-cudaError_t reduce_loss(const Problem& p, const Workspace<T>& w, void* loss, cudaStream_t stream) {
-  T* out = static_cast<T*>(loss);
-  if (p.reduction == Reduction::kNone) {
-    return launch_threads(row_losses_kernel<T>, p.rows, stream, p.rows, w.report, out);
-  }
-  return launch(total_loss_kernel<T>, 1, kRowsThreads, stream, p.rows, w.report, w.weight, out);
+cudaError_t reduce_loss(const Problem& p, const Workspace<T>& w, const Results& results,
+                        cudaStream_t stream) {
+  GKD_TRY(reduce_values(p, w.weight, LossOf{w.report}, results.loss, stream));
+  GKD_TRY(reduce_values(p, w.weight, CrossEntropyOf<T>{w.head}, results.cross_entropy, stream));
+  return reduce_values(p, w.weight, DistillationOf<T>{w.head}, results.distillation, stream);
 }
 GKD_INSTANTIATE(reduce_loss)
 

@@ -17,9 +17,9 @@ cudaError_t read_targets(const Problem& problem, const Workspace<T>& w, void* gr
 template <class T>
 cudaError_t fill_cuts(const Problem& problem, const Workspace<T>& w, T cut, cudaStream_t stream);
 
-/// The reduced loss from the rows' reports, as in Results.
+/// The reduced loss and its parts from the rows' reports, as in Results.
 template <class T>
-cudaError_t reduce_loss(const Problem& problem, const Workspace<T>& w, void* loss,
+cudaError_t reduce_loss(const Problem& problem, const Workspace<T>& w, const Results& results,
                         cudaStream_t stream);
 
 /// The columns and the mask of gkd::group.

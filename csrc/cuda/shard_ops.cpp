@@ -13,7 +13,7 @@ namespace {
 template <class Run>
 void launch(const ShardCall& c, Run run) {
   if (c.rows() == 0) return;
-  cuda::TensorCall call(c.student, c.teacher, c.target, c.options);
+  cuda::TensorCall call(c.student, c.teacher, c.target, c.options, /*is_training=*/true);
   call.p.all_classes = c.num_classes;
   call.p.class_start = c.class_start;
   C10_CUDA_CHECK(run(call));
@@ -69,8 +69,10 @@ void write_gradient(const ShardCall& c, Ref cut, Ref moments, bool /*need_grad*/
   });
 }
 
-void loss(const ShardCall& c, Ref moments, Ref kl, const TensorPair& out) {
-  const cuda::Results results = cuda::results_of(c.rows(), std::get<0>(out), std::get<1>(out), {});
+void loss(const ShardCall& c, Ref moments, Ref kl, const LossTensors& out) {
+  const auto& [total, grad_scale, cross_entropy, distillation] = out;
+  const cuda::Results results =
+      cuda::results_of(c.rows(), total, grad_scale, {}, cross_entropy, distillation);
   launch_with_workspace(c, [&](const cuda::Call& call, void* workspace) {
     return cuda::shard_loss(call, moments.const_data_ptr<double>(), kl.const_data_ptr<double>(),
                             moments.size(0), results, workspace);

@@ -38,6 +38,8 @@ struct Workspace {
   T* weight;                ///< [], the reduction's factor
   SegmentMoments* moments;  ///< [chunk_rows, segments]
   SegmentKl* kl;            ///< [chunk_rows, segments]
+  RowHead<T>* head;         ///< [rows], of training_loss alone
+  OtherSum* others;         ///< [chunk_rows, segments], where there is cross-entropy
   void* selection;          ///< scratch for finding the cuts
   std::size_t bytes;
 };
@@ -56,6 +58,8 @@ Workspace<T> lay_out(const Problem& p, const Device& device, std::int64_t chunk_
   w.weight = arena.take<T>(1);
   w.moments = arena.take<SegmentMoments>(segments);
   w.kl = arena.take<SegmentKl>(segments);
+  w.head = arena.take<RowHead<T>>(p.head.is_on ? rows : 0);
+  w.others = arena.take<OtherSum>(p.weights.cross_entropy != 0 ? segments : 0);
   w.selection = arena.take<char>(selection_bytes);
   w.bytes = arena.used();
   return w;
@@ -68,7 +72,7 @@ struct RowsCall {
   void* gradient;  ///< as in Results
   bool all_kl;     ///< also the KL of a group without weight
   Workspace<T> w;
-  T inv_temperature = static_cast<T>(1 / p.weights.temperature);
+  T inv_temperature = static_cast<T>(1 / p.weights.exponent_temperature());
 };
 
 }  // namespace gkd::cuda

@@ -18,6 +18,12 @@ struct Weights {
   double binary = 1.0;
   double secondary = 0.0;
   bool coupled = false;
+  double scale = 1.0;          ///< multiplies the logits of both networks
+  double distillation = 1.0;   ///< of the three terms together, beside cross-entropy
+  double cross_entropy = 0.0;  ///< 0: it is not computed
+
+  /// T/scale, which divides the logits as they are given. The loss has T itself.
+  GKD_HD double exponent_temperature() const { return temperature / scale; }
 };
 
 /// How the gradient of a row loss is stored, in two factors: forward * backward = weight, the
@@ -26,8 +32,8 @@ struct Weights {
 ///
 /// The small entries of a float16 gradient would underflow by the 1/B of "mean". So it is stored
 /// without that factor, times the power of two that brings its largest possible entry,
-/// T (|w_b| + max(|w_p|, |w_s|)), close to 2^15. Other dtypes have the exponents of float32:
-/// backward is 1, and the backward does nothing when grad_output is 1.
+/// scale (|w_d| T (|w_b| + max(|w_p|, |w_s|)) + |w_ce|), close to 2^15. Other dtypes have the
+/// exponents of float32: backward is 1, and the backward does nothing when grad_output is 1.
 struct GradScale {
   double forward, backward;
 };
@@ -41,7 +47,8 @@ GKD_HD int ceil_log2(double x) {
 GKD_HD GradScale grad_scale(double weight, const Weights& w, bool is_float16) {
   if (!is_float16) return {weight, 1};
   const double largest = std::fmax(std::fabs(w.primary), std::fabs(w.secondary));
-  const double bound = w.temperature * (std::fabs(w.binary) + largest);
+  const double terms = w.temperature * (std::fabs(w.binary) + largest);
+  const double bound = w.scale * (std::fabs(w.distillation) * terms + std::fabs(w.cross_entropy));
   int exponent = bound > 0 ? 15 - ceil_log2(bound) : 0;
   // Both factors stay normal float32 numbers. A gradient that would need more than 2^80
   // underflows float16 anyway.
@@ -171,7 +178,9 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
                                    GroupCoef<T> (&coef)[2], const Calls& calls = {}) {
   using std::log;
   RowSummary row;
-  const double inv_t = 1 / w.temperature;
+  const double inv_t = 1 / w.exponent_temperature();
+  // Of the gradient with respect to the logits as they are given.
+  const double slope = w.temperature * w.scale * w.distillation;
   const bool both = m[0].count > 0 && m[1].count > 0;
   // log of the groups' shifts over each other, and each group's sum relative to the higher shift.
   const double teacher_shift = both ? (m[0].shift.teacher - m[1].shift.teacher) * inv_t : 0;
@@ -232,8 +241,8 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
     c.inv_sum_teacher = static_cast<T>(value[6 + g]);
     c.inv_sum_student = static_cast<T>(value[8 + g]);
     c.log_ratio = static_cast<T>(ratio[g]);
-    c.coef_q = static_cast<T>(w.temperature * w.binary * (g == 0 ? row.q_minus_p : -row.q_minus_p));
-    c.coef_diff = static_cast<T>(w.temperature * row.kl_weight[g]);
+    c.coef_q = static_cast<T>(slope * w.binary * (g == 0 ? row.q_minus_p : -row.q_minus_p));
+    c.coef_diff = static_cast<T>(slope * row.kl_weight[g]);
   }
   return row;
 }
@@ -245,6 +254,12 @@ GKD_HD double row_loss(const RowSummary& row, const Weights& w, double primary, 
   if (row.kl_weight[0] != 0) sum += row.kl_weight[0] * primary;
   if (row.kl_weight[1] != 0) sum += row.kl_weight[1] * secondary;
   return w.temperature * w.temperature * sum;
+}
+
+/// w_ce cross_entropy + w_d distillation; a weight of 0 contributes 0, never 0*inf.
+GKD_HD double total_loss(const Weights& w, double cross_entropy, double distillation) {
+  const double weighted = w.distillation != 0 ? w.distillation * distillation : 0;
+  return w.cross_entropy != 0 ? weighted + w.cross_entropy * cross_entropy : weighted;
 }
 
 }  // namespace gkd

@@ -4,13 +4,15 @@
 //   extremes   int64 [kMsgExtremes]   maximum over ranks
 //   counts     int32 [kBins]          sum
 //   histogram  int64 [kMsgHistogram]  sum; once per radix pass (math/radix_select.h)
-//   moments    double [kMsgMoments]   gathered, and merged in rank order
+//   moments    double [kMsgMoments]   gathered, and merged in rank order; with cross-entropy
+//              [kMsgWithHead]
 //   kl         double [2]             gathered, and added in rank order
 //
 // The group depends on maxima and integer sums only, so every rank finds the same cut, which is
 // also the cut of the unsharded row.
 #pragma once
 
+#include "math/cross_entropy.h"
 #include "math/moments.h"
 #include "math/radix_select.h"
 
@@ -26,6 +28,9 @@ constexpr int kSearchFields = 4;
 
 /// Two groups of six numbers, and whether the shard has NaN or +inf.
 constexpr int kMsgMoments = 13, kMsgInvalid = 12;
+
+/// And the OtherSum, and the target's logit with its margin from the rank that has it.
+constexpr int kMsgWithHead = 16, kMsgOthers = 13, kMsgTarget = 15;
 
 /// A key as a number whose signed order is the key's.
 template <class T>
@@ -79,6 +84,20 @@ GKD_HD void moments_to_message(const GroupMoments<double>& m, int group, double*
   fields[4] = m.sum_diff;
   fields[5] = static_cast<double>(m.count);
 }
+/// The cross-entropy of a row whose ranks sent `messages`, `stride` numbers apart, and the OtherSum
+/// of the whole row.
+GKD_HD CrossEntropy cross_entropy_from_messages(const double* messages, long long ranks,
+                                                long long stride, double scale, OtherSum* others) {
+  double target = -std::numeric_limits<double>::infinity();
+  *others = {};
+  for (long long rank = 0; rank < ranks; ++rank) {
+    const double* message = messages + rank * stride;
+    others->merge({message[kMsgOthers], message[kMsgOthers + 1]}, scale);
+    target = message[kMsgTarget] > target ? message[kMsgTarget] : target;
+  }
+  return cross_entropy(*others, target, scale);
+}
+
 GKD_HD GroupMoments<double> moments_from_message(const double* message, int group) {
   const double* fields = message + 6 * group;
   GroupMoments<double> m;

@@ -6,13 +6,17 @@ _load()
 
 from . import distributed, reference, utils
 from ._build import version as __version__
+from ._training import TrainingLoss
 from .functional import Group, adaptive_group_size, group, loss
-from .linear import linear_loss
-from .module import GKDLoss
+from .linear import linear_loss, training_linear_loss
+from .module import GKDLoss, GKDTrainingLoss
+from .training import training_loss
 
 __all__ = [
     "GKDLoss",
+    "GKDTrainingLoss",
     "Group",
+    "TrainingLoss",
     "__version__",
     "adaptive_group_size",
     "distributed",
@@ -20,5 +24,7 @@ __all__ = [
     "linear_loss",
     "loss",
     "reference",
+    "training_linear_loss",
+    "training_loss",
     "utils",
 ]

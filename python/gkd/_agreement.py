@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ._shard_part import Shard
+from ._training import Training
 
 _MESSAGE_BYTES = 256
 _ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, IndexError, RuntimeError)
@@ -53,12 +54,13 @@ def check_agreement(
     own_check: Callable[[], None],
     validate: bool | None = None,
     local_target: bool = False,
+    training: Training | None = None,
     more: dict[str, Any] | None = None,
 ) -> None:
     """Raises the same error on every rank, or on none; see ``validate`` of the operators.
 
-    tensors: logits of the class-sharded operator ``name``, and targets. settings: of the operator;
-    more: what else must be equal; own_check: raises where this rank's call is wrong.
+    tensors: logits of the class-sharded operator ``name``, and targets. settings, training: of the
+    operator; more: what else must be equal; own_check: raises where this rank's call is wrong.
     """
     known = shard.group in _agreed
     if validate is None:
@@ -66,13 +68,14 @@ def check_agreement(
     if not validate:
         return
     student, teacher, target = tensors
-    fault = _own_fault(shard, tensors, settings, own_check, local_target)
+    fault = _own_fault(shard, tensors, settings, training, own_check, local_target)
     shared = {
         "rows": math.prod(student.shape[:-1]),
         "the student's dtype": student.dtype,
         "the teacher's dtype": teacher.dtype,
         "whether there is a target": target is not None,
         "local_target": local_target,
+        **_shared_of(training),
         **(more or {}),
         **settings,
         "num_classes": shard.num_classes,
@@ -94,17 +97,28 @@ def check_agreement(
     _agreed.add(shard.group)
 
 
+def _shared_of(training: Training | None) -> dict[str, Any]:
+    """What of it all ranks must have; not the values in tensors."""
+    if training is None:
+        return {}
+    tensors = ("margin", training.margins), ("distillation_weight", training.distillation_factor)
+    kinds = {f"whether {name} is a tensor": value is not None for name, value in tensors}
+    return {**training.settings, **kinds}
+
+
 def _own_fault(
     shard: Shard,
     tensors: tuple[Tensor, Tensor, Tensor | None],
     settings: dict[str, Any],
+    training: Training | None,
     own_check: Callable[[], None],
     local_target: bool,
 ) -> _Fault | None:
     ops, target = torch.ops.gkd, tensors[2]
     try:
         own_check()
-        ops._check_shard(*tensors, shard.class_start, shard.num_classes, **settings)
+        more = {} if training is None else training.arguments()
+        ops._check_shard(*tensors, shard.class_start, shard.num_classes, **settings, **more)
         if target is not None and not local_target:
             ops._check_target(target, shard.num_classes, settings["ignore_index"])
     except _ERRORS as error:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ._head import Head, accumulate_dtype, finish_gradient
-from ._linear_check import Call
+from ._linear_check import Call, Factors
 from ._shard_part import Shard
 
 #: Bytes that a chunk's three [rows, C] matrices may take, and the rows that it has at least, by
@@ -40,31 +40,44 @@ class Plan:
     def head(self, network: int, features: Tensor, weight: Tensor) -> Head:
         return Head(features, weight, self.dtypes[network], self.call.scale, self.call.normalize)
 
+    @property
+    def num_parts(self) -> int:
+        """What is reported of each row: its loss, and with training_loss the parts of it."""
+        return 1 if self.call.training is None else 3
+
     def row_losses(
-        self, student: Tensor, teacher: Tensor, target: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a chunk's logits: row losses, their gradient divided by grad_scale, and grad_scale,
-        which is the same for all chunks."""
-        settings = {**self.call.settings, "reduction": "none"}
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None,
+        need_grad: bool,
+        factors: Factors,
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """Of a chunk's logits: row losses and their parts, the gradient divided by grad_scale, and
+        grad_scale, which is the same for all chunks."""
+        training = self.call.training
+        settings = {**self.call.settings, **(training or {}), "reduction": "none"}
+        need = (need_grad, training is not None)
         ops, where = torch.ops.gkd, self.shard
-        made: tuple[Tensor, Tensor, Tensor]
         if where is None:
-            made = ops._forward(student, teacher, target, need_grad, **settings)
+            made = ops._forward(student, teacher, target, *need, *factors, **settings)
         else:
             ranks = (dist.get_world_size(where.group), where.group.group_name)
             classes = (where.class_start, where.num_classes)
             made = ops._sharded_forward(
-                student, teacher, target, *classes, *ranks, need_grad, **settings
+                student, teacher, target, *classes, *ranks, *need, *factors, **settings
             )
-        return made
+        loss, gradient, grad_scale, *parts = made
+        return (loss, *parts)[: self.num_parts], gradient, grad_scale
 
 
 @dataclass
 class _Sums:
-    """What the chunks leave behind: row losses [B] and, where asked for, the gradients [B, D] and
-    [C, D] of the normalised features and weight, divided by grad_scale []; their norms."""
+    """What the chunks leave behind: row losses and their parts, [B] each, and, where asked for, the
+    gradients [B, D] and [C, D] of the normalised features and weight, divided by grad_scale [];
+    their norms."""
 
-    rows: Tensor
+    rows: list[Tensor]
     features: Tensor | None
     weight: Tensor | None
     grad_scale: Tensor
@@ -86,6 +99,7 @@ def run(
     target: Tensor | None,
     need_grad: tuple[bool, bool],
     row_weight: Tensor | None = None,
+    factors: Factors = (None, None),
 ) -> _Sums:
     """Every chunk once.
 
@@ -100,10 +114,9 @@ def run(
     teacher = plan.head(1, teacher_features, teacher_weight)
     count, classes = student_features.shape[0], student_weight.shape[0]
     device, total = student_weight.device, accumulate_dtype(plan.dtypes[0])
+    loss_dtype = accumulate_dtype(torch.promote_types(*plan.dtypes))
     sums = _Sums(
-        torch.empty(
-            count, dtype=accumulate_dtype(torch.promote_types(*plan.dtypes)), device=device
-        ),
+        [torch.empty(count, dtype=loss_dtype, device=device) for _ in range(plan.num_parts)],
         torch.zeros(student_features.shape, dtype=total, device=device) if need_grad[0] else None,
         torch.zeros(student_weight.shape, dtype=total, device=device) if need_grad[1] else None,
         torch.ones((), dtype=total, device=device),
@@ -115,12 +128,15 @@ def run(
     )
     for start in range(0, count, max(1, chunk)):
         rows = slice(start, min(start + chunk, count))
-        sums.rows[rows], gradient, sums.grad_scale = plan.row_losses(
+        values, gradient, sums.grad_scale = plan.row_losses(
             student.logits(rows, student_out),
             teacher.logits(rows, teacher_out),
             None if target is None else target[rows],
             any(need_grad),
+            (None if factors[0] is None else factors[0][rows], factors[1]),
         )
+        for column, value in zip(sums.rows, values, strict=True):
+            column[rows] = value
         if any(need_grad):
             to_features = None if sums.features is None else sums.features[rows]
             student.add_gradients(gradient, rows, to_features, sums.weight, row_weight)
@@ -169,18 +185,20 @@ def reduce(plan: Plan, target: Tensor | None, rows: Tensor) -> Tensor:
     return total if total.dtype == rows.dtype else total.to(rows.dtype)
 
 
-def with_gradients(plan: Plan, target: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:
-    """The loss reduced by "mean" or "sum", whose gradients the forward makes."""
+def with_gradients(
+    plan: Plan, target: Tensor | None, tensors: Sequence[Tensor], factors: Factors
+) -> tuple[Tensor, ...]:
+    """The loss and its parts reduced by "mean" or "sum"; the forward makes the gradients."""
     need_grad = (tensors[0].requires_grad, tensors[1].requires_grad)
     with torch.no_grad(), without_autocast(tensors[0]):
-        sums = run(plan, tensors, target, need_grad)
+        sums = run(plan, tensors, target, need_grad, factors=factors)
         factor = (sums.grad_scale.double() * _divisor(plan, target, tensors[0])).to(
             sums.grad_scale.dtype
         )
         sums.finish(tensors, (factor, factor * plan.call.scale))
-        loss = reduce(plan, target, sums.rows)
+        loss, *parts = (reduce(plan, target, rows) for rows in sums.rows)
     value: Tensor = torch.ops.gkd._with_gradients(loss, *tensors[:2], sums.features, sums.weight)
-    return value
+    return (value, *parts)
 
 
 def _is_batched(tensor: Tensor) -> bool:
@@ -197,9 +215,10 @@ class RowsLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, target: Tensor | None, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, plan: Plan, *given: Tensor | None) -> Any:
+        target, margins, factor = given[:3]
+        tensors = [x for x in given[3:] if x is not None]
         ctx.plan = plan
-        given = (target, *tensors)
         ctx.outside = [None] * len(given)
         if not torch.compiler.is_compiling():
             # autograd saves no tensors of inference mode, which have no version to compare.
@@ -207,10 +226,14 @@ class RowsLoss(torch.autograd.Function):
         kept = zip(given, ctx.outside, strict=True)
         ctx.save_for_backward(*(x if out is None else None for x, out in kept))
         with without_autocast(tensors[0]):
-            return run(plan, tensors, target, (False, False)).rows
+            rows = run(plan, tensors, target, (False, False), factors=(margins, factor)).rows
+        if len(rows) == 1:
+            return rows[0]
+        ctx.mark_non_differentiable(*rows[1:])
+        return tuple(rows)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> Any:
         if not torch.compiler.is_compiling() and _is_batched(grad_output):
             raise NotImplementedError(
                 "gkd.linear_loss has no batched gradients (is_grads_batched, vmap over the "
@@ -218,14 +241,14 @@ class RowsLoss(torch.autograd.Function):
             )
         plan: Plan = ctx.plan
         saved = zip(ctx.saved_tensors, ctx.outside, strict=True)
-        target, *tensors = (x if out is None else out for x, out in saved)
-        need_grad = ctx.needs_input_grad[2:4]
+        target, margins, weight, *tensors = (x if out is None else out for x, out in saved)
+        need_grad = ctx.needs_input_grad[4:6]
         with torch.no_grad(), without_autocast(grad_output):
             factor = grad_output.to(accumulate_dtype(plan.dtypes[0]))
             # Divided by the largest: a float16 product takes row weights of at most 1.
             most = factor.new_full((), torch.finfo(factor.dtype).tiny)
             most = torch.cat([factor.abs(), most.unsqueeze(0)]).max()
-            sums = run(plan, tensors, target, need_grad, factor / most)
+            sums = run(plan, tensors, target, need_grad, factor / most, (margins, weight))
             scale = sums.grad_scale.to(factor.dtype)
             sums.finish(tensors, ((factor * scale).unsqueeze(1), most * scale * plan.call.scale))
             gradients: list[Any] = [
@@ -236,7 +259,7 @@ class RowsLoss(torch.autograd.Function):
             graph = (*tensors[:2], grad_output)
             once: Any = _Once.apply
             gradients = [None if g is None else once(g, *graph) for g in gradients]
-        return None, None, *gradients, None, None
+        return None, None, None, None, *gradients, None, None
 
 
 def default_rows(count: int, classes: int, dtypes: Sequence[torch.dtype], cpu: bool) -> int:

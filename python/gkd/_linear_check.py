@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ._settings import FLAG, INTEGER, NUMBER, all_settings, call_op, is_dtensor, plain
 
+#: margins [...] and distillation_factor [], of training_loss.
+Factors = tuple[Tensor | None, Tensor | None]
+
 
 def logits_dtype(features: Tensor) -> torch.dtype:
     """What F.linear would make of them: autocast's dtype, but for float64 and meta tensors."""
@@ -67,6 +70,7 @@ class Call:
     normalize: bool
     chunk_rows: int | None
     settings: dict[str, Any]  #: of the operator
+    training: dict[str, Any] | None = None  #: of training_loss
 
     @staticmethod
     def of(
@@ -75,6 +79,7 @@ class Call:
         normalize: bool,
         chunk_rows: int | None,
         settings: Mapping[str, Any],
+        training: Mapping[str, Any] | None = None,
     ) -> Call:
         normalize = plain(name, "normalize", normalize, FLAG)
         if scale is None:
@@ -86,11 +91,19 @@ class Call:
             chunk_rows = plain(name, "chunk_rows", chunk_rows, INTEGER)
             if chunk_rows < 1:
                 raise ValueError(f"{name}: chunk_rows must be >= 1, got {chunk_rows}")
-        return Call(name, scale, normalize, chunk_rows, all_settings(name, settings))
+        given = all_settings(name, settings)
+        if training is None:
+            return Call(name, scale, normalize, chunk_rows, given)
+        # The operator multiplies by the scale: a margin is one of the logits before it.
+        return Call(name, 1.0, normalize, chunk_rows, given, {**training, "scale": scale})
 
 
 def check_call(
-    call: Call, tensors: Sequence[Tensor], target: Tensor | None, num_classes: int | None = None
+    call: Call,
+    tensors: Sequence[Tensor],
+    target: Tensor | None,
+    num_classes: int | None = None,
+    factors: Factors = (None, None),
 ) -> None:
     """Raises for tensors that do not fit, or settings that no operator takes.
 
@@ -111,8 +124,8 @@ def check_call(
             f"{name}: teacher_weight must have {student_weight.shape[0]} classes as "
             f"student_weight, got {teacher_weight.shape[0]}"
         )
-    for x in (*tensors, *(() if target is None else (target,))):
-        if x.device != student_features.device:
+    for x in (*tensors, target, *factors):
+        if x is not None and x.device != student_features.device:
             raise RuntimeError(
                 f"{name}: all tensors must be on one device, got {student_features.device} "
                 f"and {x.device}"
@@ -124,9 +137,15 @@ def check_call(
             )
     if num_classes is None:
         num_classes = student_weight.shape[0]
+    for which, factor in zip(("margin", "distillation_weight"), factors, strict=True):
+        if factor is not None and torch.is_grad_enabled() and factor.requires_grad:
+            raise ValueError(f"{name}: {which} must not require grad; pass {which}.detach()")
     logits = torch.empty((*leading, num_classes), device="meta")
-    shadow = None if target is None else torch.empty_like(target, device="meta")
-    call_op(name, torch.ops.gkd._forward, logits, logits, shadow, False, **settings)
+    shadow, *more = (
+        None if x is None else torch.empty_like(x, device="meta") for x in (target, *factors)
+    )
+    all_of = {**settings, **(call.training or {})}
+    call_op(name, torch.ops.gkd._forward, logits, logits, shadow, False, False, *more, **all_of)
     # On CUDA a row out of bounds becomes NaN, as in gkd.loss: no wait for the device.
     if target is not None and target.device.type == "cpu":
         call_op(name, torch.ops.gkd._check_target, target, num_classes, settings["ignore_index"])

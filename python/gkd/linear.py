@@ -1,4 +1,5 @@
-"""gkd.linear_loss: two heads and the loss between them, without logits or a gradient of [B, C]."""
+"""gkd.linear_loss and gkd.training_linear_loss: two heads and the loss between them, without logits
+or a gradient of [B, C]."""
 
 from __future__ import annotations
 
@@ -20,24 +21,33 @@ from ._chunks import (
     with_gradients,
     without_autocast,
 )
-from ._linear_check import Call, check_call, logits_dtype
+from ._linear_check import Call, Factors, check_call, logits_dtype
 from ._settings import (
     LossSettings,
     takes_settings_of,
 )
 from ._shard_part import Shard
+from ._training import TrainingLoss, training_of
 from .functional import loss
+from .training import check_target_is_given
 
 
 def run_linear(
-    tensors: Sequence[Tensor], target: Tensor | None, call: Call, shard: Shard | None = None
-) -> Tensor:
-    """A checked call."""
+    tensors: Sequence[Tensor],
+    target: Tensor | None,
+    call: Call,
+    shard: Shard | None = None,
+    factors: Factors = (None, None),
+) -> tuple[Tensor, ...]:
+    """A checked call: the loss, and with training_loss its parts."""
     leading = tensors[0].shape[:-1]
     if len(leading) > 1:
         rows = [x.flatten(0, -2) if k % 2 == 0 else x for k, x in enumerate(tensors)]
-        value = run_linear(rows, None if target is None else target.flatten(), call, shard)
-        return value.reshape(leading) if call.settings["reduction"] == "none" else value
+        flat, margins = (None if x is None else x.flatten() for x in (target, factors[0]))
+        values = run_linear(rows, flat, call, shard, (margins, factors[1]))
+        if call.settings["reduction"] != "none":
+            return values
+        return tuple(value.reshape(leading) for value in values)
     dtypes = (logits_dtype(tensors[0]), logits_dtype(tensors[2]))
     chunk_rows = call.chunk_rows
     if chunk_rows is None:
@@ -50,11 +60,12 @@ def run_linear(
     plan = Plan(call, dtypes, chunk_rows, shard)
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         with without_autocast(tensors[0]):
-            return reduce(plan, target, run(plan, tensors, target, (False, False)).rows)
+            found = run(plan, tensors, target, (False, False), factors=factors)
+            return tuple(reduce(plan, target, rows) for rows in found.rows)
     if call.settings["reduction"] == "none":
-        per_row: Tensor = RowsLoss.apply(plan, target, *tensors)  # type: ignore[no-untyped-call]
-        return per_row
-    return with_gradients(plan, target, tensors)
+        made = RowsLoss.apply(plan, target, *factors, *tensors)  # type: ignore[no-untyped-call]
+        return (made,) if isinstance(made, Tensor) else made
+    return with_gradients(plan, target, tensors, factors)
 
 
 @takes_settings_of(loss)
@@ -122,4 +133,80 @@ def linear_loss(
     tensors = (student_features, student_weight, teacher_features, teacher_weight)
     call = Call.of("gkd.linear_loss", scale, normalize, chunk_rows, {**settings, "method": method})
     check_call(call, tensors, target)
-    return run_linear(tensors, target, call)
+    return run_linear(tensors, target, call)[0]
+
+
+@takes_settings_of(loss)
+def training_linear_loss(
+    student_features: Tensor,
+    student_weight: Tensor,
+    teacher_features: Tensor,
+    teacher_weight: Tensor,
+    target: Tensor,
+    *,
+    cross_entropy_weight: float = 1.0,
+    distillation_weight: float | Tensor = 1.0,
+    scale: float | None = None,
+    margin: float | Tensor = 0.0,
+    distill_margin: bool = False,
+    normalize: bool = True,
+    chunk_rows: int | None = None,
+    method: Literal["auto", "sort", "select"] = "auto",
+    **settings: Unpack[LossSettings],
+) -> TrainingLoss:
+    """`gkd.training_loss` of two heads' cosines, of which no [B, C] tensor is ever made.
+
+    A head that trains: the same, but for memory, as ``gkd.training_loss(cosines(student),
+    cosines(teacher), target, scale=scale, ...)`` with ``cosines(f, w) = F.linear(F.normalize(f),
+    F.normalize(w))``, or ``F.linear(f, w)`` with ``normalize=False``. Memory is that of
+    `gkd.linear_loss`.
+
+    Args:
+        student_features: as in `gkd.linear_loss`, as are the other three.
+        student_weight: [C, D_s].
+        teacher_features: [..., D_t].
+        teacher_weight: [C, D_t].
+        target: as in `gkd.training_loss`.
+        cross_entropy_weight: as in `gkd.training_loss`.
+        distillation_weight: as in `gkd.training_loss`.
+        scale: as in `gkd.linear_loss`: 64 unless given, or 1 with ``normalize=False``.
+        margin: as in `gkd.training_loss`: of the cosines, before the scale.
+        distill_margin: as in `gkd.training_loss`.
+        normalize: as in `gkd.linear_loss`.
+        chunk_rows: as in `gkd.linear_loss`.
+        method: as in `gkd.loss`.
+        **settings: as in `gkd.loss`.
+
+    Returns:
+        A `gkd.TrainingLoss`, whose total is differentiable once with respect to student features
+        and weight.
+
+    Raises:
+        ValueError: as in `gkd.linear_loss` and `gkd.training_loss`, as are the other errors.
+
+    Examples:
+        >>> features = torch.randn(8, 16, requires_grad=True)
+        >>> weight = torch.randn(100, 16, requires_grad=True)
+        >>> teacher, target = (torch.randn(8, 32), torch.randn(100, 32)), torch.arange(8)
+        >>> loss = gkd.training_linear_loss(features, weight, *teacher, target, margin=0.4)
+        >>> loss.total.backward()
+        >>> weight.grad.shape
+        torch.Size([100, 16])
+    """
+    name = "gkd.training_linear_loss"
+    check_target_is_given(name, target)
+    training = training_of(
+        name,
+        target.shape,
+        cross_entropy_weight,
+        distillation_weight,
+        1.0,
+        margin,
+        distill_margin,
+    )
+    factors = (training.margins, training.distillation_factor)
+    tensors = (student_features, student_weight, teacher_features, teacher_weight)
+    given = {**settings, "method": method}
+    call = Call.of(name, scale, normalize, chunk_rows, given, training.settings)
+    check_call(call, tensors, target, factors=factors)
+    return TrainingLoss(*run_linear(tensors, target, call, factors=factors))

@@ -1,4 +1,4 @@
-"""GKDLoss: gkd.loss as a module that keeps its settings."""
+"""GKDLoss and GKDTrainingLoss: gkd.loss and gkd.training_loss as modules with settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ._settings import (
     LossSettings,
     takes_settings_of,
 )
+from ._training import AllTrainingSettings, TrainingLoss
 from .functional import checked_loss, loss
+from .training import checked_training_loss, training_loss
 
 _DEFAULTS: dict[str, Any] = {**DEFAULTS, "check_target": False}
 _ALWAYS_SHOWN = (
@@ -158,4 +160,95 @@ class GKDLoss(nn.Module):
             f"{name}={value!r}"
             for name, value in shown.items()
             if name in _ALWAYS_SHOWN or value != _DEFAULTS[name]
+        )
+
+
+_TRAINING_DEFAULTS: dict[str, Any] = {
+    "cross_entropy_weight": 1.0,
+    "distillation_weight": 1.0,
+    "scale": 1.0,
+    "margin": 0.0,
+    "distill_margin": False,
+}
+
+
+class GKDTrainingLoss(nn.Module):
+    """`gkd.training_loss` as a module that keeps its settings.
+
+    The keywords are those of `gkd.training_loss`, with the same defaults, and each is an attribute
+    of its name that may be changed between batches. There are no parameters and no buffers.
+
+    Raises:
+        ValueError: a setting that does not fit.
+
+    Examples:
+        >>> criterion = gkd.GKDTrainingLoss(scale=64.0, margin=0.4, rank_by="student")
+        >>> student, teacher, target = torch.rand(4, 50), torch.rand(4, 50), torch.arange(4)
+        >>> total = criterion(student, teacher, target, distillation_weight=0.5).total
+    """
+
+    @takes_settings_of(training_loss, AllTrainingSettings)
+    def __init__(self, **settings: Unpack[AllTrainingSettings]) -> None:
+        super().__init__()
+        defaults = {**_TRAINING_DEFAULTS, **_DEFAULTS}
+        for name in settings.keys() - defaults.keys():
+            raise TypeError(f"gkd.GKDTrainingLoss: unexpected keyword argument {name!r}")
+        for name, default in defaults.items():
+            setattr(self, name, settings.get(name, default))
+        with torch.no_grad():
+            logits = torch.empty((1, 1), device="meta")
+            target = torch.empty((1,), dtype=torch.int64, device="meta")
+            shadows = {
+                name: torch.empty((), device="meta")
+                for name in ("margin", "distillation_weight")
+                if isinstance(getattr(self, name), Tensor)
+            }
+            self(logits, logits, target, **shadows)
+
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor | None = None,
+        distillation_weight: float | Tensor | None = None,
+    ) -> TrainingLoss:
+        """The loss of a batch, as `gkd.training_loss` gives it.
+
+        Args:
+            student_logits: [..., C].
+            teacher_logits: [..., C]; must not require grad.
+            target: [...], a class per row.
+            margin: of this batch, in place of the module's; [...] for one per row.
+            distillation_weight: likewise.
+
+        Returns:
+            A `gkd.TrainingLoss`.
+        """
+        settings = {name: getattr(self, name) for name in _DEFAULTS}
+        training = {name: getattr(self, name) for name in _TRAINING_DEFAULTS}
+        if margin is not None:
+            training["margin"] = margin
+        if distillation_weight is not None:
+            training["distillation_weight"] = distillation_weight
+        check_target = settings.pop("check_target")
+        return checked_training_loss(
+            "gkd.GKDTrainingLoss",
+            student_logits,
+            teacher_logits,
+            target,
+            check_target,
+            training,
+            settings,
+        )
+
+    def extra_repr(self) -> str:
+        """The settings that are not the default, as the constructor takes them."""
+        defaults = {**_TRAINING_DEFAULTS, **_DEFAULTS}
+        changed = {name: getattr(self, name) for name in defaults}
+        return ", ".join(
+            f"{name}={value!r}"
+            for name, value in changed.items()
+            if isinstance(value, Tensor) or value != defaults[name]
         )

@@ -1,4 +1,4 @@
-"""The loss of gkd.loss in plain PyTorch operations.
+"""gkd.loss and gkd.training_loss in plain PyTorch operations.
 
 Use it where the operator does not reach: double backward (gradient penalties, meta-learning),
 ``torch.func`` transforms, forward-mode derivatives, devices other than CPU and CUDA; and as an
@@ -25,8 +25,10 @@ from ._settings import (
     call_op,
     takes_settings_of,
 )
+from ._training import Training, TrainingLoss, training_of
 from .functional import check_tensors
 from .functional import loss as operator_loss
+from .training import check_target_is_given
 
 _INF = float("inf")
 _NAME = "gkd.reference.loss"
@@ -37,13 +39,18 @@ _DIFFERENTIABLE = ("temperature", "primary_weight", "binary_weight", "secondary_
 
 
 def _check(
-    student: Tensor, teacher: Tensor, target: Tensor | None, settings: dict[str, Any]
+    name: str,
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor | None,
+    settings: dict[str, Any],
+    training: Training | None = None,
 ) -> dict[str, Any]:
     """The operator's own checks, on meta tensors, which no transform wraps; plain settings."""
-    check_tensors(_NAME, student, teacher, target)
+    check_tensors(name, student, teacher, target)
     if torch.is_grad_enabled() and teacher.requires_grad:
         raise ValueError(
-            f"{_NAME}: teacher_logits must not require grad; pass teacher_logits.detach()"
+            f"{name}: teacher_logits must not require grad; pass teacher_logits.detach()"
         )
 
     def shadow(tensor: Tensor) -> Tensor:
@@ -53,9 +60,11 @@ def _check(
         k: v.detach() if k in _DIFFERENTIABLE and isinstance(v, Tensor) else v
         for k, v in settings.items()
     }
-    plain = all_settings(_NAME, values)
+    plain = all_settings(name, values)
     shadows = (shadow(student), shadow(teacher), None if target is None else shadow(target))
-    call_op(_NAME, torch.ops.gkd._forward, *shadows, False, **plain)
+    more = {} if training is None else training.arguments()
+    more = {k: shadow(v) if isinstance(v, Tensor) else v for k, v in more.items()}
+    call_op(name, torch.ops.gkd._forward, *shadows, False, training is not None, **more, **plain)
     return plain
 
 
@@ -170,7 +179,7 @@ def loss(
         >>> torch.autograd.gradgradcheck(lambda s: gkd.reference.loss(s, teacher), student)
         True
     """
-    plain = _check(student_logits, teacher_logits, target, dict(settings))
+    plain = _check(_NAME, student_logits, teacher_logits, target, dict(settings))
     temperature, *weights = (
         value.reshape(()) if isinstance(value := settings.get(name), Tensor) else plain[name]
         for name in _DIFFERENTIABLE
@@ -224,3 +233,101 @@ def loss(
         return rows.reshape(leading)
     total = rows.sum()
     return total if plain["reduction"] == "sum" else total / (~ignored).sum().clamp(min=1)
+
+
+@takes_settings_of(operator_loss)
+def training_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    *,
+    cross_entropy_weight: float = 1.0,
+    distillation_weight: float | Tensor = 1.0,
+    scale: float = 1.0,
+    margin: float | Tensor = 0.0,
+    distill_margin: bool = False,
+    **settings: Unpack[LossSettings],
+) -> TrainingLoss:
+    """`gkd.training_loss` in plain PyTorch, differentiable any number of times, and with respect to
+    a margin and a distillation weight in tensors too.
+
+    Args:
+        student_logits: as in `gkd.training_loss`, as are all others.
+        teacher_logits: [..., C].
+        target: [...].
+        cross_entropy_weight: a number.
+        distillation_weight: a number or [].
+        scale: a number.
+        margin: a number, [] or [...].
+        distill_margin: True or False.
+        **settings: as in `gkd.reference.loss`.
+
+    Returns:
+        A `gkd.TrainingLoss`, whose parts are not detached.
+
+    Examples:
+        >>> student, teacher = torch.rand(2, 9, dtype=torch.float64), torch.rand(2, 9).double()
+        >>> target = torch.tensor([3, 0])
+        >>> want = gkd.reference.training_loss(student, teacher, target, scale=16.0, margin=0.2)
+        >>> got = gkd.training_loss(student, teacher, target, scale=16.0, margin=0.2)
+        >>> torch.allclose(got.total, want.total)
+        True
+    """
+    name = "gkd.reference.training_loss"
+    check_target_is_given(name, target)
+    training = training_of(
+        name,
+        target.shape,
+        cross_entropy_weight,
+        distillation_weight,
+        scale,
+        margin,
+        distill_margin,
+    )
+    plain = _check(name, student_logits, teacher_logits, target, dict(settings), training)
+    given = training.settings
+    dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
+    dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    margins = training.margins
+    off = torch.tensor(given["margin"], dtype=dtype) if margins is None else margins.to(dtype)
+    off = off.to(target.device)
+    off = torch.where(torch.isfinite(off), off, float("nan")).expand(target.shape).unsqueeze(-1)
+    classes = torch.arange(student_logits.shape[-1], device=target.device)
+    chosen = classes == target.unsqueeze(-1)
+    ignored = target == plain["ignore_index"]
+
+    def scaled(logits: Tensor, with_margin: bool) -> Tensor:
+        wide = logits.to(dtype)
+        product: Tensor = given["scale"] * (
+            torch.where(chosen, wide - off, wide) if with_margin else wide
+        )
+        return product
+
+    student, teacher = (
+        scaled(x, given["distill_margin"]) for x in (student_logits, teacher_logits)
+    )
+    rowwise: Any = {**settings, "reduction": "none"}
+    distillation = loss(student, teacher, target, **rowwise)
+    # A row with a margin of NaN is NaN, though the terms may not have it.
+    distillation = distillation + torch.where(ignored, 0.0, (off - off).squeeze(-1).detach())
+    cross_entropy = torch.zeros_like(distillation)
+    if given["cross_entropy_weight"] != 0:
+        head = scaled(student_logits, with_margin=True)
+        head = torch.where(ignored.unsqueeze(-1), 0.0, head)
+        index = torch.where(ignored, 0, target).long().clamp(0, len(classes) - 1).unsqueeze(-1)
+        rows = head.logsumexp(-1) - head.gather(-1, index).squeeze(-1)
+        # NaN for the rows that are NaN in the distillation.
+        zero = torch.where(distillation.detach().isnan(), distillation.detach(), 0.0)
+        cross_entropy = torch.where(ignored, 0.0, rows + zero)
+    weight = training.distillation_factor
+    weight = given["distillation_weight"] if weight is None else weight.to(dtype)
+    parts = (cross_entropy, distillation)
+    if plain["reduction"] != "none":
+        count = (~ignored).sum().clamp(min=1) if plain["reduction"] == "mean" else 1
+        parts = (cross_entropy.sum() / count, distillation.sum() / count)
+    total = torch.zeros_like(parts[0])
+    if given["cross_entropy_weight"] != 0:
+        total = total + given["cross_entropy_weight"] * parts[0]
+    if isinstance(weight, Tensor) or weight != 0:
+        total = total + weight * parts[1]
+    return TrainingLoss(total, *parts)

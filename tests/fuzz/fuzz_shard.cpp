@@ -156,7 +156,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   double kl[2] = {0, 0};
   for (const ShardTask& shard : shards) {
     std::vector<double> message(2);
-    stage.write_gradient(shard, run_serial, &scratch, cut, group, message.data());
+    stage.write_gradient(shard, run_serial, &scratch, cut, group, {}, message.data());
     for (int g = 0; g < 2; ++g) kl[g] += message[g];
   }
   gkd::GroupCoef<double> unused[2];

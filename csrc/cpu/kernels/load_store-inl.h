@@ -35,9 +35,9 @@ T scalar_from_bits(std::uint16_t bits, Dtype dtype) {
   return static_cast<T>(to_float(VecU16{bits}, dtype)[0]);
 }
 
-/// One logit.
+/// One logit as it is stored.
 template <class T>
-T read_one(const LogitsRow& row, std::int64_t j) {
+T read_stored(const LogitsRow& row, std::int64_t j) {
   const std::int64_t offset = j * row.stride;
   switch (row.dtype) {
     case Dtype::kFloat:
@@ -47,6 +47,19 @@ T read_one(const LogitsRow& row, std::int64_t j) {
     default:
       return scalar_from_bits<T>(static_cast<const std::uint16_t*>(row.data)[offset], row.dtype);
   }
+}
+
+/// One logit.
+template <class T>
+T read_one(const LogitsRow& row, std::int64_t j) {
+  const T stored = read_stored<T>(row, j);
+  return j == row.lowered ? stored - static_cast<T>(row.lowered_by) : stored;
+}
+
+/// The dtype that holds every logit of the row.
+template <class T>
+Dtype values_dtype(const LogitsRow& row) {
+  return row.lowered < 0 ? row.dtype : kDtype<T>;
 }
 
 /// Contiguous 16-bit logits.
@@ -62,8 +75,9 @@ void convert_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count, 
   } else if (is_half_row(row)) {
     read_u16(static_cast<const std::uint16_t*>(row.data) + begin, row.dtype, count, buffer);
   } else {
-    for (std::int64_t k = 0; k < count; ++k) buffer[k] = read_one<T>(row, begin + k);
+    for (std::int64_t k = 0; k < count; ++k) buffer[k] = read_stored<T>(row, begin + k);
   }
+  if (row.lowers(begin, begin + count)) buffer[row.lowered - begin] = read_one<T>(row, row.lowered);
   std::fill(buffer + count, buffer + padded<T>(count), -kInfinity<T>);
 }
 
@@ -71,7 +85,8 @@ void convert_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count, 
 /// probability 0, which add nothing to any sum. Points into the tensor where it can.
 template <class T>
 const T* read_tile(const LogitsRow& row, std::int64_t begin, std::int64_t count, T* buffer) {
-  if (row.stride == 1 && row.dtype == kDtype<T> && padded<T>(count) == count) {
+  if (row.stride == 1 && row.dtype == kDtype<T> && padded<T>(count) == count &&
+      !row.lowers(begin, begin + count)) {
     return static_cast<const T*>(row.data) + begin;
   }
   convert_tile(row, begin, count, buffer);
@@ -148,7 +163,7 @@ struct Row {
   bool by_student;  ///< `rank` is `s`
 
   struct Buffers {
-    alignas(64) T s[kTile], u[kTile], r[kTile];
+    alignas(64) T s[kTile], u[kTile], r[kTile], others[kTile];
   };
 
   std::int64_t segments() const { return (classes + kSegment - 1) / kSegment; }
@@ -163,7 +178,7 @@ struct Row {
     for (std::int64_t j = begin, count; j < end; j += count) {
       count = tile_size<T>(j, end);
       if constexpr (std::is_same_v<T, float>) {
-        if (is_half_row(rank) && padded<T>(count) == count) {
+        if (is_half_row(rank) && padded<T>(count) == count && !rank.lowers(j, j + count)) {
           visit_half_tiles(
               rank.dtype, j, [&](auto r) { visit(count, r); }, rank);
           continue;
@@ -173,22 +188,27 @@ struct Row {
     }
   }
 
-  /// Calls visit(s, u, r) with Tiles; in r the target has +inf, so that it joins every group.
+  /// Calls visit(s, u, r, others) with Tiles; in r the target has +inf, so that it joins every
+  /// group. `others` are the student's logits without the target: there it has -inf.
   template <class Visit>
   void visit_tile(std::int64_t begin, std::int64_t count, Buffers* buffers, Visit visit) const {
     const T* student = read_tile(s, begin, count, buffers->s);
     const T* teacher = read_tile(u, begin, count, buffers->u);
     const T* r = by_student ? student : teacher;
+    const T* others = student;
     if (has_target(begin, count)) {
       std::copy(r, r + padded<T>(count), buffers->r);
       buffers->r[target - begin] = kInfinity<T>;
       r = buffers->r;
+      std::copy(student, student + padded<T>(count), buffers->others);
+      buffers->others[target - begin] = -kInfinity<T>;
+      others = buffers->others;
     }
-    visit(Tile<T>{student}, Tile<T>{teacher}, Tile<T>{r});
+    visit(Tile<T>{student}, Tile<T>{teacher}, Tile<T>{r}, Tile<T>{others});
   }
 
-  /// Calls visit(begin, count, s, u, r) on each tile of [begin, end), with Tiles as visit_tile()
-  /// has them or with HalfTiles.
+  /// Calls visit(begin, count, s, u, r, others) on each tile of [begin, end), with Tiles as
+  /// visit_tile() has them or with HalfTiles.
   template <class Visit>
   void for_each_tile(std::int64_t begin, std::int64_t end, Visit visit) const {
     Buffers buffers;
@@ -200,13 +220,14 @@ struct Row {
         if (halves && padded<T>(count) == count && !has_target(j, count)) {
           visit_half_tiles(
               s.dtype, j,
-              [&](auto student, auto teacher) { visit(j, count, student, teacher, teacher); }, s,
-              u);
+              [&](auto student, auto teacher) {
+                visit(j, count, student, teacher, teacher, student);
+              },
+              s, u);
           continue;
         }
       }
-      visit_tile(j, count, &buffers,
-                 [&](auto student, auto teacher, auto r) { visit(j, count, student, teacher, r); });
+      visit_tile(j, count, &buffers, [&](auto... tiles) { visit(j, count, tiles...); });
     }
   }
 };

@@ -19,7 +19,7 @@ struct WholeRow : RowPasses<T> {
 
   /// Of the masses: T_g.
   const T group_temperature =
-      static_cast<T>(task.selection.temperature_or(task.weights.temperature));
+      static_cast<T>(task.selection.temperature_or(task.weights.exponent_temperature()));
 
   /// The cut from the window, and the moments; false where the window does not hold the cut.
   bool try_window(const StopRule& stop, const LogitRange<T>& window, const MassRule<T>& rule,
@@ -73,7 +73,7 @@ struct WholeRow : RowPasses<T> {
       for (std::vector<T>* v : {&found.s, &found.u}) v->resize(padded<T>(size), -kInfinity<T>);
       for (std::int64_t j = 0; j < size; j += kTile) {
         const Tile<T> s{&found.s[j]}, u{&found.u[j]};
-        moments.add(s, u, row.by_student ? s : u, std::min(kTile, size - j), unused);
+        moments.add(s, u, row.by_student ? s : u, s, std::min(kTile, size - j), unused);
       }
     }
     sums->add(moments.result());
@@ -107,6 +107,7 @@ struct WholeRow : RowPasses<T> {
   }
 
   RowResult run() {
+    if (!std::isfinite(task.margin)) return invalid_row();
     const Segment extremes = Passes::extremes();
     const T high = static_cast<T>(extremes.high);
     // NaN is detected later, in the sums.
@@ -117,18 +118,27 @@ struct WholeRow : RowPasses<T> {
     RowResult result;
     result.cut = cut.value + T(0);  // canonicalises -0.0 to +0.0
     result.size = cut.sums.group[0].count;
+    HeadOfRow head{{}, this->others_high};
+    if (this->with_cross_entropy) {
+      head.cross_entropy = gkd::cross_entropy({head.high, cut.sums.others}, Passes::target_logit(),
+                                              task.weights.scale);
+    }
     double kl[2];
-    result.summary = Passes::write_gradient(cut.value, cut.sums.group, kl);
+    result.summary = Passes::write_gradient(cut.value, cut.sums.group, head, kl);
     result.primary = kl[0];
     result.secondary = kl[1];
-    result.loss = row_loss(result.summary, task.weights, kl[0], kl[1]);
+    result.distillation = row_loss(result.summary, task.weights, kl[0], kl[1]);
+    result.cross_entropy = head.cross_entropy.loss;
+    result.loss = total_loss(task.weights, result.cross_entropy, result.distillation);
     return result;
   }
 
   RowResult invalid_row() {
     const double nan = std::numeric_limits<double>::quiet_NaN();
     RowResult result;
-    result.loss = result.primary = result.secondary = result.cut = nan;
+    result.loss = result.distillation = nan;
+    if (this->with_cross_entropy) result.cross_entropy = nan;
+    result.primary = result.secondary = result.cut = nan;
     result.summary.p = result.summary.q = result.summary.binary = nan;
     Passes::fill_gradient(static_cast<T>(nan));
     return result;

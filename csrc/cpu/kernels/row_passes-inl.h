@@ -36,7 +36,11 @@ struct RowPasses {
   const bool by_student = task.selection.by_student;
   const Row<T> row{task.student, task.teacher, by_student ? task.student : task.teacher,
                    task.classes, task.target,  by_student};
-  const T temperature = static_cast<T>(task.weights.temperature), inv_t = T(1) / temperature;
+  const T temperature = static_cast<T>(task.weights.exponent_temperature());
+  const T inv_t = T(1) / temperature;
+  const bool with_cross_entropy = task.weights.cross_entropy != 0;
+  OtherTerms<T> other_terms{T(0), static_cast<T>(task.weights.scale)};
+  double others_high = -kInfinity<double>;  ///< of the row or shard, once extremes() is called
   /// The gradient's memory holds a_j of every class.
   bool kept = false;
 
@@ -62,23 +66,30 @@ struct RowPasses {
     return tile;
   }
 
-  /// Keeps the a_j in the gradient's memory, where that has their dtype.
   template <MassFrom kMass>
   RowSums sum(const LogitRange<T>& window, const Shift<T> (&shift)[2], const MassRule<T>* rule) {
+    return with_cross_entropy ? sum_classes<kMass, true>(window, shift, rule)
+                              : sum_classes<kMass, false>(window, shift, rule);
+  }
+
+  /// Keeps the a_j in the gradient's memory, where that has their dtype.
+  template <MassFrom kMass, bool kOthers>
+  RowSums sum_classes(const LogitRange<T>& window, const Shift<T> (&shift)[2],
+                      const MassRule<T>* rule) {
     kept = task.gradient.data && task.gradient.dtype == kDtype<T>;
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
       auto& undecided = std::get<LogitPairs<T>>(segment.undecided);
       undecided.s.clear();
       undecided.u.clear();
-      MomentsAccumulator<T, kMass> moments{window, {shift[0], shift[1]}, inv_t,
-                                           rule,   by_student,           &undecided};
-      row.for_each_tile(begin, end,
-                        [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
-                          alignas(64) T buffer[kTile];
-                          T* out = kept ? writable_tile(task.gradient, j, count, buffer) : buffer;
-                          moments.add(s, u, r, count, out);
-                          if (kept) write_tile(task.gradient, j, count, out);
-                        });
+      MomentsAccumulator<T, kMass, kOthers> moments{
+          window, {shift[0], shift[1]}, inv_t, rule, by_student, &undecided, other_terms};
+      row.for_each_tile(
+          begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r, auto others) {
+            alignas(64) T buffer[kTile];
+            T* out = kept ? writable_tile(task.gradient, j, count, buffer) : buffer;
+            moments.add(s, u, r, others, count, out);
+            if (kept) write_tile(task.gradient, j, count, out);
+          });
       segment.sums = moments.result();
     });
     RowSums total;
@@ -91,24 +102,37 @@ struct RowPasses {
   /// in the sums.
   Segment extremes() {
     const auto extremes = [](const LogitsRow& logits, std::int64_t begin, std::int64_t end) {
-      return is_half_row(logits) ? extremes_of_half<T>(logits, begin, end)
-                                 : extremes_of<T>(logits, begin, end);
+      return is_half_row(logits) && !logits.lowers(begin, end)
+                 ? extremes_of_half<T>(logits, begin, end)
+                 : extremes_of<T>(logits, begin, end);
     };
+    // The student's logits but the target's.
+    LogitsRow others = task.student;
+    others.lowered = task.target;
+    others.lowered_by = kInfinity<double>;
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
       const Extremes<T> ranking = extremes(row.rank, begin, end);
       segment.high = ranking.high;
       segment.low = ranking.low;
       segment.teacher_high = row.by_student ? extremes(row.u, begin, end).high : ranking.high;
+      if (!with_cross_entropy) return;
+      segment.others_high = row.by_student && !others.lowers(begin, end) ? ranking.high
+                            : is_half_row(others) && !others.lowers(begin, end)
+                                ? extremes_of_half<T>(others, begin, end).high
+                                : extremes_of<T, /*kLow=*/false>(others, begin, end).high;
     });
     Segment total;
-    total.high = total.teacher_high = -kInfinity<double>;
+    total.high = total.teacher_high = total.others_high = -kInfinity<double>;
     total.low = kInfinity<double>;
     for (std::int64_t k = 0; k < row.segments(); ++k) {
       const Segment& segment = scratch->segments[k];
       total.high = std::max(total.high, segment.high);
       total.low = std::min(total.low, segment.low);
       total.teacher_high = std::max(total.teacher_high, segment.teacher_high);
+      if (with_cross_entropy) total.others_high = std::max(total.others_high, segment.others_high);
     }
+    others_high = total.others_high;
+    other_terms.high = static_cast<T>(finite_or_zero(others_high));
     return total;
   }
 
@@ -137,17 +161,31 @@ struct RowPasses {
     return true;
   }
 
-  /// Gradient and each group's KL, from the moments of the two groups of the whole row.
-  RowSummary write_gradient(T cut, const GroupMoments<double>* moments, double* kl) {
+  /// The target's logit with its margin, as cross-entropy sees it. In double: both networks' margin
+  /// may be in the row already, rounded to T.
+  double target_logit() const {
+    const LogitsRow stored{task.student.data, task.student.stride, task.student.dtype};
+    return read_one<double>(stored, task.target) - task.margin;
+  }
+
+  /// Gradient and each group's KL, from the moments of the two groups of the whole row and from its
+  /// cross-entropy.
+  RowSummary write_gradient(T cut, const GroupMoments<double>* moments, const HeadOfRow& head,
+                            double* kl) {
     GroupCoef<T> coef[2];
     const RowSummary summary = row_coefficients(moments, task.weights, coef);
-    const bool rest = coef[1].coef_diff != T(0);
-    if (task.gradient.data) {
-      rest ? write_class_gradients<true, true>(cut, coef)
-           : write_class_gradients<false, true>(cut, coef);
+    const double weight = task.weights.cross_entropy * task.weights.scale * task.gradient_scale;
+    const auto others = head.cross_entropy.template coefficients<T>(head.high, weight);
+    const bool rest = summary.kl_weight[1] != 0;
+    if (task.gradient.data && with_cross_entropy) {
+      rest ? write_class_gradients<true, true, true>(cut, coef, others)
+           : write_class_gradients<false, true, true>(cut, coef, others);
+    } else if (task.gradient.data) {
+      rest ? write_class_gradients<true, true, false>(cut, coef, others)
+           : write_class_gradients<false, true, false>(cut, coef, others);
     } else {
-      rest ? write_class_gradients<true, false>(cut, coef)
-           : write_class_gradients<false, false>(cut, coef);
+      rest ? write_class_gradients<true, false, false>(cut, coef, others)
+           : write_class_gradients<false, false, false>(cut, coef, others);
     }
     kl[0] = kl[1] = 0;
     for (std::int64_t k = 0; k < row.segments(); ++k) {
@@ -158,9 +196,10 @@ struct RowPasses {
   }
 
   /// kRest: the rest has a KL of weight other than 0. Otherwise vectors entirely outside the group
-  /// need one exp(), and none without a gradient.
-  template <bool kRest, bool kGradient>
-  void write_class_gradients(T cut, const GroupCoef<T> (&coef)[2]) {
+  /// need one exp(), and none without a gradient. kOthers: the gradient has cross-entropy's part.
+  template <bool kRest, bool kGradient, bool kOthers>
+  void write_class_gradients(T cut, const GroupCoef<T> (&coef)[2],
+                             const CrossEntropyCoef<T>& cross_entropy) {
     using V = VecOf<T>;
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
       // Local to the segment, so that the compiler keeps them in registers.
@@ -178,19 +217,25 @@ struct RowPasses {
       const GradientRow gradient = task.gradient;
       DoubleAccumulator<V> sum[2];
       const bool kept = this->kept;
+      const OtherTerms<T> other_terms{cross_entropy.high, this->other_terms.scale};
+      const V other_factor = splat<V>(cross_entropy.factor);
       row.for_each_tile(
-          begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r) {
+          begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r, auto others) {
             alignas(64) T buffer[kTile], kept_buffer[kTile];
             const T* known = kept ? kept_tile(j, count, kept_buffer) : nullptr;
             T* out = kGradient ? writable_tile(gradient, j, count, buffer) : nullptr;
             V tile_kl[2] = {}, near_kl[2] = {};
+            const auto write = [&](V value, std::int64_t k) {
+              if (kOthers) value += other_terms.of(others[k]) * other_factor;
+              store(value, out + k);
+            };
             for (std::int64_t k = 0; k < count; k += kWidth<T>) {
               const V student = s[k];
               const MaskOf<V> in = r[k] >= cut_vector;
               const unsigned bits = compare_bits(r[k], cut_vector);
               if (!kRest && bits == 0) {
                 if (!kGradient) continue;
-                store(V(exp_of(V((student - rest.shift.student) * inv_t)) * rest_scale), out + k);
+                write(exp_of(V((student - rest.shift.student) * inv_t)) * rest_scale, k);
                 continue;
               }
               const V teacher = u[k];
@@ -204,8 +249,7 @@ struct RowPasses {
                 near_kl[0] += in ? kl : zero;
                 if (kRest) near_kl[1] += in ? zero : kl;
                 if (kGradient) {
-                  store(V(a * ((in ? in_p : out_p) + (in ? in_diff : out_diff) * x.expm1)),
-                        out + k);
+                  write(a * ((in ? in_p : out_p) + (in ? in_diff : out_diff) * x.expm1), k);
                 }
                 continue;
               }
@@ -217,10 +261,11 @@ struct RowPasses {
               const ClassTerms<V> t = class_kl(student, teacher, c, inv_t, a);
               tile_kl[0] += in ? t.kl : zero;
               if (kRest) tile_kl[1] += in ? zero : t.kl;
-              if (kGradient) store(V(class_grad(t, c) * scale), out + k);
+              if (kGradient) write(class_grad(t, c) * scale, k);
             }
             sum[0].add(tile_kl[0] + near_kl[0] * primary.inv_sum_teacher);
             if (kRest) sum[1].add(tile_kl[1] + near_kl[1] * rest.inv_sum_teacher);
+            if (kOthers && row.has_target(j, count)) out[row.target - j] += cross_entropy.target;
             if (kGradient) write_tile(gradient, j, count, out);
           });
       for (int g = 0; g < 2; ++g) segment.kl[g] = sum[g].sum();

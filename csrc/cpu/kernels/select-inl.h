@@ -194,7 +194,7 @@ RadixSearch<T> refine(const RadixSearch<T>& search, const StopRule& stop, const 
 /// The first pass weighs every class, later ones those that the search holds.
 template <class T>
 T exact_cut(const Row<T>& row, const StopRule& stop, const MassRule<T>& rule, Scratch* scratch) {
-  const Keys<T> keys(row.rank.dtype);
+  const Keys<T> keys(values_dtype<T>(row.rank));
   RadixSearch<T> search = first_search(keys, rule.high);
   for (bool first = true; !search.found(); first = false) {
     scratch->histogram.assign(kBins, 0);

@@ -27,8 +27,9 @@ struct ShardRow {
   const LogitsRow& ranking = selection.by_student ? task.row.student : task.row.teacher;
   StopRule stop = stop_rule(selection);
   T high;
-  T inv_t = T(1) / static_cast<T>(selection.temperature_or(task.row.weights.temperature));
-  Keys<T> keys{ranking.dtype};
+  T inv_t =
+      T(1) / static_cast<T>(selection.temperature_or(task.row.weights.exponent_temperature()));
+  Keys<T> keys{task.has_wide_keys ? kDtype<T> : ranking.dtype};
   gkd::Bins<T> bins;
   MassRule<T> rule{task.all_classes, high, inv_t};
 
@@ -161,14 +162,20 @@ void shard_moments(const ShardTask& task, const Executor& executor, Scratch* scr
               !passes.accumulate_moments(&known, /*whole=*/false);
   }
   if (invalid) known.sums = RowSums{};
+  invalid |= !std::isfinite(task.row.margin);
   for (int g = 0; g < 2; ++g) moments_to_message(known.sums.group[g], g, message);
   message[kMsgInvalid] = invalid;
+  if (!passes.with_cross_entropy) return;
+  const bool is_here = task.row.target >= 0 && task.row.target < task.row.classes;
+  message[kMsgOthers] = passes.others_high;
+  message[kMsgOthers + 1] = known.sums.others;
+  message[kMsgTarget] = is_here ? passes.target_logit() : -kInfinity<double>;
 }
 
 template <class T>
 void shard_gradient(const ShardTask& task, const Executor& executor, Scratch* scratch, double cut,
-                    const GroupMoments<double>* group, double* kl) {
-  RowPasses<T>(task.row, executor, scratch).write_gradient(static_cast<T>(cut), group, kl);
+                    const GroupMoments<double>* group, const HeadOfRow& head, double* kl) {
+  RowPasses<T>(task.row, executor, scratch).write_gradient(static_cast<T>(cut), group, head, kl);
 }
 
 template <class T>

@@ -19,8 +19,8 @@ struct Extremes {
   T high, low;
 };
 
-/// Skips NaN.
-template <class T>
+/// Skips NaN. Without kLow, `low` is not computed.
+template <class T, bool kLow = true>
 Extremes<T> extremes_of(const LogitsRow& row, std::int64_t begin, std::int64_t end) {
   using V = VecOf<T>;
   constexpr int kChains =
@@ -29,8 +29,9 @@ Extremes<T> extremes_of(const LogitsRow& row, std::int64_t begin, std::int64_t e
   V high[kChains], low[kChains];  // low: the largest of -r
   for (V* v : {high, low}) std::fill(v, v + kChains, none);
   const auto add = [none](V v, V* top, V* bottom) {
-    const V negated = v > none ? V(-v) : none;
     *top = v > *top ? v : *top;
+    if (!kLow) return;
+    const V negated = v > none ? V(-v) : none;
     *bottom = negated > *bottom ? negated : *bottom;
   };
   read_tiles<T>(row, begin, end, [&](std::int64_t count, const T* r) {
@@ -192,7 +193,7 @@ void exact_shifts(const Row<T>& row, T cut, T temperature, Shift<T> (&shift)[2])
   typename Row<T>::Buffers buffers;
   for (std::int64_t j = 0; j < row.classes; j += kTile) {
     const std::int64_t count = std::min(kTile, row.classes - j);
-    row.visit_tile(j, count, &buffers, [&](Tile<T> s, Tile<T> u, Tile<T> r) {
+    row.visit_tile(j, count, &buffers, [&](Tile<T> s, Tile<T> u, Tile<T> r, Tile<T>) {
       for (std::int64_t k = 0; k < count; ++k) {
         const int g = r.data[k] >= cut ? 0 : 1;
         student_high[g] = std::max(student_high[g], s.data[k]);

@@ -65,8 +65,19 @@ struct LogitRange {
 /// for. With a known cut nothing is listed either.
 enum class MassFrom { kKnownCut, kNothing, kTeacherTerm, kRank };
 
-/// Accumulates a segment's moments tile by tile.
-template <class T, MassFrom kMass>
+/// The exponentials of cross-entropy, exp(scale (x - high)).
+template <class T>
+struct OtherTerms {
+  T high = 0, scale = 1;
+
+  template <class V>
+  V of(V x) const {
+    return exp_of(V((x - high) * scale));
+  }
+};
+
+/// Accumulates a segment's moments tile by tile; with kOthers also the sum of cross-entropy.
+template <class T, MassFrom kMass, bool kOthers = false>
 struct MomentsAccumulator {
   using V = VecOf<T>;
   LogitRange<T> window;
@@ -75,14 +86,15 @@ struct MomentsAccumulator {
   const MassRule<T>* rule = nullptr;
   bool by_student = false;
   LogitPairs<T>* undecided = nullptr;
+  OtherTerms<T> other_terms{};
   const NearTerms<T> near{shift, inv_t};
   ExactAccumulator<V> mass[2];
-  DoubleAccumulator<V> sum_teacher[2], sum_student[2], sum_diff[2];
+  DoubleAccumulator<V> sum_teacher[2], sum_student[2], sum_diff[2], sum_others;
   long long count[2] = {0, 0};
 
   /// Classes [0, size) of a tile. `exp_teacher` receives the a_j, in whole vectors.
   template <class Logits>
-  void add(Logits s, Logits u, Logits r, std::int64_t size, T* exp_teacher) {
+  void add(Logits s, Logits u, Logits r, Logits others, std::int64_t size, T* exp_teacher) {
     // Two short loops: one long one would leave the processor fewer vectors to overlap.
     alignas(64) T exp_student[kTile], diff[kTile];
     const V high = splat<V>(window.high), low = splat<V>(window.low), zero{};
@@ -103,6 +115,11 @@ struct MomentsAccumulator {
         store(t.exp_student, exp_student + k);
         store(t.diff, diff + k);
       }
+    }
+    if constexpr (kOthers) {
+      V sum{};
+      for (std::int64_t k = 0; k < size; k += kWidth<T>) sum += other_terms.of(others[k]);
+      sum_others.add(sum);
     }
     V teacher_sum[2] = {}, student_sum[2] = {}, diff_sum[2] = {};
     ExactAccumulator<V> mass_in = mass[0], mass_out = mass[1];  // in registers
@@ -164,6 +181,7 @@ struct MomentsAccumulator {
       result.group[g].sum_diff = sum_diff[g].sum();
       result.group[g].count = count[g];
     }
+    if (kOthers) result.others = sum_others.sum();
     return result;
   }
 };

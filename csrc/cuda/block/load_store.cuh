@@ -71,6 +71,27 @@ struct StridedLoader {
   }
 };
 
+/// The same, of logits whose target has its margin.
+template <class T>
+struct MarginLoader : StridedLoader<T> {
+  std::int64_t target = -1;
+  T margin = T(0);
+
+  MarginLoader() = default;
+  __device__ __forceinline__ MarginLoader(const Problem& p, std::int64_t row)
+      : StridedLoader<T>(p, row),
+        target(p.target_of(row) - p.class_start),
+        margin(static_cast<T>(p.margin(row))) {}
+
+  __device__ __forceinline__ void load(std::int64_t j, T* s, T* u) const {
+    StridedLoader<T>::load(j, s, u);
+    if (j == target) *s -= margin, *u -= margin;
+  }
+  __device__ __forceinline__ T rank(std::int64_t j) const {
+    return StridedLoader<T>::rank(j) - (j == target ? margin : T(0));
+  }
+};
+
 /// Calls run(Elem()) with the type of `dtype`'s elements; both inputs have it, and their arithmetic
 /// is in T.
 template <class T, class Run>
@@ -87,6 +108,7 @@ cudaError_t with_element(Dtype dtype, Run run) {
 /// Calls run(loader) with an empty loader of the type for a problem whose arithmetic is in T.
 template <class T, class Run>
 cudaError_t with_loader(const Problem& p, Run run) {
+  if (p.head.distill_margin) return run(MarginLoader<T>{});
   if (!p.is_contiguous()) return run(StridedLoader<T>{});
   return with_element<T>(p.student.dtype,
                          [&](auto elem) { return run(ContiguousLoader<T, decltype(elem)>{}); });

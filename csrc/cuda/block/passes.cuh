@@ -41,11 +41,13 @@ using KlStorage = typename cub::BlockReduce<SegmentKl, kThreads>::TempStorage;
 
 /// Writes class j's gradient to gradient[offset + j] unless `gradient` is null, and returns each
 /// group's KL sum, valid in thread 0. A group without a KL weight has its KL summed only if
-/// `all_kl`; its gradient needs the student's exponential alone.
-template <class T, int kThreads, class Loader>
+/// `all_kl`; its gradient needs the student's exponential alone. kCrossEntropy: the gradient has
+/// the part of `head` too.
+template <class T, int kThreads, bool kCrossEntropy = false, class Loader>
 __device__ SegmentKl write_gradient(const Loader& loader, Segment segment, const RowState<T>& row,
                                     T inv_temperature, bool all_kl, void* gradient,
-                                    std::int64_t offset, KlStorage<kThreads>& storage) {
+                                    std::int64_t offset, KlStorage<kThreads>& storage,
+                                    const CrossEntropyCoef<T>& head = {}, T scale = T(1)) {
   SegmentKl sum{};
   const GroupCoef<T> primary = row.coef[0], rest = row.coef[1];
   const bool primary_kl = all_kl || primary.coef_diff != T(0);
@@ -66,6 +68,10 @@ __device__ SegmentKl write_gradient(const Loader& loader, Segment segment, const
         value = class_grad(t, c);
       } else {
         value = c.coef_q * class_student(tile.s[k], c, inv_temperature);
+      }
+      if constexpr (kCrossEntropy) {
+        value +=
+            j == row.target ? head.target : head.factor * exp_of((tile.s[k] - head.high) * scale);
       }
       if (gradient != nullptr) loader.store(gradient, offset + j, value);
     }

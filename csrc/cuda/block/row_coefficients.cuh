@@ -32,7 +32,7 @@ template <class SegmentAt>
 __device__ SegmentMoments merge_moments(const Problem& p, SegmentAt segment_at, std::int64_t count,
                                         MergeStorage& storage) {
   const int lane = threadIdx.x % kWarp;
-  const double inv_temperature = 1 / p.weights.temperature;
+  const double inv_temperature = 1 / p.weights.exponent_temperature();
   const auto merge = [=](GroupMoments<double> x, const GroupMoments<double>& y) {
     x.merge(y, inv_temperature);
     return x;
@@ -68,7 +68,7 @@ __device__ RowReport set_row(const Problem& p, const SegmentMoments& moments, do
     return report;
   }
   GroupCoef<T> coef[2];
-  report.summary = row_coefficients(group, p.weights, coef, ByLane{});
+  report.summary = row_coefficients(group, p.all_weights(), coef, ByLane{});
   report.size = group[0].count;
   const T scale = static_cast<T>(p.grad_scale(weight).forward);
   for (int g = 0; g < 2; ++g) {

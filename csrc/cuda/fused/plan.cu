@@ -101,8 +101,9 @@ struct Planner {
 }  // namespace
 
 FusedPlan plan_fused(const Problem& p, const Device& d) {
-  // A threshold and a size take two searches, which the fused kernels do not have.
-  if (!p.is_contiguous() || p.selection.sort || p.selection.by_both) return {};
+  // A threshold and a size take two searches, which the fused kernels do not have. Nor have they
+  // cross-entropy, a scale, a margin or a weight of the distillation.
+  if (!p.is_contiguous() || p.selection.sort || p.selection.by_both || p.head.is_on) return {};
   return with_dtype(p.student.dtype, [&](auto elem) {
     return Planner<decltype(elem)>{p, d}.plan();
   });

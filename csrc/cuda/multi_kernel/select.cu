@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kPassThreads) weights_kernel(ChunkCall<T> c) {
   const Bins<T> bins = bins_of(c, row);
   const WeightSums<T> thread = weigh_segment<T, kPassThreads>(
       c.template loader<Loader>(), c.segment(), bins, class_weight(c.p, bins),
-      Keys<T>(c.p.ranking().dtype), r.window, c.list(row), c.scratch.capacity, &r.num_listed);
+      Keys<T>(c.p.ranking_dtype()), r.window, c.list(row), c.scratch.capacity, &r.num_listed);
   const WeightSums<T> block = Reduce(storage).Reduce(thread, Merge{});
   if (threadIdx.x != 0) return;
   atomicAdd(&r.total, block.total);
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kPassThreads) histogram_kernel(ChunkCall<T> c,
   if (search.found()) return;  // the whole block
   for (int b = threadIdx.x; b < kBins; b += kPassThreads) histogram[b] = 0;
   __syncthreads();  // all bins are zero before the first weight is added
-  const Keys<T> keys(c.p.ranking().dtype);
+  const Keys<T> keys(c.p.ranking_dtype());
   const ClassWeight<T> weight = class_weight(c.p, bins_of(c, row));
   const int shift = search.bin_bits();
   if (r.num_listed <= c.scratch.capacity) {
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kPassThreads) refine_kernel(ChunkCall<T> c, in
   if (threadIdx.x != 0) return;
   c.scratch.row[row].search = search;
   if (search.found()) {
-    const T found = Keys<T>(c.p.ranking().dtype).logit(search.high);
+    const T found = Keys<T>(c.p.ranking_dtype()).logit(search.high);
     T& cut = c.state[c.chunk.first_row + row].cut;
     if (!(c.keep_larger && cut > found)) cut = found;
   }
@@ -181,7 +181,7 @@ cudaError_t find_cuts_select(const Problem& p, const Chunk& chunk, bool keep_lar
     GKD_TRY(launch_segments(count_kernel<Loader, Call>, chunk, stream, c));
     GKD_TRY(launch(window_kernel<T>, chunk.rows, kPassThreads, stream, c));
     GKD_TRY(launch_segments(weights_kernel<Loader, T>, chunk, stream, c));
-    const int num_passes = Keys<T>(p.ranking().dtype).num_passes();
+    const int num_passes = Keys<T>(p.ranking_dtype()).num_passes();
     for (int pass = 0; pass < num_passes; ++pass) {
       GKD_TRY(launch_segments(histogram_kernel<Loader, T>, chunk, stream, c, pass));
       GKD_TRY(launch(refine_kernel<T>, chunk.rows, kPassThreads, stream, c, pass));

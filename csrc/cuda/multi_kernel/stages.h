@@ -26,7 +26,8 @@ cudaError_t find_cuts_select(const Problem& problem, const Chunk& chunk, bool ke
 template <class T>
 cudaError_t run_loss(const RowsCall<T>& call, const Chunk& chunk, cudaStream_t stream);
 
-/// Its first and its last pass alone, for callers that set the coefficients otherwise.
+/// Its first and its last pass alone, for callers that set the coefficients otherwise. The first
+/// one also sums the segments' part of cross-entropy.
 template <class T>
 cudaError_t segment_moments(const RowsCall<T>& call, const Chunk& chunk, cudaStream_t stream);
 template <class T>

@@ -27,10 +27,10 @@ cudaError_t shard_refine(const Call& call, const long long* extremes, const long
 /// Bytes of device scratch that each of the following needs.
 std::size_t shard_workspace_bytes(const Call& call);
 
-/// -> moments [rows, kMsgMoments]
+/// -> moments [rows, kMsgMoments], with cross-entropy [rows, kMsgWithHead]
 cudaError_t shard_moments(const Call& call, const double* cut, double* moments, void* workspace);
 
-/// moments [ranks, rows, kMsgMoments] of all ranks -> gradient as in Results, kl [rows, 2]
+/// moments [ranks, rows, ...] of all ranks -> gradient as in Results, kl [rows, 2]
 cudaError_t shard_gradient(const Call& call, const double* cut, const double* moments,
                            std::int64_t ranks, void* gradient, double* kl, void* workspace);
 

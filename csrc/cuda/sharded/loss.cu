@@ -3,6 +3,7 @@
 #include "cuda/block/passes.cuh"
 #include "cuda/block/row_coefficients.cuh"
 #include "cuda/launch_kernel.cuh"
+#include "cuda/multi_kernel/cross_entropy.cuh"
 #include "cuda/multi_kernel/stages.h"
 #include "cuda/row_ops.h"
 #include "cuda/sharded/launch.h"
@@ -23,9 +24,15 @@ __global__ void set_cuts_kernel(std::int64_t rows, const double* cut, RowState<T
   if (row < rows) state[row].cut = static_cast<T>(cut[row]);
 }
 
+/// Of a row's moments.
+__host__ __device__ int message_width(const Problem& p) {
+  return p.weights.cross_entropy != 0 ? kMsgWithHead : kMsgMoments;
+}
+
 /// One warp per row: the moments of its segments, merged into one message.
 template <class T>
 __global__ void moments_message_kernel(RowsCall<T> c, std::int64_t segments, double* messages) {
+  __shared__ OthersReduce::TempStorage others_storage[kWarpsPerBlock];
   __shared__ MergeStorage storage[kWarpsPerBlock];
   const std::int64_t row = warp_row();
   if (row >= c.p.rows) return;
@@ -36,8 +43,23 @@ __global__ void moments_message_kernel(RowsCall<T> c, std::int64_t segments, dou
         c.p, [&](std::int64_t segment) { return c.w.moments[row * segments + segment]; }, segments,
         storage[threadIdx.x / kWarp]);
   }
+  const bool has_head = c.p.weights.cross_entropy != 0;
+  OtherSum others;
+  if (has_head && kind == RowKind::kCounted) {
+    others =
+        merge_others([&](std::int64_t segment) { return c.w.others[row * segments + segment]; },
+                     segments, c.p.weights.scale, others_storage[threadIdx.x / kWarp]);
+  }
   if (threadIdx.x % kWarp != 0) return;
-  double* message = messages + row * kMsgMoments;
+  double* message = messages + row * message_width(c.p);
+  if (has_head) {
+    const std::int64_t target = c.w.state[row].target;
+    const bool is_here = kind == RowKind::kCounted && target >= 0 && target < c.p.classes;
+    message[kMsgOthers] = others.high;
+    message[kMsgOthers + 1] = others.sum;
+    message[kMsgTarget] = is_here ? load_any<double>(c.p.student, row, target) - c.p.margin(row)
+                                  : -std::numeric_limits<double>::infinity();
+  }
   for (int g = 0; g < 2; ++g) moments_to_message(shard.group[g], g, message);
   // A target out of bounds is sent to all ranks: their targets might differ.
   message[kMsgInvalid] = shard.invalid || kind == RowKind::kInvalid;
@@ -50,12 +72,19 @@ __global__ void shard_coefficients_kernel(RowsCall<T> c, std::int64_t ranks,
   __shared__ MergeStorage storage[kWarpsPerBlock];
   const std::int64_t row = warp_row();
   if (row >= c.p.rows) return;
+  const std::int64_t width = message_width(c.p);
   RowReport result;
   if (c.w.state[row].kind == RowKind::kCounted) {
+    if (c.p.weights.cross_entropy != 0 && threadIdx.x % kWarp == 0) {
+      OtherSum others;
+      const CrossEntropy head = cross_entropy_from_messages(
+          moments + row * width, ranks, c.p.rows * width, c.p.weights.scale, &others);
+      set_head(c.p, head, others.high, static_cast<double>(*c.w.weight), &c.w.head[row]);
+    }
     result = merge_into_row(
         c.p,
         [&](std::int64_t rank) {
-          return shard_from_message(moments + (rank * c.p.rows + row) * kMsgMoments);
+          return shard_from_message(moments + (rank * c.p.rows + row) * width);
         },
         ranks, static_cast<double>(*c.w.weight), &c.w.state[row], storage[threadIdx.x / kWarp]);
   }
@@ -78,7 +107,9 @@ __global__ void finalize_shard_kernel(RowsCall<T> c, std::int64_t ranks, const d
     const double* shard = kl + (rank * c.p.rows + row) * 2;
     sum.merge({{shard[0], shard[1]}});
   }
-  finalize_row(c.p, c.w.state[row].kind, sum, &c.w.report[row]);
+  const RowKind kind = c.w.state[row].kind;
+  finalize_row(c.p, kind, sum, &c.w.report[row]);
+  if (c.p.head.is_on) finish_head(c.p, kind, &c.w.report[row], &c.w.head[row]);
 }
 
 /// Calls run(rows_call) in the problem's arithmetic, when every row's kind and target and, unless
@@ -135,7 +166,7 @@ cudaError_t shard_loss(const Call& call, const double* moments, const double* kl
     GKD_TRY(
         launch_warps(shard_coefficients_kernel<T>, call.p.rows, call.stream, c, ranks, moments));
     GKD_TRY(launch_threads(finalize_shard_kernel<T>, call.p.rows, call.stream, c, ranks, kl));
-    return reduce_loss(call.p, c.w, results.loss, call.stream);
+    return reduce_loss(call.p, c.w, results, call.stream);
   });
 }
 

@@ -27,7 +27,7 @@ struct ShardCall : SelectCall<T> {
   __device__ int* counts(std::int64_t row) const { return out_counts + row * kBins; }
   __device__ RadixSearch<T> search(const long long* searches, std::int64_t row) const {
     if (searches != nullptr) return search_from_message<T>(searches + row * kSearchFields);
-    return first_search(Keys<T>(this->p.ranking().dtype), extremes(row).high);
+    return first_search(Keys<T>(this->p.ranking_dtype()), extremes(row).high);
   }
 };
 
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kPassThreads)
   // Its barriers also order the zeros before the first weight.
   const BinRange window = find_window(counts + row * kBins, stop_rule(c.p.selection), bins,
                                       c.p.row_classes(), storage.window);
-  const Keys<T> keys(c.p.ranking().dtype);
+  const Keys<T> keys(c.p.ranking_dtype());
   const ClassWeight<T> weight = class_weight(c.p, bins);
   const RadixSearch<T> search = c.search(searches, row);
   const int shift = search.bin_bits();
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kPassThreads)
   search = refine_search(histogram, stop_rule(c.p.selection), search, storage);
   if (threadIdx.x != 0) return;
   search_to_message(search, next + row * kSearchFields);
-  cut[row] = static_cast<double>(Keys<T>(c.p.ranking().dtype).logit(search.high));
+  cut[row] = static_cast<double>(Keys<T>(c.p.ranking_dtype()).logit(search.high));
 }
 
 /// Calls run(call, loader) in the problem's arithmetic, with an empty loader of its type.

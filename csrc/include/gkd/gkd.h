@@ -24,6 +24,22 @@ GKD_API at::Tensor loss(const at::Tensor& student_logits, const at::Tensor& teac
                         const std::optional<at::Tensor>& target = std::nullopt,
                         const LossOptions& options = {});
 
+/// What training_loss returns, each reduced alike; only `total` is differentiable.
+struct TrainingLoss {
+  at::Tensor total;          ///< w_ce cross_entropy + w_d distillation
+  at::Tensor cross_entropy;  ///< log sum_j exp(s'_j) - s'_target, at temperature 1, unweighted
+  at::Tensor distillation;   ///< `loss` of the scaled logits, unweighted
+};
+
+/// The loss of a whole head in one pass over its logits (cosines, or finished logits with a scale
+/// of 1): cross-entropy with a margin on the target, and `loss`. Two reads and one write of [B, C].
+/// Settings, errors and "mean" are those of `loss`; margins and distillation_factor lie on the
+/// logits' device, are read there, and must not require grad.
+GKD_API TrainingLoss training_loss(const at::Tensor& student_logits,
+                                   const at::Tensor& teacher_logits, const at::Tensor& target,
+                                   const TrainingOptions& training = {},
+                                   const LossOptions& options = {});
+
 /// One rank's shard of a row's classes, and the ranks that hold the others.
 struct Shard {
   std::int64_t class_start = 0;  ///< the shard's first class
@@ -40,6 +56,15 @@ struct Shard {
 GKD_API at::Tensor sharded_loss(const at::Tensor& student_shard, const at::Tensor& teacher_shard,
                                 const std::optional<at::Tensor>& target, const Shard& shard,
                                 const LossOptions& options = {});
+
+/// `training_loss` of a shard, as sharded_loss is `loss` of one; margins, scale and target are
+/// those of the whole row. No collective more than sharded_loss (one for 16-bit logits with
+/// distill_margin).
+GKD_API TrainingLoss sharded_training_loss(const at::Tensor& student_shard,
+                                           const at::Tensor& teacher_shard,
+                                           const at::Tensor& target, const Shard& shard,
+                                           const TrainingOptions& training = {},
+                                           const LossOptions& options = {});
 
 /// Per-row diagnostics, each [...]; NaN in a row that holds NaN or +inf, or that is ignored.
 struct Group {

@@ -1,6 +1,8 @@
 // The settings of a loss; gkd.h brings them.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -26,6 +28,18 @@ struct LossOptions {
   bool check_target = false;  ///< throw for a bad target on a device too, at the cost of a wait
 
   static constexpr double kDefaultThreshold = 0.93;
+};
+
+/// What training_loss has beside them. With x the logits as they are given, s = scale x, and the
+/// target's is s'_t = scale (x_t - m), m = margin + margins[row].
+struct TrainingOptions {
+  double cross_entropy_weight = 1.0;    ///< 0: cross-entropy is not computed, and reported as 0
+  double distillation_weight = 1.0;     ///< both weights in [-1e30, 1e30]
+  double scale = 1.0;                   ///< of both networks' logits, in [1e-6, 1e6]
+  double margin = 0.0;                  ///< in [-1e30, 1e30]
+  bool distill_margin = false;          ///< both networks' targets have the margin in the terms too
+  std::optional<at::Tensor> margins{};  ///< [...], float; a row's NaN or inf: NaN
+  std::optional<at::Tensor> distillation_factor{};  ///< [], multiplies distillation_weight
 };
 
 }  // namespace gkd

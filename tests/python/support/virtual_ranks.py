@@ -26,6 +26,11 @@ def bounds(sizes):
 
 def sharded(student, teacher, target, sizes, need_grad=True, **settings):
     """(loss, [B, C] gradient as stored, grad_scale, cut) of a call whose classes are split."""
+    return sharded_with_parts(student, teacher, target, sizes, need_grad, **settings)[:4]
+
+
+def sharded_with_parts(student, teacher, target, sizes, need_grad=True, **settings):
+    """The same, and cross-entropy and distillation; settings: those of training_loss too."""
     assert sum(sizes) == student.shape[1]
     settings = {**DEFAULTS, **settings}
     classes = student.shape[1]
@@ -44,7 +49,10 @@ def sharded(student, teacher, target, sizes, need_grad=True, **settings):
         search = torch.empty(0, dtype=torch.int64, device=student.device)
         ranking = student if settings["rank_by"] == "student" else teacher
         wide = torch.float64 in (student.dtype, teacher.dtype)
-        for _ in range(num_passes(ranking.dtype, wide)):
+        dtype = ranking.dtype
+        if settings.get("distill_margin"):  # a margin may lie between two numbers of the logits'
+            dtype = torch.float64 if wide else torch.float32
+        for _ in range(num_passes(dtype, wide)):
             told = (extremes, counts, search)
             histogram = torch.stack(each(ops._shard_histogram, *told, **grouping)).sum(0)
             told = (extremes, histogram, search)
@@ -61,11 +69,12 @@ def sharded(student, teacher, target, sizes, need_grad=True, **settings):
     emitted = each(ops._shard_gradient, cut, moments, need_grad)
     kl = torch.stack([k for _, k in emitted])
     results = each(ops._shard_loss, moments, kl)
-    for loss, grad_scale in results[1:]:
-        assert loss.equal(results[0][0]) or loss.isnan().any()
-        assert grad_scale.equal(results[0][1])
+    for others in results[1:]:
+        for value, first in zip(others, results[0], strict=True):
+            assert value.equal(first) or value.isnan().any()
     gradient = torch.cat([g for g, _ in emitted], dim=1) if need_grad else None
-    return *results[0][:1], gradient, results[0][1], cut
+    loss, grad_scale, *parts = results[0]
+    return loss, gradient, grad_scale, cut, *parts
 
 
 def constant_cut(student, teacher, settings):
