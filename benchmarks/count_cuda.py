@@ -33,6 +33,9 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "counts_cuda.csv"
 COLUMNS = ("strategy", "dtype", "row", "quantity", "value")
 ROOM = 0.05
+PER_CLASS = "instructions_per_class"
+#: Of training_loss over loss, and the most that may be.
+TRAINING, MOST_TRAINING = "training_over_loss", 1.15
 #: Less than this is no change: a count of nearly nothing has no 5%.
 LEAST = 0.02
 #: PTX that names registers, and what ptxas folds into other instructions.
@@ -105,10 +108,18 @@ def count(emulator: str, program: str) -> dict[tuple[str, ...], float]:
         strategy, dtype, row = case
         classes, blocks = ROWS[strategy]
         fewer = classes - TILE * blocks
-        long, short = (
-            run(emulator, program, dtype, strategy, row, str(length)) for length in (classes, fewer)
-        )
-        found = quantities(long, short, classes, fewer, BYTES[dtype])
+
+        def counted(*loss: str) -> Iterator[tuple[str, float]]:
+            long, short = (
+                run(emulator, program, dtype, strategy, row, str(length), *loss)
+                for length in (classes, fewer)
+            )
+            return quantities(long, short, classes, fewer, BYTES[dtype])
+
+        found = list(counted())
+        if row == "flat":
+            training = dict(counted("training"))
+            found.append((TRAINING, training[PER_CLASS] / dict(found)[PER_CLASS]))
         return {(*case, name): value for name, value in found}
 
     cases = list(product(ROWS, BYTES, ROW_KINDS))
@@ -124,6 +135,8 @@ def count(emulator: str, program: str) -> dict[tuple[str, ...], float]:
 def risen(found: dict[tuple[str, ...], float], held: dict[tuple[str, ...], float]) -> Iterator[str]:
     """The counts that rose, or that are not held."""
     for key, value in found.items():
+        if key[-1] == TRAINING and value > MOST_TRAINING:
+            yield f"{' '.join(key)}: {value:.2f}, {MOST_TRAINING} allowed"
         if key not in held:
             yield f"{' '.join(key)}: not in {RESULTS.name}"
         elif value > held[key] + ROOM * abs(held[key]) + LEAST:

@@ -1,6 +1,7 @@
 // One call of a fused kernel on one row, for a tool that counts its instructions
 // (benchmarks/count_cuda.py): T = 4, threshold 0.93, with a gradient.
-// Usage: gkd_count_cuda float32|bfloat16|float16 block|cluster|grid flat|small CLASSES
+// Usage: gkd_count_cuda float32|bfloat16|float16 block|cluster|grid flat|small CLASSES [training]
+// training: with cross-entropy, as gkd.training_loss.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -34,11 +35,12 @@ Device device_for(const std::string& strategy, std::int64_t classes, std::size_t
 }
 
 template <class Elem>
-int run(Dtype dtype, const std::string& strategy, Logits kind, std::int64_t classes) {
+int run(Dtype dtype, const std::string& strategy, Logits kind, std::int64_t classes,
+        bool training) {
   Problem p;
   p.rows = 1;
   p.classes = classes;
-  void* pointers[6];
+  void* pointers[7];
   const std::size_t bytes = static_cast<std::size_t>(classes) * sizeof(Elem);
   for (int k = 0; k < 3; ++k) cudaMalloc(&pointers[k], bytes);
   cudaMalloc(&pointers[3], 8);
@@ -46,6 +48,13 @@ int run(Dtype dtype, const std::string& strategy, Logits kind, std::int64_t clas
   gkd::benchmark::fill_inputs<Elem>(pointers[0], pointers[1], 1, classes, kind);
   p.student = {pointers[0], classes, 1, dtype};
   p.teacher = {pointers[1], classes, 1, dtype};
+  if (training) {
+    p.head.is_on = true;
+    p.weights.cross_entropy = 1;
+    cudaMalloc(&pointers[6], sizeof(std::int64_t));
+    cudaMemset(pointers[6], 0, sizeof(std::int64_t));
+    p.target.data = pointers[6];
+  }
   const Device device = device_for(strategy, classes, sizeof(Elem));
   const char* names[] = {"multi_kernel", "block", "cluster", "grid"};
   const FusedPlan plan = plan_fused(p, device);
@@ -63,11 +72,12 @@ int run(Dtype dtype, const std::string& strategy, Logits kind, std::int64_t clas
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5) return 2;
+  if (argc != 5 && argc != 6) return 2;
   const std::string dtype = argv[1], strategy = argv[2];
   const Logits kind = argv[3] == std::string("small") ? Logits::kSmall : Logits::kFlat;
   const auto classes = std::atoll(argv[4]);
-  if (dtype == "float32") return run<float>(Dtype::kFloat, strategy, kind, classes);
-  if (dtype == "float16") return run<__half>(Dtype::kHalf, strategy, kind, classes);
-  return run<__nv_bfloat16>(Dtype::kBFloat16, strategy, kind, classes);
+  const bool training = argc == 6;
+  if (dtype == "float32") return run<float>(Dtype::kFloat, strategy, kind, classes, training);
+  if (dtype == "float16") return run<__half>(Dtype::kHalf, strategy, kind, classes, training);
+  return run<__nv_bfloat16>(Dtype::kBFloat16, strategy, kind, classes, training);
 }

@@ -285,16 +285,22 @@ TEST_F(Kernels, ThreadsWithDifferentShapesDoNotDisturbEachOther) {
   std::vector<std::thread> threads;
   for (std::int64_t classes : {3500, 6500}) {
     threads.emplace_back([&failed, classes] {
-      const Case c(1, classes);
+      Problem p = Case(1, classes).p;
+      const std::size_t bytes = static_cast<std::size_t>(classes) * sizeof(float);
+      Buffer logits(bytes);
+      cudaMemset(logits.get(), 0, bytes);
+      p.student.data = p.teacher.data = logits.get();
       const Device device{1, 100 << 10};
-      const FusedPlan plan = plan_fused(c.p, device);
+      const FusedPlan plan = plan_fused(p, device);
       failed += plan.strategy != LaunchStrategy::kBlock || plan.shared_bytes <= 48 << 10;
-      Buffer workspace(workspace_bytes(c.p, device));
-      const auto rows = lay_out<float>(c.p, device, 0, 0, workspace.get());
+      Buffer workspace(workspace_bytes(p, device));
+      const auto rows = lay_out<float>(p, device, 0, 0, workspace.get());
+      const float weight = 1;
+      cudaMemcpy(rows.weight, &weight, sizeof(weight), cudaMemcpyHostToDevice);
       RowState<float> state{};
       state.kind = RowKind::kIgnored;
       cudaMemcpy(rows.state, &state, sizeof(state), cudaMemcpyHostToDevice);
-      const FusedCall<float> call{{c.p, nullptr, false, rows}, plan, true};
+      const FusedCall<float> call{{p, nullptr, false, rows}, plan, true};
       for (int k = 0; k < 1000; ++k) failed += run_fused(call, nullptr) != cudaSuccess;
     });
   }

@@ -15,9 +15,10 @@ template <bool kGlobal>
 __device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count,
                          RowExtremes maxima, std::int64_t classes, SegmentMoments* row) {
   // 8 lanes for each of 4 subsets of the segments; lane l has sum l % 8.
+  static_assert(PlainSums::kSums == 8);
   const int lane = threadIdx.x, index = lane % 8;
   double sum = 0;
-  for (int r = lane / 8; r < count && index < 7; r += kWarp / 8) {
+  for (int r = lane / 8; r < count; r += kWarp / 8) {
     sum += segments.template part<double>(r, index);
   }
   sum += __shfl_xor_sync(~0u, sum, 8);
@@ -34,12 +35,44 @@ __device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count
   __syncwarp();  // every lane reads the moments
 }
 
+/// A warp adds cross-entropy's sums of a row's segments, in an order that their number alone
+/// decides. Valid in lane 0.
+template <bool kGlobal>
+__device__ OtherSum add_others(const Gathered<PlainSums, kGlobal>& segments, int count,
+                               const VectorRow& row) {
+  double sum = 0;
+  for (int r = threadIdx.x % kWarp; r < count; r += kWarp) {
+    sum += segments.template part<double>(r, PlainSums::kOthers);
+  }
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  return {static_cast<double>(row.student_zero) / static_cast<double>(row.scale), sum};
+}
+
+/// What a segment that is read by class adds to its row.
+struct SegmentSums {
+  SegmentMoments moments;
+  OtherSum others;
+};
+
+/// One thread writes what is reported of a row.
+template <class T>
+__device__ void report_row(const FusedCall<T>& c, std::int64_t row, RowKind kind, SegmentKl kl,
+                           RowReport report, RowHead<T> head) {
+  finalize_row(c.p, kind, kl, &report);
+  if (c.p.head.is_on) {
+    finish_head(c.p, kind, &report, &head);
+    c.w.head[row] = head;
+  }
+  c.w.report[row] = report;
+}
+
 /// One segment of a counted row, by one block: cut, moments, coefficients, gradient. One block
 /// writes the row's report.
-template <class T, class Elem, class BlockGroup>
+template <bool kCrossEntropy, class T, class Elem, class BlockGroup>
 __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t row,
                                             std::int64_t row_target, T cut, double weight,
-                                            std::int64_t begin,
+                                            bool all_kl, std::int64_t begin,
                                             const ContiguousLoader<T, Elem>& loader, int classes,
                                             FusedStorage<T, BlockGroup>& shared,
                                             BlockGroup& group) {
@@ -69,8 +102,18 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   const VectorRow vector_row(extremes, static_cast<float>(c.inv_temperature),
                              static_cast<float>(cut));
   const VectorRange range = VectorRange::of<Elem>(classes, target);
-  for (bool done = false; !done;) {        // again by class if the vectors' sums are not accurate
-    const auto complete = [&](auto set) {  // by the first warp
+  const auto ratio = static_cast<float>(p.weights.temperature);
+  for (bool done = false; !done;) {  // again by class if the vectors' sums are not accurate
+    // The first warp sets the row's coefficients, the second one those of its cross-entropy.
+    const auto complete = [&](auto set, auto others) {
+      if (kCrossEntropy && threadIdx.x / kWarp == 1) {
+        const OtherSum sum = others();
+        if (threadIdx.x % kWarp == 0) {
+          set_head(p, cross_entropy(sum, shared.target_logit, p.weights.scale), sum.high, weight,
+                   &shared.head);
+          shared.head_done = !vectors || sum.sum >= kLeastOthers;
+        }
+      }
       if (threadIdx.x >= kWarp) return;
       if (threadIdx.x == 0) {
         shared.row.kind = RowKind::kCounted;
@@ -89,49 +132,64 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     };
     if (vectors) {
       if constexpr (kVectors) {
-        const auto sums = group.all_gather(
-            vector_moments(loader, classes, vector_row, range, shared.temp.vector_sums));
-        complete([&] {
-          add_sums(sums, group.size(), extremes, p.classes, &shared.temp.merge.row);
-          return set_row(p, shared.temp.merge.row, weight, &shared.row);
-        });
+        const auto sums = group.all_gather(vector_moments<kCrossEntropy>(
+            loader, classes, vector_row, range, ratio, shared.temp.vector_sums));
+        complete(
+            [&] {
+              add_sums(sums, group.size(), extremes, p.classes, &shared.temp.merge.row);
+              return set_row(p, shared.temp.merge.row, weight, &shared.row);
+            },
+            [&] { return add_others(sums, group.size(), vector_row); });
       }
     } else {
-      const auto segments = group.all_gather(
-          accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments));
-      complete([&] {
-        return merge_into_row(
-            p, [&](std::int64_t r) { return segments[static_cast<int>(r)]; }, group.size(), weight,
-            &shared.row, shared.temp.merge);
-      });
+      OtherSum others;
+      if constexpr (kCrossEntropy) {
+        others = sum_others(loader, segment, target, static_cast<T>(p.weights.scale),
+                            shared.temp.others);
+        __syncthreads();  // the sum's storage is free
+      }
+      const auto segments = group.all_gather(SegmentSums{
+          accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments),
+          others});
+      complete(
+          [&] {
+            return merge_into_row(
+                p, [&](std::int64_t r) { return segments[static_cast<int>(r)].moments; },
+                group.size(), weight, &shared.row, shared.temp.merge);
+          },
+          [&] {
+            return merge_others(
+                [&](std::int64_t r) { return segments[static_cast<int>(r)].others; }, group.size(),
+                p.weights.scale, shared.merge_others);
+          });
     }
     __syncthreads();  // the row's coefficients are known
-    done = shared.done;
+    done = shared.done && (!kCrossEntropy || shared.head_done);
     vectors &= done;
   }
   SegmentKl kl{};
   if (shared.row.kind != RowKind::kCounted) {
     fill_gradient<T, kFusedThreads>(loader, segment, RowKind::kInvalid, c.gradient, offset);
   } else if (!vectors) {
-    kl = write_gradient<T, kFusedThreads>(loader, segment, shared.row, c.inv_temperature, c.all_kl,
-                                          c.gradient, offset, shared.temp.kl);
+    kl = write_gradient<T, kFusedThreads, kCrossEntropy>(
+        loader, segment, shared.row, c.inv_temperature, all_kl, c.gradient, offset, shared.temp.kl,
+        shared.head.coef, static_cast<T>(p.weights.scale));
   } else if constexpr (kVectors) {
     Elem* gradient = c.gradient == nullptr ? nullptr : static_cast<Elem*>(c.gradient) + offset;
     const std::int64_t size = shared.report.size;
-    kl = vector_gradient(loader, classes, vector_row, range, shared.row, {size, p.classes - size},
-                         c.all_kl, gradient, shared.temp.vector_kl);
+    kl = vector_gradient<kCrossEntropy>(
+        loader, classes, vector_row, range, shared.row, {size, p.classes - size}, all_kl,
+        {ratio, shared.head.coef.factor, shared.head.coef.target}, gradient, shared.temp.vector_kl);
   }
   if (group.reduce_to_one(&kl) && threadIdx.x == 0) {
-    RowReport report = shared.report;
-    finalize_row(p, shared.row.kind, kl, &report);
-    c.w.report[row] = report;
+    report_row(c, row, shared.row.kind, kl, shared.report, shared.head);
     c.w.state[row].kind = shared.row.kind;
     c.w.state[row].cut = cut;
   }
   __syncthreads();  // the row is finished before the next one's copy overwrites it
 }
 
-template <class Elem, class BlockGroup>
+template <class Elem, class BlockGroup, bool kCrossEntropy>
 __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
     fused_kernel(const FusedCall<Arithmetic<Elem>> c) {
   using T = Arithmetic<Elem>;
@@ -147,6 +205,8 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
   const std::int64_t begin = min(group.rank() * c.plan.segment_classes, c.p.classes);
   const int classes = static_cast<int>(min(c.plan.segment_classes, c.p.classes - begin));
   const auto weight = static_cast<double>(*c.w.weight);
+  // A distillation of weight 0 has coefficients of 0, and is reported.
+  const bool all_kl = c.all_kl || (c.p.head.is_on && c.p.all_weights().distillation == 0);
   for (std::int64_t row = group.group(); row < c.p.rows; row += group.num_groups()) {
     ContiguousLoader<T, Elem> loader(c.p, row);
     copy_segment(student_segment, loader.student + begin, classes);
@@ -157,20 +217,32 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
     const RowKind kind = state.kind;
     const std::int64_t target = state.target;
     const T cut = c.constant_cut ? state.cut : T(0);
+    double margin = 0;
+    if (c.p.head.is_on && kind == RowKind::kCounted && threadIdx.x == 0) {
+      margin = c.p.margin(row);
+      shared.target_logit = static_cast<double>(load_as<T>(loader.student[target])) - margin;
+    }
     loader.student = student_segment;
     loader.teacher = teacher_segment;
     __pipeline_wait_prior(0);
     __syncthreads();  // the copies of all threads have landed
+    if (c.p.head.distill_margin) {
+      if (const std::int64_t j = target - begin; threadIdx.x == 0 && j >= 0 && j < classes) {
+        for (Elem* logits : {student_segment, teacher_segment}) {
+          store_as(load_as<T>(logits[j]) - static_cast<T>(margin), logits + j);
+        }
+      }
+      __syncthreads();  // the target's logits have their margin
+    }
     if (kind == RowKind::kCounted) {
-      process_row(c, row, target, cut, weight, begin, loader, classes, shared, group);
+      process_row<kCrossEntropy>(c, row, target, cut, weight, all_kl, begin, loader, classes,
+                                 shared, group);
       continue;
     }
     fill_gradient<T, kFusedThreads>(loader, Segment{0, classes}, kind, c.gradient,
                                     row * c.p.classes + begin);
     if (group.rank() == 0 && threadIdx.x == 0) {
-      RowReport report;
-      finalize_row(c.p, kind, SegmentKl{}, &report);
-      c.w.report[row] = report;
+      report_row(c, row, kind, SegmentKl{}, RowReport{}, RowHead<T>{});
     }
     __syncthreads();  // every thread has left the row before the next one's copy overwrites it
   }

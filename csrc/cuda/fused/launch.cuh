@@ -9,14 +9,14 @@ namespace gkd::cuda {
 
 /// Allows a kernel all shared memory of the current device, once: a smaller limit, set for one
 /// call, would fail another thread's call between its limit and its launch.
-template <class Elem, class BlockGroup>
+template <class Elem, class BlockGroup, bool kCrossEntropy>
 cudaError_t prepare_kernel() {
   constexpr int kDevices = 64;  // more are prepared in every call
   static std::atomic<bool> prepared[kDevices];
   int device = 0, bytes = 0;
   GKD_TRY(cudaGetDevice(&device));
   if (device < kDevices && prepared[device]) return cudaSuccess;
-  const auto kernel = &fused_kernel<Elem, BlockGroup>;
+  const auto kernel = &fused_kernel<Elem, BlockGroup, kCrossEntropy>;
   GKD_TRY(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
@@ -29,9 +29,9 @@ cudaError_t prepare_kernel() {
 }
 
 /// Calls use(kernel, config) with the configuration of a plan's launch.
-template <class Elem, class BlockGroup, class Use>
+template <class Elem, class BlockGroup, bool kCrossEntropy, class Use>
 cudaError_t with_config(const FusedPlan& plan, cudaStream_t stream, Use use) {
-  GKD_TRY((prepare_kernel<Elem, BlockGroup>()));
+  GKD_TRY((prepare_kernel<Elem, BlockGroup, kCrossEntropy>()));
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(plan.groups * plan.blocks_per_row));
   config.blockDim = dim3(kFusedThreads);
@@ -48,16 +48,19 @@ cudaError_t with_config(const FusedPlan& plan, cudaStream_t stream, Use use) {
   }
   config.attrs = &attribute;
   config.numAttrs = plan.strategy == LaunchStrategy::kBlock ? 0 : 1;
-  return use(&fused_kernel<Elem, BlockGroup>, config);
+  return use(&fused_kernel<Elem, BlockGroup, kCrossEntropy>, config);
 }
 
 template <class BlockGroup, class T>
 cudaError_t launch_fused(const FusedCall<T>& call, cudaStream_t stream) {
+  const auto start = [&](auto kernel, const cudaLaunchConfig_t& config) {
+    return cudaLaunchKernelEx(&config, kernel, call);
+  };
   return with_element<T>(call.p.student.dtype, [&](auto elem) {
-    return with_config<decltype(elem), BlockGroup>(
-        call.plan, stream, [&](auto kernel, const cudaLaunchConfig_t& config) {
-          return cudaLaunchKernelEx(&config, kernel, call);
-        });
+    using Elem = decltype(elem);
+    return call.p.weights.cross_entropy != 0
+               ? with_config<Elem, BlockGroup, true>(call.plan, stream, start)
+               : with_config<Elem, BlockGroup, false>(call.plan, stream, start);
   });
 }
 
@@ -77,7 +80,7 @@ std::int64_t ask_residency(Dtype dtype, const FusedPlan& plan) {
     return cudaSuccess;
   };
   const cudaError_t error = with_dtype(dtype, [&](auto elem) {
-    return with_config<decltype(elem), BlockGroup>(plan, nullptr, ask);
+    return with_config<decltype(elem), BlockGroup, false>(plan, nullptr, ask);
   });
   if (error != cudaSuccess) (void)cudaGetLastError();  // a refusal is an answer, not an error
   return error == cudaSuccess ? groups : 0;

@@ -101,9 +101,10 @@ struct Planner {
 }  // namespace
 
 FusedPlan plan_fused(const Problem& p, const Device& d) {
-  // A threshold and a size take two searches, which the fused kernels do not have. Nor have they
-  // cross-entropy, a scale, a margin or a weight of the distillation.
-  if (!p.is_contiguous() || p.selection.sort || p.selection.by_both || p.head.is_on) return {};
+  // A threshold and a size take two searches, which the fused kernels do not have. They subtract a
+  // margin in the logits' own dtype.
+  const bool is_exact = !p.head.distill_margin || p.ranking_dtype() == p.ranking().dtype;
+  if (!p.is_contiguous() || p.selection.sort || p.selection.by_both || !is_exact) return {};
   return with_dtype(p.student.dtype, [&](auto elem) {
     return Planner<decltype(elem)>{p, d}.plan();
   });

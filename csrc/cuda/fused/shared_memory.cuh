@@ -29,13 +29,18 @@ struct FusedStorage {
     SegmentKl vector_kl[kFusedThreads / kWarp];
     MergeStorage merge;
     KlStorage<kFusedThreads> kl;
+    OthersStorage<T, kFusedThreads> others;
   } temp;
+  OthersReduce::TempStorage merge_others;
   typename BlockGroup::Storage group;
   RowExtremes extremes[kFusedThreads / kWarp];  ///< of the warps
   RowState<T> row;
   RowReport report;
+  RowHead<T> head;
+  double target_logit;  ///< the student's, less its margin
   int num_listed;
-  bool done;  ///< the row's moments are accurate
+  bool done;       ///< the row's moments are accurate
+  bool head_done;  ///< so is its cross-entropy
 };
 
 /// Sizes of a fused block's shared memory.

@@ -11,6 +11,7 @@
 // the loops, one by each of the first threads.
 #pragma once
 
+#include "cuda/block/cross_entropy.cuh"
 #include "cuda/block/moments.cuh"
 #include "cuda/fused/block_group.cuh"
 #include "cuda/fused/vector_select.cuh"
@@ -58,11 +59,16 @@ struct VectorRange {
   }
 };
 
+/// The least sum of exponentials that cross-entropy may have relative to the row's largest logit:
+/// those that are flushed to 0 are then less than 1e-8 of it.
+constexpr double kLeastOthers = 1e-24;
+
 /// Sums of both groups. Groups are chosen by factors of 0 and 1: branches would keep the
 /// classes of a vector from overlapping.
 struct VectorSums {
   float teacher[2] = {0, 0}, student[2] = {0, 0}, diff[2] = {0, 0};
-  float count = 0;  ///< of the primary group
+  float count = 0;   ///< of the primary group
+  float others = 0;  ///< cross-entropy's, of all classes but the target
 
   __device__ __forceinline__ void merge(const VectorSums& y) {
 #pragma unroll
@@ -72,6 +78,7 @@ struct VectorSums {
       diff[g] += y.diff[g];
     }
     count += y.count;
+    others += y.others;
   }
 
   /// Student and teacher change places.
@@ -84,10 +91,11 @@ struct VectorSums {
       diff[g] = -diff[g];
     }
   }
-  /// A class of the primary group if rank >= cut.
-  template <bool kFromGap>
-  __device__ __forceinline__ void add(const VectorRow& row, float s, float u, float rank,
-                                      float cut) {
+  /// A class of the primary group if rank >= cut. `ratio`: T, for cross-entropy; `by_student`: the
+  /// student's logit is `u`.
+  template <bool kFromGap, bool kCrossEntropy>
+  __device__ __forceinline__ void add(const VectorRow& row, float s, float u, float rank, float cut,
+                                      float ratio, bool by_student) {
     const float x = row.teacher_exponent(u), y = row.student_exponent(s);
     const float a = exp2_approx(x), b = exp2_approx(y);
     const float e = row.log_ratio<kFromGap>(s, u, y, x, 0);
@@ -101,14 +109,15 @@ struct VectorSums {
     diff[0] = fmaf(d, inside, diff[0]);
     diff[1] = fmaf(d, outside, diff[1]);
     count += inside;
+    if constexpr (kCrossEntropy) others += exp2_approx((by_student ? x : y) * ratio);
   }
 };
 
 /// Where the student ranks, the two change places: `row` is swapped() then, and so are the sums.
-template <bool kFromGap, class Elem>
+template <bool kFromGap, bool kCrossEntropy, class Elem>
 __device__ VectorSums thread_vector_moments(const ContiguousLoader<float, Elem>& loader,
                                             int classes, const VectorRow& row,
-                                            const VectorRange& range) {
+                                            const VectorRange& range, float ratio) {
   constexpr int kN = kPerVector<Elem>;
   const Elem* rank = ranking(loader);
   const Elem* other = loader.by_student ? loader.teacher : loader.student;
@@ -119,42 +128,49 @@ __device__ VectorSums thread_vector_moments(const ContiguousLoader<float, Elem>&
     load_vector(rank, v, r);
     load_vector(other, v, o);
 #pragma unroll
-    for (int i = 0; i < kN; ++i) sums.add<kFromGap>(row, o[i], r[i], r[i], row.cut);
+    for (int i = 0; i < kN; ++i) {
+      sums.add<kFromGap, kCrossEntropy>(row, o[i], r[i], r[i], row.cut, ratio, loader.by_student);
+    }
   }
   if (const int j = range.left_out<Elem>(classes); j >= 0) {
     const float r = load_as<float>(rank[j]), o = load_as<float>(other[j]);
     const bool in = in_primary(r, row.cut, j, range.target_class);
-    sums.add<kFromGap>(row, o, r, in ? 1.0f : 0.0f, 1);
+    const float others = sums.others;
+    sums.add<kFromGap, kCrossEntropy>(row, o, r, in ? 1.0f : 0.0f, 1, ratio, loader.by_student);
+    if (j == range.target_class) sums.others = others;
   }
   if (loader.by_student) sums.swap();
   return sums;
 }
 
-/// A segment's sums relative to the row's shift: A, B and X of both groups, and the number of
-/// classes in the primary one.
+/// A segment's sums relative to the row's shift: A, B and X of both groups, the number of classes
+/// in the primary one, and cross-entropy's sum.
 struct PlainSums {
-  double sum[7];
+  static constexpr int kSums = 8, kOthers = 7;
+  double sum[kSums];
 
   PlainSums() = default;
   __device__ explicit PlainSums(const VectorSums& s)
-      : sum{s.teacher[0], s.teacher[1], s.student[0], s.student[1], s.diff[0], s.diff[1], s.count} {
-  }
+      : sum{s.teacher[0], s.teacher[1], s.student[0], s.student[1],
+            s.diff[0],    s.diff[1],    s.count,      s.others} {}
 
   __device__ __forceinline__ void merge(const PlainSums& y) {
 #pragma unroll
-    for (int k = 0; k < 7; ++k) sum[k] += y.sum[k];
+    for (int k = 0; k < kSums; ++k) sum[k] += y.sum[k];
   }
 };
 
-/// accumulate_moments() over vectors, for every thread. A warp's sums are added in float.
-template <class Elem>
+/// accumulate_moments() over vectors, for every thread. A warp's sums are added in float. `ratio`:
+/// T, for cross-entropy.
+template <bool kCrossEntropy, class Elem>
 __device__ PlainSums vector_moments(const ContiguousLoader<float, Elem>& loader, int classes,
-                                    const VectorRow& row, const VectorRange& range,
+                                    const VectorRow& row, const VectorRange& range, float ratio,
                                     VectorSums* of_warps) {
   const VectorRow by_rank = loader.by_student ? row.swapped() : row;
-  const VectorSums thread = row.from_gap()
-                                ? thread_vector_moments<true>(loader, classes, by_rank, range)
-                                : thread_vector_moments<false>(loader, classes, by_rank, range);
+  const VectorSums thread =
+      row.from_gap()
+          ? thread_vector_moments<true, kCrossEntropy>(loader, classes, by_rank, range, ratio)
+          : thread_vector_moments<false, kCrossEntropy>(loader, classes, by_rank, range, ratio);
   return reduce_block<PlainSums>(thread, of_warps);
 }
 
@@ -173,18 +189,29 @@ struct VectorCoef {
         coef_diff(classes == 1 ? 0 : (c.coef_q + c.coef_diff) * c.inv_sum_teacher) {}
 };
 
+/// Cross-entropy's part of the gradient: of class j factor 2^(T y), with y the student's exponent.
+struct VectorHead {
+  float ratio, factor, target;  ///< ratio: T
+};
+
 /// A thread's part of the gradient pass. kRestKl: the rest has a KL.
-template <bool kFromGap, bool kRestKl>
+template <bool kFromGap, bool kRestKl, bool kCrossEntropy>
 struct VectorGradient {
   VectorRow row;
   VectorCoef primary, rest;
-  float rest_student;    ///< without kRestKl: the gradient of a class of the rest is this times b_j
+  float rest_student;  ///< without kRestKl: the gradient of a class of the rest is this times b_j
+  VectorHead head;
   float kl[2] = {0, 0};  ///< sums of a_j phi(d_j)
 
   /// A class's gradient, and a_j phi(d_j) in two factors.
   struct Result {
     float gradient, mass, phi;
   };
+  /// With cross-entropy's part, for every class but the target.
+  __device__ __forceinline__ float with_head(float gradient, float s) const {
+    if constexpr (!kCrossEntropy) return gradient;
+    return fmaf(head.factor, exp2_approx(row.student_exponent(s) * head.ratio), gradient);
+  }
   /// d_j
   __device__ __forceinline__ float ratio(float s, float u, bool in) const {
     const float y = row.student_exponent(s), x = row.teacher_exponent(u);
@@ -245,7 +272,7 @@ struct VectorGradient {
           for (int i = 0; i < kN; ++i) {
             const bool in = r[t][i] >= row.cut;
             const Result result = result_of(t, i, in);
-            value[i] = result.gradient;
+            value[i] = with_head(result.gradient, s[t][i]);
             sum[0] = fmaf(in ? result.mass : 0.0f, result.phi, sum[0]);
             if constexpr (kRestKl) sum[1] = fmaf(in ? 0.0f : result.mass, result.phi, sum[1]);
           }
@@ -282,24 +309,26 @@ struct VectorGradient {
       const bool in = in_primary(loader.by_student ? s : u, row.cut, j, range.target_class);
       const Result result = kRestKl || in ? any(s, u, ratio(s, u, in), in) : outside(s);
       kl[in ? 0 : 1] += result.mass * result.phi;
-      if (gradient != nullptr) store_as(result.gradient, gradient + j);
+      const float value =
+          j == range.target_class ? result.gradient + head.target : with_head(result.gradient, s);
+      if (gradient != nullptr) store_as(value, gradient + j);
     }
   }
 };
 
 /// write_gradient() over vectors, for every thread. `gradient` is the segment's, or null.
-template <class Elem>
+template <bool kCrossEntropy, class Elem>
 __device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader, int classes,
                                      const VectorRow& row, const VectorRange& range,
                                      const RowState<float>& state,
                                      const std::int64_t (&group_classes)[2], bool all_kl,
-                                     Elem* gradient, SegmentKl* of_warps) {
+                                     const VectorHead& head, Elem* gradient, SegmentKl* of_warps) {
   const GroupCoef<float> primary = state.coef[0], rest = state.coef[1];
   float kl[2];
   const auto run = [&](auto from_gap, auto rest_kl) {
-    VectorGradient<from_gap(), rest_kl()> pass{row, VectorCoef(primary, group_classes[0]),
-                                               VectorCoef(rest, group_classes[1]),
-                                               rest.coef_q * rest.inv_sum_student};
+    VectorGradient<from_gap(), rest_kl(), kCrossEntropy> pass{
+        row, VectorCoef(primary, group_classes[0]), VectorCoef(rest, group_classes[1]),
+        rest.coef_q * rest.inv_sum_student, head};
     pass.run(loader, classes, range, gradient);
     kl[0] = pass.kl[0];
     kl[1] = pass.kl[1];

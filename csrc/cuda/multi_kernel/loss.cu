@@ -5,7 +5,7 @@
 #include "cuda/block/passes.cuh"
 #include "cuda/block/row_coefficients.cuh"
 #include "cuda/launch_kernel.cuh"
-#include "cuda/multi_kernel/cross_entropy.cuh"
+#include "cuda/block/cross_entropy.cuh"
 #include "cuda/multi_kernel/stages.h"
 
 namespace gkd::cuda {

@@ -3,7 +3,7 @@
 #include "cuda/block/passes.cuh"
 #include "cuda/block/row_coefficients.cuh"
 #include "cuda/launch_kernel.cuh"
-#include "cuda/multi_kernel/cross_entropy.cuh"
+#include "cuda/block/cross_entropy.cuh"
 #include "cuda/multi_kernel/stages.h"
 #include "cuda/row_ops.h"
 #include "cuda/sharded/launch.h"

@@ -10,7 +10,7 @@ from benchmarks.machine_code import read_kernels
 from benchmarks.model_cuda import CARDS, SHAPES, Model
 from benchmarks.sweeps import costs
 
-NAME = "_ZN3gkd4cuda12fused_kernelIfNS0_11SingleBlockEEEvNS0_9FusedCallIfEE"
+NAME = "_ZN3gkd4cuda12fused_kernelIfNS0_11SingleBlockELb0EEEvNS0_9FusedCallIfEE"
 #: A loop over rows (RELOAD to DONE) with the passes of float rows: one loop for each maximum, a
 #: count, a weighing by mass whose window is visited, and a gradient that stores one vector, in the
 #: group or outside of it, aligned or not. GATHER, over gathered values, is no pass; PARTED is where

@@ -1,4 +1,4 @@
-// Cross-entropy of rows that several kernels process: a segment's sum, and the row's coefficients.
+// Cross-entropy of rows that are read by class: a segment's sum, and the row's coefficients.
 #pragma once
 
 #include <cub/block/block_reduce.cuh>
