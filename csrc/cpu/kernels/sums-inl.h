@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/kernels/near_terms-inl.h"
+#include "cpu/kernels/other_terms-inl.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
@@ -64,33 +65,6 @@ struct LogitRange {
 /// What the masses of the ranking logits are: the terms a_j, a function of the logits, or not asked
 /// for. With a known cut nothing is listed either.
 enum class MassFrom { kKnownCut, kNothing, kTeacherTerm, kRank };
-
-/// exp(x) for x <= 0, within 2 ulp where x is near 0; below, x has errors of its own. As
-/// exp_polynomial(), with the best polynomial of degree 5, whose relative error is 9e-8, ln2 as one
-/// constant, and no test for what cannot come.
-inline VecF32 exp_of_negative(VecF32 x) {
-  const VecF32 shifted = x * 1.44269504f + 12582912.0f;
-  const VecF32 r = x - (shifted - 12582912.0f) * 0.693147182f;
-  VecF32 p = r * 0.00829027f + 0.04189816f;
-  p = p * r + 0.16667638f;
-  p = p * r + 0.49999148f;
-  p = p * r + 0.99999971f;
-  p = p * r + 1.0f;
-  const VecF32 value = from_bits(bits_of(p) + (bits_of(shifted) << 23));
-  return x < -87.3f ? VecF32{} : value;
-}
-inline double exp_of_negative(double x) { return exp_of(x); }
-
-/// The exponentials of cross-entropy, exp(scale (x - high)), none larger than 1.
-template <class T>
-struct OtherTerms {
-  T high = 0, scale = 1;
-
-  template <class V>
-  V of(V x) const {
-    return exp_of_negative(V((x - high) * scale));
-  }
-};
 
 /// Accumulates a segment's moments tile by tile; with kOthers also the sum of cross-entropy.
 template <class T, MassFrom kMass, bool kOthers = false>
