@@ -58,9 +58,9 @@ struct ShardTask {
 struct RowSums {
   GroupMoments<double> group[2];
   double mass[2] = {0, 0};  ///< ranking masses, where asked for
-  double others = 0;        ///< OtherSum::sum, where asked for
+  OtherSum others;          ///< where asked for
 
-  /// Both have the same shifts. Unlike GroupMoments::merge() this keeps the NaN of a group without
+  /// Both have the same shifts; the others are left to OtherSum::merge(). Unlike GroupMoments::merge() this keeps the NaN of a group without
   /// classes.
   void add(const RowSums& other) {
     for (int g = 0; g < 2; ++g) {
@@ -70,7 +70,6 @@ struct RowSums {
       group[g].count += other.group[g].count;
       mass[g] += other.mass[g];
     }
-    others += other.others;
   }
 };
 
@@ -89,7 +88,6 @@ struct LogitPairs {
 struct Segment {
   double high = 0, low = 0;  ///< extremes of the ranking logits
   double teacher_high = 0;
-  double others_high = 0;  ///< OtherSum::high, where asked for
   RowSums sums;
   std::tuple<LogitPairs<float>, LogitPairs<double>> undecided;  ///< the window's, of either type
   double kl[2] = {0, 0};

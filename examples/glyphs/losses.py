@@ -32,8 +32,33 @@ class Recipe:
             return {**self.arguments, "group_size": int(size)}
         return self.arguments
 
-    def distillation(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        return gkd.loss(student, teacher, target, **self._all(student))
+    def training_loss(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor,
+        *,
+        scale: float,
+        distillation_scale: float,
+        margin: float,
+        ramp: float,
+    ) -> gkd.TrainingLoss:
+        """Of cosines: cross-entropy at `scale`, and distillation as of cosines times
+        `distillation_scale`: its logits are larger by a factor, so the same loss has a temperature
+        that is smaller by it, and the square of it in its weight."""
+        factor = distillation_scale / scale
+        settings = {"temperature": 4.0, **self._all(student * distillation_scale)}
+        settings["temperature"] /= factor
+        found = gkd.training_loss(
+            student,
+            teacher,
+            target,
+            scale=scale,
+            margin=margin,
+            distillation_weight=ramp * self.weight * factor**2,
+            **settings,
+        )
+        return found._replace(distillation=found.distillation * factor**2)
 
     def group(self, student: Tensor, teacher: Tensor, target: Tensor) -> gkd.Group:
         """The groups that this recipe sees, or would see if it distilled."""

@@ -216,19 +216,21 @@ def train_student(
                 with watch:
                     target = views.labels[index]
                     cosines = model.cosines(model(to_float(views.images[view, index])))
-                    loss = cross_entropy = margin_loss(
-                        cosines, target, scale=settings.scale, margin=settings.margin
-                    )
                     distillation = None
                     if recipe.weight > 0:
-                        teacher = views.embeddings[view, index] @ views.prototypes.t()
-                        distillation = recipe.distillation(
-                            cosines * settings.distillation_scale,
-                            teacher * settings.distillation_scale,
+                        loss, cross_entropy, distillation = recipe.training_loss(
+                            cosines,
+                            views.embeddings[view, index] @ views.prototypes.t(),
                             target,
+                            scale=settings.scale,
+                            distillation_scale=settings.distillation_scale,
+                            margin=settings.margin,
+                            ramp=min(1.0, (step + 1) / warm_steps),
                         )
-                        ramp = min(1.0, (step + 1) / warm_steps)
-                        loss = cross_entropy + ramp * recipe.weight * distillation
+                    else:
+                        loss = cross_entropy = margin_loss(
+                            cosines, target, scale=settings.scale, margin=settings.margin
+                        )
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()

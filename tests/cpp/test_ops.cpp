@@ -35,6 +35,33 @@ TEST(Loss, CoupledUnitWeightsAreHintonsKd) {
   }
 }
 
+TEST(TrainingLoss, IsCrossEntropyAndLoss) {
+  torch::manual_seed(4);
+  const auto x = torch::rand({5, 70}, torch::kDouble).requires_grad_();
+  const auto u = torch::rand({5, 70}, torch::kDouble);
+  const auto target = torch::randint(70, {5}, torch::kLong);
+  gkd::TrainingOptions training;
+  training.scale = 16;
+  training.margin = 0.1;
+  training.margins = torch::linspace(0, 0.3, 5, torch::kDouble);
+  training.distillation_weight = 3;
+  training.distillation_factor = torch::full({}, 0.5, torch::kDouble);
+  Options options;
+  options.group_size = 9;
+  options.check_target = true;
+  const auto value = gkd::training_loss(x, u, target, training, options);
+  const auto onehot = torch::one_hot(target, 70).to(torch::kDouble);
+  const auto lowered = x - (*training.margins + 0.1).unsqueeze(1) * onehot;
+  const auto entropy = torch::nn::functional::cross_entropy(16 * lowered, target);
+  const auto distillation = gkd::loss(16 * x, 16 * u, target, options);
+  EXPECT_TRUE(torch::allclose(value.cross_entropy, entropy, 1e-12, 0));
+  EXPECT_TRUE(torch::allclose(value.distillation, distillation, 1e-12, 0));
+  EXPECT_FALSE(value.cross_entropy.requires_grad() || value.distillation.requires_grad());
+  const auto found = torch::autograd::grad({value.total}, {x})[0];
+  const auto wanted = torch::autograd::grad({entropy + 1.5 * distillation}, {x})[0];
+  EXPECT_TRUE(torch::allclose(found, wanted, 1e-12, 1e-13));
+}
+
 TEST(Group, SizeAndMaskAgree) {
   torch::manual_seed(5);
   const auto student = torch::randn({6, 100}), teacher = torch::randn({6, 100}) * 8;

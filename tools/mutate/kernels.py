@@ -23,8 +23,8 @@ KERNELS = [
         name="cut-one-key-up",
         fault="off by one at the cut: the class that closes the group is left out",
         file="csrc/cuda/multi_kernel/select.cu",
-        old="found = Keys<T>(c.p.ranking().dtype).logit(search.high);",
-        new="found = Keys<T>(c.p.ranking().dtype).logit(search.high + 1);",
+        old="found = Keys<T>(c.p.ranking_dtype()).logit(search.high);",
+        new="found = Keys<T>(c.p.ranking_dtype()).logit(search.high + 1);",
         by=("gkd_kernel_test Kernels.RowsShorter*",),
     ),
     Mutant(

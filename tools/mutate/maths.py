@@ -17,7 +17,7 @@ MATHS = [
         name="gradient-without-temperature",
         fault="the KL's part of the gradient misses T, the loss has it",
         file="csrc/math/loss.h",
-        old="c.coef_diff = static_cast<T>(w.temperature * row.kl_weight[g]);",
+        old="c.coef_diff = static_cast<T>(slope * row.kl_weight[g]);",
         new="c.coef_diff = static_cast<T>(row.kl_weight[g]);",
         by=("gkd_math_test RowMaths*",),
     ),

@@ -3,5 +3,6 @@
 from .calls import AUTOGRAD, CHECKS, SHARDING
 from .kernels import KERNELS
 from .maths import CPU, MATHS
+from .training import TRAINING
 
-MUTANTS = [*MATHS, *CPU, *AUTOGRAD, *CHECKS, *SHARDING, *KERNELS]
+MUTANTS = [*MATHS, *CPU, *AUTOGRAD, *CHECKS, *SHARDING, *KERNELS, *TRAINING]

@@ -118,10 +118,10 @@ struct WholeRow : RowPasses<T> {
     RowResult result;
     result.cut = cut.value + T(0);  // canonicalises -0.0 to +0.0
     result.size = cut.sums.group[0].count;
-    HeadOfRow head{{}, this->others_high};
+    HeadOfRow head{{}, cut.sums.others.high};
     if (this->with_cross_entropy) {
-      head.cross_entropy = gkd::cross_entropy({head.high, cut.sums.others}, Passes::target_logit(),
-                                              task.weights.scale);
+      head.cross_entropy =
+          gkd::cross_entropy(cut.sums.others, Passes::target_logit(), task.weights.scale);
     }
     double kl[2];
     result.summary = Passes::write_gradient(cut.value, cut.sums.group, head, kl);

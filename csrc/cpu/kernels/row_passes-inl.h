@@ -28,6 +28,9 @@ struct CutResult {
   RowSums sums;
 };
 
+template <auto value>
+using Constant = std::integral_constant<decltype(value), value>;
+
 template <class T>
 struct RowPasses {
   const RowTask& task;
@@ -39,8 +42,6 @@ struct RowPasses {
   const T temperature = static_cast<T>(task.weights.exponent_temperature());
   const T inv_t = T(1) / temperature;
   const bool with_cross_entropy = task.weights.cross_entropy != 0;
-  OtherTerms<T> other_terms{T(0), static_cast<T>(task.weights.scale)};
-  double others_high = -kInfinity<double>;  ///< of the row or shard, once extremes() is called
   /// The gradient's memory holds a_j of every class.
   bool kept = false;
 
@@ -77,12 +78,13 @@ struct RowPasses {
   RowSums sum_classes(const LogitRange<T>& window, const Shift<T> (&shift)[2],
                       const MassRule<T>* rule) {
     kept = task.gradient.data && task.gradient.dtype == kDtype<T>;
+    const T scale = static_cast<T>(task.weights.scale);
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
       auto& undecided = std::get<LogitPairs<T>>(segment.undecided);
       undecided.s.clear();
       undecided.u.clear();
-      MomentsAccumulator<T, kMass, kOthers> moments{
-          window, {shift[0], shift[1]}, inv_t, rule, by_student, &undecided, other_terms};
+      MomentsAccumulator<T, kMass, kOthers> moments{window,     {shift[0], shift[1]}, inv_t, rule,
+                                                    by_student, &undecided,           scale};
       row.for_each_tile(
           begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r, auto others) {
             alignas(64) T buffer[kTile];
@@ -94,7 +96,11 @@ struct RowPasses {
     });
     RowSums total;
     for (int g = 0; g < 2; ++g) total.group[g].shift = {shift[g].teacher, shift[g].student};
-    for (std::int64_t k = 0; k < row.segments(); ++k) total.add(scratch->segments[k].sums);
+    for (std::int64_t k = 0; k < row.segments(); ++k) {
+      const RowSums& sums = scratch->segments[k].sums;
+      total.add(sums);
+      if (kOthers) total.others.merge(sums.others, task.weights.scale);
+    }
     return total;
   }
 
@@ -106,33 +112,21 @@ struct RowPasses {
                  ? extremes_of_half<T>(logits, begin, end)
                  : extremes_of<T>(logits, begin, end);
     };
-    // The student's logits but the target's.
-    LogitsRow others = task.student;
-    others.lowered = task.target;
-    others.lowered_by = kInfinity<double>;
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
       const Extremes<T> ranking = extremes(row.rank, begin, end);
       segment.high = ranking.high;
       segment.low = ranking.low;
       segment.teacher_high = row.by_student ? extremes(row.u, begin, end).high : ranking.high;
-      if (!with_cross_entropy) return;
-      segment.others_high = row.by_student && !others.lowers(begin, end) ? ranking.high
-                            : is_half_row(others) && !others.lowers(begin, end)
-                                ? extremes_of_half<T>(others, begin, end).high
-                                : extremes_of<T, /*kLow=*/false>(others, begin, end).high;
     });
     Segment total;
-    total.high = total.teacher_high = total.others_high = -kInfinity<double>;
+    total.high = total.teacher_high = -kInfinity<double>;
     total.low = kInfinity<double>;
     for (std::int64_t k = 0; k < row.segments(); ++k) {
       const Segment& segment = scratch->segments[k];
       total.high = std::max(total.high, segment.high);
       total.low = std::min(total.low, segment.low);
       total.teacher_high = std::max(total.teacher_high, segment.teacher_high);
-      if (with_cross_entropy) total.others_high = std::max(total.others_high, segment.others_high);
     }
-    others_high = total.others_high;
-    other_terms.high = static_cast<T>(finite_or_zero(others_high));
     return total;
   }
 
@@ -177,15 +171,19 @@ struct RowPasses {
     const double weight = task.weights.cross_entropy * task.weights.scale * task.gradient_scale;
     const auto others = head.cross_entropy.template coefficients<T>(head.high, weight);
     const bool rest = summary.kl_weight[1] != 0;
-    if (task.gradient.data && with_cross_entropy) {
-      rest ? write_class_gradients<true, true, true>(cut, coef, others)
-           : write_class_gradients<false, true, true>(cut, coef, others);
-    } else if (task.gradient.data) {
-      rest ? write_class_gradients<true, true, false>(cut, coef, others)
-           : write_class_gradients<false, true, false>(cut, coef, others);
+    const auto write = [&](auto gradient, auto how, const OtherPowers<T>& powers) {
+      rest ? write_class_gradients<true, gradient.value, how.value>(cut, coef, others, powers)
+           : write_class_gradients<false, gradient.value, how.value>(cut, coef, others, powers);
+    };
+    if (!task.gradient.data) {
+      write(std::false_type(), Constant<Others::kNone>(), {});
+    } else if (!with_cross_entropy) {
+      write(std::true_type(), Constant<Others::kNone>(), {});
+    } else if (const OtherPowers<T> powers(moments, task.weights, head.high);
+               powers.squarings >= 0) {
+      write(std::true_type(), Constant<Others::kPower>(), powers);
     } else {
-      rest ? write_class_gradients<true, false, false>(cut, coef, others)
-           : write_class_gradients<false, false, false>(cut, coef, others);
+      write(std::true_type(), Constant<Others::kExp>(), powers);
     }
     kl[0] = kl[1] = 0;
     for (std::int64_t k = 0; k < row.segments(); ++k) {
@@ -196,10 +194,11 @@ struct RowPasses {
   }
 
   /// kRest: the rest has a KL of weight other than 0. Otherwise vectors entirely outside the group
-  /// need one exp(), and none without a gradient. kOthers: the gradient has cross-entropy's part.
-  template <bool kRest, bool kGradient, bool kOthers>
+  /// need one exp(), and none without a gradient.
+  template <bool kRest, bool kGradient, Others kOthers>
   void write_class_gradients(T cut, const GroupCoef<T> (&coef)[2],
-                             const CrossEntropyCoef<T>& cross_entropy) {
+                             const CrossEntropyCoef<T>& cross_entropy,
+                             const OtherPowers<T>& of_powers) {
     using V = VecOf<T>;
     for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
       // Local to the segment, so that the compiler keeps them in registers.
@@ -217,16 +216,22 @@ struct RowPasses {
       const GradientRow gradient = task.gradient;
       DoubleAccumulator<V> sum[2];
       const bool kept = this->kept;
-      const OtherTerms<T> other_terms{cross_entropy.high, this->other_terms.scale};
+      const OtherTerms<T> other_terms{cross_entropy.high, static_cast<T>(task.weights.scale)};
       const V other_factor = splat<V>(cross_entropy.factor);
+      const OtherPowers<T> powers = of_powers;
+      const V in_q = splat<V>(powers.of_q[0]), out_q = splat<V>(powers.of_q[1]);
+      const V rest_factor =
+          splat<V>(coef[1].coef_q * coef[1].inv_sum_student * powers.of_rest * scale);
       row.for_each_tile(
           begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r, auto others) {
             alignas(64) T buffer[kTile], kept_buffer[kTile];
+            // In the target's tile the target is left out, which `others` does.
+            const bool near_powers = powers.serves_near && !row.has_target(j, count);
             const T* known = kept ? kept_tile(j, count, kept_buffer) : nullptr;
             T* out = kGradient ? writable_tile(gradient, j, count, buffer) : nullptr;
             V tile_kl[2] = {}, near_kl[2] = {};
             const auto write = [&](V value, std::int64_t k) {
-              if (kOthers) value += other_terms.of(others[k]) * other_factor;
+              if (kOthers != Others::kNone) value += other_terms.of(others[k]) * other_factor;
               store(value, out + k);
             };
             for (std::int64_t k = 0; k < count; k += kWidth<T>) {
@@ -235,6 +240,11 @@ struct RowPasses {
               const unsigned bits = compare_bits(r[k], cut_vector);
               if (!kRest && bits == 0) {
                 if (!kGradient) continue;
+                if (kOthers == Others::kPower) {  // no target: it is in the group
+                  const V b = exp_of(V((student - other_terms.high) * inv_t));
+                  store(V(b * rest_factor + powers.of(b) * other_factor), out + k);
+                  continue;
+                }
                 write(exp_of(V((student - rest.shift.student) * inv_t)) * rest_scale, k);
                 continue;
               }
@@ -248,8 +258,13 @@ struct RowPasses {
                 const V kl = a * x.phi;
                 near_kl[0] += in ? kl : zero;
                 if (kRest) near_kl[1] += in ? zero : kl;
-                if (kGradient) {
-                  write(a * ((in ? in_p : out_p) + (in ? in_diff : out_diff) * x.expm1), k);
+                if (!kGradient) continue;
+                V value = a * ((in ? in_p : out_p) + (in ? in_diff : out_diff) * x.expm1);
+                if (kOthers == Others::kPower && near_powers) {
+                  value += powers.of(V(a * x.exp * (in ? in_q : out_q))) * other_factor;
+                  store(value, out + k);
+                } else {
+                  write(value, k);
                 }
                 continue;
               }
@@ -265,7 +280,9 @@ struct RowPasses {
             }
             sum[0].add(tile_kl[0] + near_kl[0] * primary.inv_sum_teacher);
             if (kRest) sum[1].add(tile_kl[1] + near_kl[1] * rest.inv_sum_teacher);
-            if (kOthers && row.has_target(j, count)) out[row.target - j] += cross_entropy.target;
+            if (kOthers != Others::kNone && row.has_target(j, count)) {
+              out[row.target - j] += cross_entropy.target;
+            }
             if (kGradient) write_tile(gradient, j, count, out);
           });
       for (int g = 0; g < 2; ++g) segment.kl[g] = sum[g].sum();

@@ -167,8 +167,8 @@ void shard_moments(const ShardTask& task, const Executor& executor, Scratch* scr
   message[kMsgInvalid] = invalid;
   if (!passes.with_cross_entropy) return;
   const bool is_here = task.row.target >= 0 && task.row.target < task.row.classes;
-  message[kMsgOthers] = passes.others_high;
-  message[kMsgOthers + 1] = known.sums.others;
+  message[kMsgOthers] = known.sums.others.high;
+  message[kMsgOthers + 1] = known.sums.others.sum;
   message[kMsgTarget] = is_here ? passes.target_logit() : -kInfinity<double>;
 }
 

@@ -19,8 +19,8 @@ struct Extremes {
   T high, low;
 };
 
-/// Skips NaN. Without kLow, `low` is not computed.
-template <class T, bool kLow = true>
+/// Skips NaN.
+template <class T>
 Extremes<T> extremes_of(const LogitsRow& row, std::int64_t begin, std::int64_t end) {
   using V = VecOf<T>;
   constexpr int kChains =
@@ -29,9 +29,8 @@ Extremes<T> extremes_of(const LogitsRow& row, std::int64_t begin, std::int64_t e
   V high[kChains], low[kChains];  // low: the largest of -r
   for (V* v : {high, low}) std::fill(v, v + kChains, none);
   const auto add = [none](V v, V* top, V* bottom) {
-    *top = v > *top ? v : *top;
-    if (!kLow) return;
     const V negated = v > none ? V(-v) : none;
+    *top = v > *top ? v : *top;
     *bottom = negated > *bottom ? negated : *bottom;
   };
   read_tiles<T>(row, begin, end, [&](std::int64_t count, const T* r) {

@@ -105,6 +105,9 @@ struct DoubleAccumulator {
     store(v, floats);
     for (int k = 0; k < VecTraits<V>::kWidth; ++k) lanes[k] += floats[k];
   }
+  void multiply(double factor) {
+    for (double& lane : lanes) lane *= factor;
+  }
   double sum() const {
     double total = 0;
     for (double lane : lanes) total += lane;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/kernels/near_terms-inl.h"
+#include "cpu/kernels/other_terms-inl.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
@@ -65,17 +66,6 @@ struct LogitRange {
 /// for. With a known cut nothing is listed either.
 enum class MassFrom { kKnownCut, kNothing, kTeacherTerm, kRank };
 
-/// The exponentials of cross-entropy, exp(scale (x - high)).
-template <class T>
-struct OtherTerms {
-  T high = 0, scale = 1;
-
-  template <class V>
-  V of(V x) const {
-    return exp_of(V((x - high) * scale));
-  }
-};
-
 /// Accumulates a segment's moments tile by tile; with kOthers also the sum of cross-entropy.
 template <class T, MassFrom kMass, bool kOthers = false>
 struct MomentsAccumulator {
@@ -86,7 +76,8 @@ struct MomentsAccumulator {
   const MassRule<T>* rule = nullptr;
   bool by_student = false;
   LogitPairs<T>* undecided = nullptr;
-  OtherTerms<T> other_terms{};
+  T scale = 1;                    ///< of the logits, in cross-entropy
+  T others_high = -kInfinity<T>;  ///< the reference of its sum
   const NearTerms<T> near{shift, inv_t};
   ExactAccumulator<V> mass[2];
   DoubleAccumulator<V> sum_teacher[2], sum_student[2], sum_diff[2], sum_others;
@@ -116,11 +107,7 @@ struct MomentsAccumulator {
         store(t.diff, diff + k);
       }
     }
-    if constexpr (kOthers) {
-      V sum{};
-      for (std::int64_t k = 0; k < size; k += kWidth<T>) sum += other_terms.of(others[k]);
-      sum_others.add(sum);
-    }
+    if constexpr (kOthers) add_others(others, size);
     V teacher_sum[2] = {}, student_sum[2] = {}, diff_sum[2] = {};
     ExactAccumulator<V> mass_in = mass[0], mass_out = mass[1];  // in registers
     alignas(64) T found_s[kTile + kWidth<T>], found_u[kTile + kWidth<T>];
@@ -181,8 +168,29 @@ struct MomentsAccumulator {
       result.group[g].sum_diff = sum_diff[g].sum();
       result.group[g].count = count[g];
     }
-    if (kOthers) result.others = sum_others.sum();
+    result.others = {others_high, sum_others.sum()};
     return result;
+  }
+
+  /// The largest logit so far is the sum's reference, so that nothing overflows: a pass that finds
+  /// the row's largest first would wait for memory.
+  template <class Logits>
+  void add_others(Logits others, std::int64_t size) {
+    V top = splat<V>(others_high);
+    for (std::int64_t k = 0; k < size; k += kWidth<T>) {
+      const V v = others[k];
+      top = v > top ? v : top;
+    }
+    const T high = reduce_max(top);
+    if (!(high > -kInfinity<T>)) return;
+    if (high > others_high) {
+      sum_others.multiply(std::exp(static_cast<double>(others_high - high) * scale));
+      others_high = high;
+    }
+    const OtherTerms<T> terms{high, scale};
+    V sum{};
+    for (std::int64_t k = 0; k < size; k += kWidth<T>) sum += terms.of(others[k]);
+    sum_others.add(sum);
   }
 };
 

@@ -19,6 +19,7 @@ import gkd
 import ranks
 from cases import MODES, logits, settings_of, targets
 from oracle import BOUND, error
+from ranks import slices
 
 #: 507 and 1021 are divided by no world size; slices differ, and one may be empty.
 CLASSES = (507, 1021)
@@ -26,17 +27,6 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 #: Beyond arithmetic: what rounding to bfloat16 may differ by between two sound results, in ulp.
 APART = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2.0**-7}
 COLLECTIVES = {torch.float16: 6, torch.bfloat16: 6, torch.float32: 7, torch.float64: 10}
-
-
-def slices(classes, world_size, layout):
-    if layout == "even":
-        ends = [classes * k // world_size for k in range(world_size + 1)]
-    elif layout == "uneven":
-        ends = [0, *[classes - 7 * (world_size - k) for k in range(1, world_size)], classes]
-    else:  # the first rank's slice is empty
-        ends = [0, 0, *[classes * k // world_size for k in range(2, world_size)], classes]
-        ends = ends if world_size > 1 else [0, classes]
-    return list(zip(ends[:-1], ends[1:], strict=True))
 
 
 def batch(classes, dtype, with_target):

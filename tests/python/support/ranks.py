@@ -45,3 +45,15 @@ def run(world_size, work, timeout=TIMEOUT, lost=()):
             torch.load(f"{folder}/{r}") if os.path.exists(f"{folder}/{r}") else None
             for r in range(world_size)
         ]
+
+
+def slices(classes, world_size, layout):
+    """Where each rank's classes begin and end: layouts even, uneven and empty."""
+    if layout == "even":
+        ends = [classes * k // world_size for k in range(world_size + 1)]
+    elif layout == "uneven":
+        ends = [0, *[classes - 7 * (world_size - k) for k in range(1, world_size)], classes]
+    else:  # the first rank's slice is empty
+        ends = [0, 0, *[classes * k // world_size for k in range(2, world_size)], classes]
+        ends = ends if world_size > 1 else [0, classes]
+    return list(zip(ends[:-1], ends[1:], strict=True))
