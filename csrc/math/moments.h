@@ -149,7 +149,8 @@ struct GroupMoments {
     count += other.count;
   }
 
-  /// log(B/A), from X/A where they nearly agree.
+  /// log(B/A), from `ratio` = X/A where they nearly agree.
+  GKD_HD Acc log_ratio() const { return log_ratio(sum_diff / sum_teacher); }
   GKD_HD Acc log_ratio(Acc ratio) const {
     using std::log;
     using std::log1p;
