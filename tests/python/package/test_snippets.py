@@ -114,7 +114,7 @@ DOCUMENTED = {
 @pytest.mark.parametrize("module", DOCUMENTED, ids=lambda m: m.__name__)
 def test_docstrings(module):
     finder = doctest.DocTestFinder()
-    tests = finder.find(module, extraglobs={"gkd": gkd})
+    tests = finder.find(module, extraglobs={"gkd": gkd, "torch": torch})
     with_examples = {t.name.rsplit(".", 1)[-1] for t in tests if t.examples}
     assert DOCUMENTED[module] <= with_examples
     runner = doctest.DocTestRunner()
