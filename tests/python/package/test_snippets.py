@@ -104,10 +104,11 @@ def test_cpp(tmp_path):
 #: Modules with examples in docstrings, and names that must have one.
 DOCUMENTED = {
     gkd.functional: {"loss", "group", "adaptive_group_size"},
-    gkd.linear: {"linear_loss"},
-    gkd.module: {"GKDLoss"},
-    gkd.distributed: {"loss"},
-    gkd.reference: {"loss"},
+    gkd.training: {"training_loss"},
+    gkd.linear: {"linear_loss", "training_linear_loss"},
+    gkd.module: {"GKDLoss", "GKDTrainingLoss"},
+    gkd.distributed: {"loss", "training_loss"},
+    gkd.reference: {"loss", "training_loss"},
 }
 
 
