@@ -60,8 +60,8 @@ struct RowSums {
   double mass[2] = {0, 0};  ///< ranking masses, where asked for
   OtherSum others;          ///< where asked for
 
-  /// Both have the same shifts; the others are left to OtherSum::merge(). Unlike GroupMoments::merge() this keeps the NaN of a group without
-  /// classes.
+  /// Both have the same shifts; the others are left to OtherSum::merge(). Unlike
+  /// GroupMoments::merge() this keeps the NaN of a group without classes.
   void add(const RowSums& other) {
     for (int g = 0; g < 2; ++g) {
       group[g].sum_teacher += other.group[g].sum_teacher;

@@ -174,7 +174,7 @@ SHARDING = [
     Mutant(
         name="local-target-shifted",
         fault="partial FC's targets are not moved by class_start",
-        file="python/gkd/distributed.py",
+        file="python/gkd/_sharded.py",
         old="target.long() + shard.class_start)",
         new="target.long())",
         by=("tests/python/distributed/test_dtensor_and_ddp.py -k partial_fc",),

@@ -104,17 +104,18 @@ def test_cpp(tmp_path):
 #: Modules with examples in docstrings, and names that must have one.
 DOCUMENTED = {
     gkd.functional: {"loss", "group", "adaptive_group_size"},
-    gkd.linear: {"linear_loss"},
-    gkd.module: {"GKDLoss"},
-    gkd.distributed: {"loss"},
-    gkd.reference: {"loss"},
+    gkd.training: {"training_loss"},
+    gkd.linear: {"linear_loss", "training_linear_loss"},
+    gkd.module: {"GKDLoss", "GKDTrainingLoss"},
+    gkd.distributed: {"loss", "training_loss"},
+    gkd.reference: {"loss", "training_loss"},
 }
 
 
 @pytest.mark.parametrize("module", DOCUMENTED, ids=lambda m: m.__name__)
 def test_docstrings(module):
     finder = doctest.DocTestFinder()
-    tests = finder.find(module, extraglobs={"gkd": gkd})
+    tests = finder.find(module, extraglobs={"gkd": gkd, "torch": torch})
     with_examples = {t.name.rsplit(".", 1)[-1] for t in tests if t.examples}
     assert DOCUMENTED[module] <= with_examples
     runner = doctest.DocTestRunner()

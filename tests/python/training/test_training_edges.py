@@ -118,6 +118,30 @@ def test_the_group_sees_the_margin(device, dtype, rank_by, classes):
     )
 
 
+@pytest.mark.parametrize("rank_by", ["teacher", "student"])
+@pytest.mark.parametrize("how", [{"threshold": 0.6}, {"group_size": 40}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_methods_agree(device, dtype, how, rank_by):
+    student, teacher = cosines((4, 3000), 64.0, dtype, device)
+    target = teacher.argmax(1)
+    results = [
+        run(
+            student,
+            teacher,
+            target,
+            scale=64.0,
+            margin=0.07,
+            distill_margin=True,
+            rank_by=rank_by,
+            method=method,
+            **how,
+        )
+        for method in ("select", "sort")
+    ]
+    (one, gradient, _), (other, slope, _) = results
+    assert error(one.total, other.total) <= 2e-6 and error(gradient, slope) <= 2e-6
+
+
 def test_float16_gradients_neither_underflow_nor_overflow(device):
     student, teacher = cosines((4, 1000), 64.0, torch.float16, device)
     target = targets((4, 1000), device)
