@@ -92,8 +92,7 @@ constexpr int kMaxCluster = 16;
 /// (227 KiB of shared memory per block).
 constexpr int kMaxGridGroup = 128;
 
-/// Bytes of one block's value in an all-gather: the largest, a segment's moments and its sum for
-/// cross-entropy, has 120.
-constexpr int kSlotBytes = 128;
+/// Bytes of one block's value in an all-gather: the largest, a segment's moments, has 104.
+constexpr int kSlotBytes = 112;
 
 }  // namespace gkd::cuda

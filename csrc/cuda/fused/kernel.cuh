@@ -35,25 +35,40 @@ __device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count
   __syncwarp();  // every lane reads the moments
 }
 
+/// A thread's part of the row's extremes; kOthers: with those of all classes but the target.
+template <bool kOthers, class Elem>
+__device__ RowExtremes thread_row_extremes(const ContiguousLoader<float, Elem>& loader, int classes,
+                                           const VectorRange& range) {
+  const Elem *student = loader.student, *teacher = loader.teacher;
+  Extremes<float> s, u;
+  if (loader.by_student) {
+    s = vector_extremes<true, kOthers>(student, classes, range.target, range.target_class);
+    u = vector_extremes<false>(teacher, classes);
+  } else {
+    s = vector_extremes<false, kOthers>(student, classes, range.target, range.target_class);
+    u = vector_extremes<true>(teacher, classes);
+  }
+  const float others = s.high;
+  if (kOthers && range.target_class >= 0) {
+    const float x = load_as<float>(student[range.target_class]);
+    s = {fmaxf(s.high, x), fminf(s.low, x)};
+  }
+  return {u.high, s.high, loader.by_student ? s.low : u.low, others};
+}
+
 /// A warp adds cross-entropy's sums of a row's segments, in an order that their number alone
 /// decides. Valid in lane 0.
 template <bool kGlobal>
 __device__ OtherSum add_others(const Gathered<PlainSums, kGlobal>& segments, int count,
-                               const VectorRow& row) {
+                               const VectorHead& head) {
   double sum = 0;
   for (int r = threadIdx.x % kWarp; r < count; r += kWarp) {
     sum += segments.template part<double>(r, PlainSums::kOthers);
   }
 #pragma unroll
   for (int step = 1; step < kWarp; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  return {static_cast<double>(row.student_zero) / static_cast<double>(row.scale), sum};
+  return {head.high(), sum};
 }
-
-/// What a segment that is read by class adds to its row.
-struct SegmentSums {
-  SegmentMoments moments;
-  OtherSum others;
-};
 
 /// One thread writes what is reported of a row.
 template <class T>
@@ -82,17 +97,19 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   const std::int64_t offset = row * p.classes + begin;
   // A target outside the segment matches none of its classes.
   const std::int64_t target = row_target - begin;
+  const VectorRange range = VectorRange::of<Elem>(classes, target);
   bool vectors = false;
   RowExtremes extremes;
+  VectorHead head;
   if constexpr (kVectors) {
-    const Elem* other = loader.by_student ? loader.teacher : loader.student;
-    const Extremes<float> r = vector_extremes<true>(ranking(loader), classes);
-    const Extremes<float> o = vector_extremes<false>(other, classes);
-    const bool by_student = loader.by_student;
-    extremes = {by_student ? o.high : r.high, by_student ? r.high : o.high, r.low};
+    extremes = thread_row_extremes<kCrossEntropy>(loader, classes, range);
     extremes = reduce_block(extremes, shared.extremes);
     if (group.size() > 1) extremes = all_reduce(group, extremes);
     vectors = VectorRow(extremes, c.inv_temperature, 0).is_accurate();
+    if constexpr (kCrossEntropy) {
+      head = VectorHead(static_cast<float>(p.weights.scale), extremes);
+      vectors &= head.is_accurate();
+    }
   }
   if (!c.constant_cut) {
     cut = find_cut(p, loader, segment, p.template inv_group_temperature<T>(), vectors, extremes,
@@ -101,8 +118,6 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   }
   const VectorRow vector_row(extremes, static_cast<float>(c.inv_temperature),
                              static_cast<float>(cut));
-  const VectorRange range = VectorRange::of<Elem>(classes, target);
-  const auto ratio = static_cast<float>(p.weights.temperature);
   for (bool done = false; !done;) {  // again by class if the vectors' sums are not accurate
     // The first warp sets the row's coefficients, the second one those of its cross-entropy.
     const auto complete = [&](auto set, auto others) {
@@ -111,7 +126,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
         if (threadIdx.x % kWarp == 0) {
           set_head(p, cross_entropy(sum, shared.target_logit, p.weights.scale), sum.high, weight,
                    &shared.head);
-          shared.head_done = !vectors || sum.sum >= kLeastOthers;
+          shared.head_done = !vectors || sum.sum > 0;  // no NaN
         }
       }
       if (threadIdx.x >= kWarp) return;
@@ -133,35 +148,33 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     if (vectors) {
       if constexpr (kVectors) {
         const auto sums = group.all_gather(vector_moments<kCrossEntropy>(
-            loader, classes, vector_row, range, ratio, shared.temp.vector_sums));
+            loader, classes, vector_row, range, head, shared.temp.vector_sums));
         complete(
             [&] {
               add_sums(sums, group.size(), extremes, p.classes, &shared.temp.merge.row);
               return set_row(p, shared.temp.merge.row, weight, &shared.row);
             },
-            [&] { return add_others(sums, group.size(), vector_row); });
+            [&] { return add_others(sums, group.size(), head); });
       }
     } else {
-      OtherSum others;
+      OtherSum others;  // of the row, in the second warp
       if constexpr (kCrossEntropy) {
-        others = sum_others(loader, segment, target, static_cast<T>(p.weights.scale),
-                            shared.temp.others);
-        __syncthreads();  // the sum's storage is free
+        const auto parts = group.all_gather(sum_others(
+            loader, segment, target, static_cast<T>(p.weights.scale), shared.temp.others));
+        if (threadIdx.x / kWarp == 1) {
+          others = merge_others([&](std::int64_t r) { return parts[static_cast<int>(r)]; },
+                                group.size(), p.weights.scale, shared.merge_others);
+        }
       }
-      const auto segments = group.all_gather(SegmentSums{
-          accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments),
-          others});
+      const auto segments = group.all_gather(
+          accumulate_moments(loader, segment, cut, target, c.inv_temperature, shared.temp.moments));
       complete(
           [&] {
             return merge_into_row(
-                p, [&](std::int64_t r) { return segments[static_cast<int>(r)].moments; },
-                group.size(), weight, &shared.row, shared.temp.merge);
+                p, [&](std::int64_t r) { return segments[static_cast<int>(r)]; }, group.size(),
+                weight, &shared.row, shared.temp.merge);
           },
-          [&] {
-            return merge_others(
-                [&](std::int64_t r) { return segments[static_cast<int>(r)].others; }, group.size(),
-                p.weights.scale, shared.merge_others);
-          });
+          [&] { return others; });
     }
     __syncthreads();  // the row's coefficients are known
     done = shared.done && (!kCrossEntropy || shared.head_done);
@@ -177,9 +190,13 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   } else if constexpr (kVectors) {
     Elem* gradient = c.gradient == nullptr ? nullptr : static_cast<Elem*>(c.gradient) + offset;
     const std::int64_t size = shared.report.size;
-    kl = vector_gradient<kCrossEntropy>(
-        loader, classes, vector_row, range, shared.row, {size, p.classes - size}, all_kl,
-        {ratio, shared.head.coef.factor, shared.head.coef.target}, gradient, shared.temp.vector_kl);
+    if constexpr (kCrossEntropy) {
+      head.factor = shared.head.coef.factor;
+      head.target = shared.head.coef.target;
+    }
+    kl = vector_gradient<kCrossEntropy>(loader, classes, vector_row, range, shared.row,
+                                        {size, p.classes - size}, all_kl, head, gradient,
+                                        shared.temp.vector_kl);
   }
   if (group.reduce_to_one(&kl) && threadIdx.x == 0) {
     report_row(c, row, shared.row.kind, kl, shared.report, shared.head);

@@ -112,12 +112,14 @@ FusedPlan plan_fused(const Problem& p, const Device& d) {
 
 std::int64_t residency(Dtype dtype, const FusedPlan& plan) {
   // A question takes tens of microseconds, so that each is asked once.
-  using Question = std::tuple<int, Dtype, LaunchStrategy, int, std::size_t>;
+  // Of plain numbers: the map's code would be exported under the name of a type of gkd.
+  using Question = std::tuple<int, int, int, int, std::size_t>;
   static std::mutex mutex;
   static std::map<Question, std::int64_t> answers;
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  const Question question{device, dtype, plan.strategy, plan.blocks_per_row, plan.shared_bytes};
+  const Question question{device, static_cast<int>(dtype), static_cast<int>(plan.strategy),
+                          plan.blocks_per_row, plan.shared_bytes};
   const std::lock_guard<std::mutex> lock(mutex);
   const auto known = answers.find(question);
   if (known != answers.end()) return known->second;

@@ -59,10 +59,6 @@ struct VectorRange {
   }
 };
 
-/// The least sum of exponentials that cross-entropy may have relative to the row's largest logit:
-/// those that are flushed to 0 are then less than 1e-8 of it.
-constexpr double kLeastOthers = 1e-24;
-
 /// Sums of both groups. Groups are chosen by factors of 0 and 1: branches would keep the
 /// classes of a vector from overlapping.
 struct VectorSums {
@@ -91,11 +87,10 @@ struct VectorSums {
       diff[g] = -diff[g];
     }
   }
-  /// A class of the primary group if rank >= cut. `ratio`: T, for cross-entropy; `by_student`: the
-  /// student's logit is `u`.
-  template <bool kFromGap, bool kCrossEntropy>
-  __device__ __forceinline__ void add(const VectorRow& row, float s, float u, float rank, float cut,
-                                      float ratio, bool by_student) {
+  /// A class of the primary group if rank >= cut.
+  template <bool kFromGap>
+  __device__ __forceinline__ void add(const VectorRow& row, float s, float u, float rank,
+                                      float cut) {
     const float x = row.teacher_exponent(u), y = row.student_exponent(s);
     const float a = exp2_approx(x), b = exp2_approx(y);
     const float e = row.log_ratio<kFromGap>(s, u, y, x, 0);
@@ -109,7 +104,6 @@ struct VectorSums {
     diff[0] = fmaf(d, inside, diff[0]);
     diff[1] = fmaf(d, outside, diff[1]);
     count += inside;
-    if constexpr (kCrossEntropy) others += exp2_approx((by_student ? x : y) * ratio);
   }
 };
 
@@ -117,7 +111,7 @@ struct VectorSums {
 template <bool kFromGap, bool kCrossEntropy, class Elem>
 __device__ VectorSums thread_vector_moments(const ContiguousLoader<float, Elem>& loader,
                                             int classes, const VectorRow& row,
-                                            const VectorRange& range, float ratio) {
+                                            const VectorRange& range, const VectorHead& head) {
   constexpr int kN = kPerVector<Elem>;
   const Elem* rank = ranking(loader);
   const Elem* other = loader.by_student ? loader.teacher : loader.student;
@@ -129,15 +123,19 @@ __device__ VectorSums thread_vector_moments(const ContiguousLoader<float, Elem>&
     load_vector(other, v, o);
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
-      sums.add<kFromGap, kCrossEntropy>(row, o[i], r[i], r[i], row.cut, ratio, loader.by_student);
+      sums.add<kFromGap>(row, o[i], r[i], r[i], row.cut);
+      if constexpr (kCrossEntropy) {
+        sums.others += head.exponential(loader.by_student ? r[i] : o[i]);
+      }
     }
   }
   if (const int j = range.left_out<Elem>(classes); j >= 0) {
     const float r = load_as<float>(rank[j]), o = load_as<float>(other[j]);
     const bool in = in_primary(r, row.cut, j, range.target_class);
-    const float others = sums.others;
-    sums.add<kFromGap, kCrossEntropy>(row, o, r, in ? 1.0f : 0.0f, 1, ratio, loader.by_student);
-    if (j == range.target_class) sums.others = others;
+    sums.add<kFromGap>(row, o, r, in ? 1.0f : 0.0f, 1);
+    if (kCrossEntropy && j != range.target_class) {
+      sums.others += head.exponential(loader.by_student ? r : o);
+    }
   }
   if (loader.by_student) sums.swap();
   return sums;
@@ -160,17 +158,16 @@ struct PlainSums {
   }
 };
 
-/// accumulate_moments() over vectors, for every thread. A warp's sums are added in float. `ratio`:
-/// T, for cross-entropy.
+/// accumulate_moments() over vectors, for every thread. A warp's sums are added in float.
 template <bool kCrossEntropy, class Elem>
 __device__ PlainSums vector_moments(const ContiguousLoader<float, Elem>& loader, int classes,
-                                    const VectorRow& row, const VectorRange& range, float ratio,
-                                    VectorSums* of_warps) {
+                                    const VectorRow& row, const VectorRange& range,
+                                    const VectorHead& head, VectorSums* of_warps) {
   const VectorRow by_rank = loader.by_student ? row.swapped() : row;
   const VectorSums thread =
       row.from_gap()
-          ? thread_vector_moments<true, kCrossEntropy>(loader, classes, by_rank, range, ratio)
-          : thread_vector_moments<false, kCrossEntropy>(loader, classes, by_rank, range, ratio);
+          ? thread_vector_moments<true, kCrossEntropy>(loader, classes, by_rank, range, head)
+          : thread_vector_moments<false, kCrossEntropy>(loader, classes, by_rank, range, head);
   return reduce_block<PlainSums>(thread, of_warps);
 }
 
@@ -189,11 +186,6 @@ struct VectorCoef {
         coef_diff(classes == 1 ? 0 : (c.coef_q + c.coef_diff) * c.inv_sum_teacher) {}
 };
 
-/// Cross-entropy's part of the gradient: of class j factor 2^(T y), with y the student's exponent.
-struct VectorHead {
-  float ratio, factor, target;  ///< ratio: T
-};
-
 /// A thread's part of the gradient pass. kRestKl: the rest has a KL.
 template <bool kFromGap, bool kRestKl, bool kCrossEntropy>
 struct VectorGradient {
@@ -210,7 +202,7 @@ struct VectorGradient {
   /// With cross-entropy's part, for every class but the target.
   __device__ __forceinline__ float with_head(float gradient, float s) const {
     if constexpr (!kCrossEntropy) return gradient;
-    return fmaf(head.factor, exp2_approx(row.student_exponent(s) * head.ratio), gradient);
+    return fmaf(head.factor, head.exponential(s), gradient);
   }
   /// d_j
   __device__ __forceinline__ float ratio(float s, float u, bool in) const {
@@ -309,8 +301,8 @@ struct VectorGradient {
       const bool in = in_primary(loader.by_student ? s : u, row.cut, j, range.target_class);
       const Result result = kRestKl || in ? any(s, u, ratio(s, u, in), in) : outside(s);
       kl[in ? 0 : 1] += result.mass * result.phi;
-      const float value =
-          j == range.target_class ? result.gradient + head.target : with_head(result.gradient, s);
+      const bool is_target = kCrossEntropy && j == range.target_class;
+      const float value = is_target ? result.gradient + head.target : with_head(result.gradient, s);
       if (gradient != nullptr) store_as(value, gradient + j);
     }
   }

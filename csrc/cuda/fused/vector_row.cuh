@@ -7,17 +7,20 @@
 
 namespace gkd::cuda {
 
-/// The row's largest logits, and its smallest ranking logit. A NaN is skipped here; it makes the
+/// The row's largest logits, its smallest ranking logit, and for cross-entropy the largest student
+/// logit of all classes but the target. A NaN is skipped here; it makes the
 /// sums NaN, so that they are not accurate.
 struct RowExtremes {
   float teacher = -std::numeric_limits<float>::infinity();
   float student = -std::numeric_limits<float>::infinity();
   float low = std::numeric_limits<float>::infinity();
+  float others = -std::numeric_limits<float>::infinity();
 
   __device__ __forceinline__ void merge(const RowExtremes& y) {
     teacher = fmaxf(teacher, y.teacher);
     student = fmaxf(student, y.student);
     low = fminf(low, y.low);
+    others = fmaxf(others, y.others);
   }
 };
 
@@ -114,6 +117,27 @@ struct VectorRow {
     return kFromGap ? fmaf(u - s, inv_temperature, ratio - gap) : fmaf(x - y, kLn2, ratio);
   }
   static constexpr float kLn2 = 0.693147181f;
+};
+
+/// Cross-entropy's exponentials: exp(scale (S_j - high)) = 2^(S_j c - k) with c = scale log2(e) and
+/// k the integer next to the exponent of the largest logit but the target's, so that the classes
+/// that matter have small exponents.
+struct VectorHead {
+  float scale = 0, zero = 0;     ///< c, k
+  float factor = 0, target = 0;  ///< CrossEntropyCoef
+
+  VectorHead() = default;
+  __device__ VectorHead(float scale, const RowExtremes& extremes)
+      : scale(in_register(scale * kLog2e)),
+        zero(in_register(rintf(extremes.others * this->scale))) {}
+
+  /// False where there is no other class that is finite.
+  __device__ bool is_accurate() const { return fabsf(zero) < 1e6f; }
+  __device__ __forceinline__ float exponential(float s) const {
+    return exp2_approx(fmaf(s, scale, -zero));
+  }
+  /// What OtherSum calls `high`.
+  __device__ double high() const { return static_cast<double>(zero) / static_cast<double>(scale); }
 };
 
 }  // namespace gkd::cuda

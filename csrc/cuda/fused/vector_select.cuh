@@ -12,22 +12,30 @@ __device__ __forceinline__ const Elem* ranking(const ContiguousLoader<float, Ele
   return loader.by_student ? loader.student : loader.teacher;
 }
 
-/// The largest element of a segment and, where kLow, the smallest one. NaN is skipped.
-template <bool kLow, class Elem>
-__device__ __forceinline__ Extremes<float> vector_extremes(const Elem* segment, int classes) {
-  const int whole = classes / kPerVector<Elem>;
+/// The largest element of a segment and, where kLow, the smallest one; with kSkip of all but the
+/// one at `skipped`, which lies in whole vector `vector` unless that is -1. NaN is skipped.
+template <bool kLow, bool kSkip = false, class Elem>
+__device__ __forceinline__ Extremes<float> vector_extremes(const Elem* segment, int classes,
+                                                           int vector = -1, int skipped = -1) {
+  constexpr int kN = kPerVector<Elem>;
+  const int whole = classes / kN;
   VectorExtremes<Elem> vectors;
 #pragma unroll 4
   for (int v = threadIdx.x; v < whole; v += kFusedThreads) {
-    const uint4 vector = read_vector(segment, v);
-    vectors.add_to_high(vector);
-    if constexpr (kLow) vectors.add_to_low(vector);
+    if (kSkip && v == vector) continue;
+    const uint4 x = read_vector(segment, v);
+    vectors.add_to_high(x);
+    if constexpr (kLow) vectors.add_to_low(x);
   }
   Extremes<float> e{vectors.high(), vectors.low()};
-  const int j = whole * kPerVector<Elem> + threadIdx.x;
-  if (j < classes) {
+  const auto add = [&](int j) {
     const float x = load_as<float>(segment[j]);
     e = {fmaxf(e.high, x), fminf(e.low, x)};
+  };
+  const int thread = threadIdx.x;
+  if (const int j = whole * kN + thread; j < classes && j != skipped) add(j);
+  if (kSkip && vector >= 0 && thread < kN && vector * kN + thread != skipped) {
+    add(vector * kN + thread);
   }
   return e;
 }
