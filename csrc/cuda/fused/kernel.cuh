@@ -39,21 +39,19 @@ __device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count
 template <bool kOthers, class Elem>
 __device__ RowExtremes thread_row_extremes(const ContiguousLoader<float, Elem>& loader, int classes,
                                            const VectorRange& range) {
-  const Elem *student = loader.student, *teacher = loader.teacher;
-  Extremes<float> s, u;
-  if (loader.by_student) {
-    s = vector_extremes<true, kOthers>(student, classes, range.target, range.target_class);
-    u = vector_extremes<false>(teacher, classes);
-  } else {
-    s = vector_extremes<false, kOthers>(student, classes, range.target, range.target_class);
-    u = vector_extremes<true>(teacher, classes);
-  }
-  const float others = s.high;
+  const Elem* rank = ranking(loader);
+  const Elem* other = loader.by_student ? loader.teacher : loader.student;
+  Extremes<float> r =
+      vector_extremes<true, kOthers>(rank, classes, range.target, range.target_class);
+  Extremes<float> o =
+      vector_extremes<false, kOthers>(other, classes, range.target, range.target_class);
+  const float others = loader.by_student ? r.high : o.high;
   if (kOthers && range.target_class >= 0) {
-    const float x = load_as<float>(student[range.target_class]);
-    s = {fmaxf(s.high, x), fminf(s.low, x)};
+    const float x = load_as<float>(rank[range.target_class]);
+    r = {fmaxf(r.high, x), fminf(r.low, x)};
+    o.high = fmaxf(o.high, load_as<float>(other[range.target_class]));
   }
-  return {u.high, s.high, loader.by_student ? s.low : u.low, others};
+  return {loader.by_student ? o.high : r.high, loader.by_student ? r.high : o.high, r.low, others};
 }
 
 /// A warp adds cross-entropy's sums of a row's segments, in an order that their number alone

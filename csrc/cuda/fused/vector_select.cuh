@@ -33,7 +33,7 @@ __device__ __forceinline__ Extremes<float> vector_extremes(const Elem* segment, 
     e = {fmaxf(e.high, x), fminf(e.low, x)};
   };
   const int thread = threadIdx.x;
-  if (const int j = whole * kN + thread; j < classes && j != skipped) add(j);
+  if (const int j = whole * kN + thread; j < classes && !(kSkip && j == skipped)) add(j);
   if (kSkip && vector >= 0 && thread < kN && vector * kN + thread != skipped) {
     add(vector * kN + thread);
   }
