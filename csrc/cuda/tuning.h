@@ -80,9 +80,9 @@ constexpr int kFusedListedKeys = 2048;
 constexpr int kFusedListBytes = kFusedListedKeys * 8;
 
 /// What decides how many blocks share a row: a multiprocessor's cycles for the passes over one
-/// class, and for the serial part of a row by one block and by a cluster (modelled from the machine
-/// code for sm_90). Only their ratios matter.
-constexpr double kClassCycles = 1, kBlockRowCycles = 7000, kClusterRowCycles = 10000;
+/// class, and for the serial part of a row by one block and by a cluster (the latencies along the
+/// chain of dependent instructions, added up for sm_90). Only their ratios matter.
+constexpr double kClassCycles = 1, kBlockRowCycles = 7000, kClusterRowCycles = 11700;
 
 /// The largest cluster that exists. Those of more than 8 blocks are not portable: a kernel has to
 /// allow them.
