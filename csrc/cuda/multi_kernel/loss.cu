@@ -1,11 +1,11 @@
 // The loss by several kernels: any row length, any architecture. One block per segment sums the
 // moments, one warp per row merges them into the row's coefficients, and one block per segment
 // writes the gradient. Both inputs are read twice, the gradient is written once.
+#include "cuda/block/cross_entropy.cuh"
 #include "cuda/block/moments.cuh"
 #include "cuda/block/passes.cuh"
 #include "cuda/block/row_coefficients.cuh"
 #include "cuda/launch_kernel.cuh"
-#include "cuda/block/cross_entropy.cuh"
 #include "cuda/multi_kernel/stages.h"
 
 namespace gkd::cuda {

@@ -1,9 +1,9 @@
 // The loss of rows whose classes are sharded over ranks: the passes of multi_kernel/loss.cu over
 // this rank's classes, with all ranks' moments in between.
+#include "cuda/block/cross_entropy.cuh"
 #include "cuda/block/passes.cuh"
 #include "cuda/block/row_coefficients.cuh"
 #include "cuda/launch_kernel.cuh"
-#include "cuda/block/cross_entropy.cuh"
 #include "cuda/multi_kernel/stages.h"
 #include "cuda/row_ops.h"
 #include "cuda/sharded/launch.h"
