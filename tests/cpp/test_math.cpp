@@ -219,6 +219,19 @@ TEST(RowMaths, LossAndGradientAreTheFormulas) {
   }
 }
 
+TEST(RowMaths, KeepsDigitsOfASmallMass) {
+  gkd::GroupMoments<double> moments[2];
+  for (int g = 0; g < 2; ++g) {
+    moments[g].shift = {0, 0};
+    moments[g].sum_teacher = moments[g].sum_student = g == 0 ? 3 : 6e-20;
+    moments[g].count = 2;
+  }
+  gkd::GroupCoef<double> coef[2];
+  const gkd::RowSummary row = gkd::row_coefficients(moments, gkd::Weights{}, coef);
+  EXPECT_NEAR(row.p_rest / 2e-20, 1, 1e-15);
+  EXPECT_NEAR(row.q_rest / 2e-20, 1, 1e-15);
+}
+
 TEST(RowMaths, AWeightOfZeroMeetsNoInfinity) {
   const double inf = std::numeric_limits<double>::infinity();
   EXPECT_EQ(gkd::row_loss(gkd::RowSummary{}, gkd::Weights{}, inf, inf), 0);

@@ -33,9 +33,9 @@ MATHS = [
         name="rest-by-subtraction",
         fault="P' = 1 - P, which keeps no digit of a small P'",
         file="csrc/math/loss.h",
-        old="row->p_rest = mass[1];",
-        new="row->p_rest = 1 - row->p;",
-        by=("gkd_math_test Binary*",),
+        old="row.p_rest = value[3];",
+        new="row.p_rest = 1 - row.p;",
+        by=("gkd_math_test RowMaths*",),
     ),
     Mutant(
         name="binary-plain",
