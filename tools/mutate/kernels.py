@@ -54,7 +54,7 @@ KERNELS = [
     Mutant(
         name="row-shift-trusted",
         fault="a group without digits relative to the row's shift is not summed again",
-        file="csrc/cuda/fused/vector_passes.cuh",
+        file="csrc/cuda/fused/vector_moments.cuh",
         old="return inverse > 0 && inverse <= 1 / kLeastSum; };",
         new="return inverse >= 0; };",
         by=("gkd_kernel_test Kernels.GroupsFarApart*",),

@@ -2,71 +2,14 @@
 // there. Device memory sees each input read once and the gradient written once, the least possible.
 // A group of blocks (block_group.cuh) processes the row; each block copies one segment.
 //
-// float32 and 16-bit rows are read as vectors (vector_passes.cuh), float64 rows by class.
+// float32 and 16-bit rows are read as vectors (vector_moments.cuh, vector_gradient.cuh), float64
+// rows by class.
 #pragma once
 
 #include "cuda/fused/find_cut.cuh"
 #include "cuda/fused/plan.h"
 
 namespace gkd::cuda {
-
-/// A warp adds the sums of a row's segments, in an order that their number alone decides.
-template <bool kGlobal>
-__device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count,
-                         RowExtremes maxima, std::int64_t classes, SegmentMoments* row) {
-  // 8 lanes for each of 4 subsets of the segments; lane l has sum l % 8.
-  static_assert(PlainSums::kSums == 8);
-  const int lane = threadIdx.x, index = lane % 8;
-  double sum = 0;
-  for (int r = lane / 8; r < count; r += kWarp / 8) {
-    sum += segments.template part<double>(r, index);
-  }
-  sum += __shfl_xor_sync(~0u, sum, 8);
-  sum += __shfl_xor_sync(~0u, sum, 16);
-  GroupMoments<double>& group = row->group[index % 2];
-  if (lane < 2) group.sum_teacher = sum, group.shift = {maxima.teacher, maxima.student};
-  if (lane == 2 || lane == 3) group.sum_student = sum;
-  if (lane == 4 || lane == 5) group.sum_diff = sum;
-  if (lane == 6) {
-    row->group[0].count = static_cast<long long>(sum);
-    row->group[1].count = classes - static_cast<long long>(sum);
-    row->invalid = 0;  // a NaN makes the sums NaN
-  }
-  __syncwarp();  // every lane reads the moments
-}
-
-/// A thread's part of the row's extremes; kOthers: with those of all classes but the target.
-template <bool kOthers, class Elem>
-__device__ RowExtremes thread_row_extremes(const ContiguousLoader<float, Elem>& loader, int classes,
-                                           const VectorRange& range) {
-  const Elem* rank = ranking(loader);
-  const Elem* other = loader.by_student ? loader.teacher : loader.student;
-  Extremes<float> r =
-      vector_extremes<true, kOthers>(rank, classes, range.target, range.target_class);
-  Extremes<float> o =
-      vector_extremes<false, kOthers>(other, classes, range.target, range.target_class);
-  const float others = loader.by_student ? r.high : o.high;
-  if (kOthers && range.target_class >= 0) {
-    const float x = load_as<float>(rank[range.target_class]);
-    r = {fmaxf(r.high, x), fminf(r.low, x)};
-    o.high = fmaxf(o.high, load_as<float>(other[range.target_class]));
-  }
-  return {loader.by_student ? o.high : r.high, loader.by_student ? r.high : o.high, r.low, others};
-}
-
-/// A warp adds cross-entropy's sums of a row's segments, in an order that their number alone
-/// decides. Valid in lane 0.
-template <bool kGlobal>
-__device__ OtherSum add_others(const Gathered<PlainSums, kGlobal>& segments, int count,
-                               const VectorHead& head) {
-  double sum = 0;
-  for (int r = threadIdx.x % kWarp; r < count; r += kWarp) {
-    sum += segments.template part<double>(r, PlainSums::kOthers);
-  }
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  return {head.high(), sum};
-}
 
 /// One thread writes what is reported of a row.
 template <class T>
@@ -197,7 +140,8 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
                                         shared.temp.vector_kl);
   }
   if (group.reduce_to_one(&kl) && threadIdx.x == 0) {
-    report_row(c, row, shared.row.kind, kl, shared.report, shared.head);
+    report_row(c, row, shared.row.kind, kl, shared.report,
+               kCrossEntropy ? shared.head : RowHead<T>{});
     c.w.state[row].kind = shared.row.kind;
     c.w.state[row].cut = cut;
   }

@@ -61,10 +61,7 @@ __device__ KeyOf<T> search_list(const KeyOf<T>* list, int count, const StopRule&
     __syncthreads();  // all bins are zero, and every thread has left the last pass
     if (thread == 0) storage.num_few = 0;
     for (int k = thread; k < count; k += kFusedThreads) {
-      const KeyOf<T> key = list[k];
-      if (!search.holds(key)) continue;
-      atomicAdd(&bins[search.bin(key, shift)],
-                static_cast<unsigned long long>(weight.of(keys.logit(key))));
+      add_to_histogram(search, shift, keys, weight, list[k], bins);
     }
     __syncthreads();  // every key is in its bin
     const WeightSum own{bins[thread]};

@@ -6,7 +6,7 @@
 #include "cuda/fused/cluster_group.cuh"
 #include "cuda/fused/grid_group.cuh"
 #include "cuda/fused/search_list.cuh"
-#include "cuda/fused/vector_passes.cuh"
+#include "cuda/fused/vector_gradient.cuh"
 
 namespace gkd::cuda {
 
