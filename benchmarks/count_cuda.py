@@ -52,15 +52,18 @@ ROWS = {"block": (20_000, 1), "cluster": (85_742, 8), "grid": (120_000, 8)}
 TILE = 8192
 
 
-def run(emulator: str, program: str, *arguments: str) -> dict[str, Any]:
-    """The counts of the fused kernel's launch."""
+def run(emulator: str, program: str, *arguments: str) -> list[dict[str, Any]]:
+    """The counts of each kernel launch."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "counts")
         environment = {**os.environ, "PTXEMU_CXXFLAGS": UNOPTIMIZED, "PTXEMU_COUNT": str(path)}
         subprocess.run([emulator, program, *arguments], check=True, env=environment)
-        launches = [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _fused(launches: list[dict[str, Any]]) -> dict[str, Any]:
     (launch,) = [found for found in launches if "fused_kernel" in found["kernel"]]
-    return launch  # type: ignore[no-any-return]
+    return launch
 
 
 def _instructions(launch: dict[str, Any]) -> Counter[str]:
@@ -111,7 +114,7 @@ def count(emulator: str, program: str) -> dict[tuple[str, ...], float]:
 
         def counted(*loss: str) -> Iterator[tuple[str, float]]:
             long, short = (
-                run(emulator, program, dtype, strategy, row, str(length), *loss)
+                _fused(run(emulator, program, dtype, strategy, row, str(length), *loss))
                 for length in (classes, fewer)
             )
             return quantities(long, short, classes, fewer, BYTES[dtype])
@@ -123,11 +126,13 @@ def count(emulator: str, program: str) -> dict[tuple[str, ...], float]:
         return {(*case, name): value for name, value in found}
 
     cases = list(product(ROWS, BYTES, ROW_KINDS))
-    per_strategy = len(cases) // len(ROWS)
+    first = cases[:: len(cases) // len(ROWS)]
+    # The emulator compiles a file of kernels on its first launch, and two processes must not do
+    # the same file: first those that all strategies share, then each strategy's own.
+    run(emulator, program, "float32", "multi_kernel", "flat", "1000")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # The first call of a strategy has its kernels compiled, once.
-        found = list(pool.map(both, cases[::per_strategy]))
-        found += pool.map(both, [case for k, case in enumerate(cases) if k % per_strategy])
+        found = list(pool.map(both, first))
+        found += pool.map(both, [case for case in cases if case not in first])
     counts = {key: value for part in found for key, value in part.items()}
     return {key: counts[key] for case in cases for key in counts if key[:3] == case}
 

@@ -1,6 +1,7 @@
-// One call of a fused kernel on one row, for a tool that counts its instructions
+// One call of the loss on one row, for a tool that counts its instructions
 // (benchmarks/count_cuda.py): T = 4, threshold 0.93, with a gradient.
-// Usage: gkd_count_cuda float32|bfloat16|float16 block|cluster|grid flat|small CLASSES [training]
+// Usage: gkd_count_cuda float32|bfloat16|float16 STRATEGY flat|small CLASSES [training]
+// STRATEGY: multi_kernel, block, cluster or grid.
 // training: with cross-entropy, as gkd.training_loss.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -26,6 +27,7 @@ constexpr int kBlocks = 8;                       // of a cluster, and of a grid
 
 /// Limits under which the planner has no choice but this strategy.
 Device device_for(const std::string& strategy, std::int64_t classes, std::size_t element_bytes) {
+  if (strategy == "multi_kernel") return {1, 0, 0, false};
   if (strategy == "block") return {1, kSharedBytes, 0, false};
   // An eighth of the row, and what a block needs besides: less than all of the row.
   const std::size_t segment = 2 * classes * element_bytes / kBlocks;
@@ -59,7 +61,8 @@ int run(Dtype dtype, const std::string& strategy, Logits kind, std::int64_t clas
   const char* names[] = {"multi_kernel", "block", "cluster", "grid"};
   const FusedPlan plan = plan_fused(p, device);
   const char* planned = names[static_cast<int>(plan.strategy)];
-  if (planned != strategy || plan.blocks_per_row != (strategy == "block" ? 1 : kBlocks)) {
+  const bool has_team = strategy == "cluster" || strategy == "grid";
+  if (planned != strategy || plan.blocks_per_row != (has_team ? kBlocks : 1)) {
     std::fprintf(stderr, "the plan is %s of %d blocks\n", planned, plan.blocks_per_row);
     return 1;
   }
