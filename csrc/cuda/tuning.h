@@ -83,6 +83,10 @@ constexpr int kFusedListBytes = kFusedListedKeys * 8;
 /// class, and for the serial part of a row by one block and by a cluster (modelled from the machine
 /// code for sm_90). Only their ratios matter.
 constexpr double kClassCycles = 1, kBlockRowCycles = 7000, kClusterRowCycles = 10000;
+/// As kClusterRowCycles, by a cooperative grid: it has four barriers of 2,000 cycles more.
+constexpr double kGridRowCycles = 18000;
+/// The passes over a class of a streamed row: 6% more instructions, and waits for the L2 cache.
+constexpr double kStreamedClassCycles = 1.1;
 
 /// The largest cluster that exists. Those of more than 8 blocks are not portable: a kernel has to
 /// allow them.

@@ -46,12 +46,24 @@ std::vector<Way> ways_of(const Problem& p) {
     std::vector<Way> found;
     for (std::size_t kib = 16; kib <= 220; ++kib) {
       const Device device{l.multiprocessors, kib << 10, l.cluster, l.cooperative};
-      if (plan_fused(p, device).strategy == l.strategy) {
-        found.push_back({l.name, false, device});
-      }
+      const FusedPlan plan = plan_fused(p, device);
+      if (plan.strategy == l.strategy && !plan.streamed) found.push_back({l.name, false, device});
     }
     if (!found.empty()) ways.push_back(found.front());
     if (found.size() > 1) ways.push_back(found.back());
+  }
+  // Streamed rows need the least shared memory of all: just that.
+  const Limits streamed[] = {{"streamed cluster", LaunchStrategy::kCluster, 16, 16, false},
+                             {"streamed cluster", LaunchStrategy::kCluster, 2, 2, false},
+                             {"streamed grid", LaunchStrategy::kGrid, 12, 0, true}};
+  for (const Limits& l : streamed) {
+    Device device{l.multiprocessors, 0, l.cluster, l.cooperative};
+    FusedPlan plan;
+    while (plan.strategy == LaunchStrategy::kMultiKernel && device.shared_bytes < 220 << 10) {
+      device.shared_bytes += kVectorBytes;
+      plan = plan_fused(p, device);
+    }
+    if (plan.strategy == l.strategy && plan.streamed) ways.push_back({l.name, false, device});
   }
   return ways;
 }

@@ -86,6 +86,9 @@ TEST_F(Kernels, EveryRegimeIsReached) {
     for (const char* name : {"sort", "split", "block", "cluster", "grid"}) {
       EXPECT_NE(std::find(names.begin(), names.end(), name), names.end()) << name;
     }
+    const int streamed = d == Dtype::kDouble ? 0 : 1;
+    EXPECT_EQ(std::count(names.begin(), names.end(), "streamed grid"), streamed);
+    EXPECT_EQ(std::count(names.begin(), names.end(), "streamed cluster"), 2 * streamed);
   }
 }
 

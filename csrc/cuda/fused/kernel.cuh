@@ -1,6 +1,7 @@
 // A row in one kernel: both inputs are copied into shared memory once, and every pass reads them
 // there. Device memory sees each input read once and the gradient written once, the least possible.
-// A group of blocks (block_group.cuh) processes the row; each block copies one segment.
+// A group of blocks (block_group.cuh) processes the row; each block copies one segment. Of a
+// streamed row only the ranking input is copied (streamed.cuh).
 //
 // float32 and 16-bit rows are read as vectors (vector_passes.cuh), float64 rows by class.
 #pragma once
@@ -36,13 +37,13 @@ __device__ void add_sums(const Gathered<PlainSums, kGlobal>& segments, int count
 
 /// One segment of a counted row, by one block: cut, moments, coefficients, gradient. One block
 /// writes the row's report.
-template <class T, class Elem, class BlockGroup>
+template <class T, class Loader, class BlockGroup>
 __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t row,
                                             std::int64_t row_target, T cut, double weight,
-                                            std::int64_t begin,
-                                            const ContiguousLoader<T, Elem>& loader, int classes,
+                                            std::int64_t begin, const Loader& loader, int classes,
                                             FusedStorage<T, BlockGroup>& shared,
                                             BlockGroup& group) {
+  using Elem = typename Loader::Element;
   constexpr bool kVectors = std::is_same_v<T, float>;
   const Problem& p = c.p;
   const Segment segment{0, classes};
@@ -52,18 +53,17 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   bool vectors = false;
   RowExtremes extremes;
   if constexpr (kVectors) {
-    const Elem* other = loader.by_student ? loader.teacher : loader.student;
     const Extremes<float> r = vector_extremes<true>(ranking(loader), classes);
-    const Extremes<float> o = vector_extremes<false>(other, classes);
+    const float other = other_high(loader, classes);
     const bool by_student = loader.by_student;
-    extremes = {by_student ? o.high : r.high, by_student ? r.high : o.high, r.low};
+    extremes = {by_student ? other : r.high, by_student ? r.high : other, r.low};
     extremes = reduce_block(extremes, shared.extremes);
     if (group.size() > 1) extremes = all_reduce(group, extremes);
     vectors = VectorRow(extremes, c.inv_temperature, 0).is_accurate();
   }
   if (!c.constant_cut) {
-    cut = find_cut(p, loader, segment, p.template inv_group_temperature<T>(), vectors, extremes,
-                   shared, group);
+    cut = find_cut(p, for_ranking(loader), segment, p.template inv_group_temperature<T>(), vectors,
+                   extremes, shared, group);
     __syncthreads();  // every thread has left the search before its storage is reused
   }
   const VectorRow vector_row(extremes, static_cast<float>(c.inv_temperature),
@@ -131,7 +131,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   __syncthreads();  // the row is finished before the next one's copy overwrites it
 }
 
-template <class Elem, class BlockGroup>
+template <class Elem, class BlockGroup, bool kStreamed>
 __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
     fused_kernel(const FusedCall<Arithmetic<Elem>> c) {
   using T = Arithmetic<Elem>;
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
   extern __shared__ __align__(16) char memory[];
   auto& shared = *reinterpret_cast<typename Layout::Storage*>(memory);
   char* segments = memory + Layout::kSegmentOffset;
-  Elem* student_segment = reinterpret_cast<Elem*>(segments);
+  Elem* student_segment = reinterpret_cast<Elem*>(segments);  // of a streamed row the ranking one's
   Elem* teacher_segment =
       reinterpret_cast<Elem*>(segments + Layout::segment_bytes(c.plan.segment_classes));
   BlockGroup group{shared.group};
@@ -148,17 +148,29 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
   const int classes = static_cast<int>(min(c.plan.segment_classes, c.p.classes - begin));
   const auto weight = static_cast<double>(*c.w.weight);
   for (std::int64_t row = group.group(); row < c.p.rows; row += group.num_groups()) {
-    ContiguousLoader<T, Elem> loader(c.p, row);
-    copy_segment(student_segment, loader.student + begin, classes);
-    copy_segment(teacher_segment, loader.teacher + begin, classes);
+    const ContiguousLoader<T, Elem> in_memory(c.p, row);
+    if constexpr (kStreamed) {
+      copy_segment(student_segment, ranking(in_memory) + begin, classes);
+    } else {
+      copy_segment(student_segment, in_memory.student + begin, classes);
+      copy_segment(teacher_segment, in_memory.teacher + begin, classes);
+    }
     __pipeline_commit();
     // Read while the copies are under way: to wait first would leave the memory idle.
     const RowState<T>& state = c.w.state[row];
     const RowKind kind = state.kind;
     const std::int64_t target = state.target;
     const T cut = c.constant_cut ? state.cut : T(0);
-    loader.student = student_segment;
-    loader.teacher = teacher_segment;
+    std::conditional_t<kStreamed, StreamedLoader<Elem>, ContiguousLoader<T, Elem>> loader;
+    loader.by_student = in_memory.by_student;
+    if constexpr (kStreamed) {
+      loader.rank_logits = student_segment;
+      loader.other = StreamedSegment<Elem>(not_ranking(in_memory) + begin);
+      loader.other_high = loader.other.thread_high(classes);
+    } else {
+      loader.student = student_segment;
+      loader.teacher = teacher_segment;
+    }
     __pipeline_wait_prior(0);
     __syncthreads();  // the copies of all threads have landed
     if (kind == RowKind::kCounted) {

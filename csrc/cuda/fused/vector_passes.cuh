@@ -105,24 +105,24 @@ struct VectorSums {
 };
 
 /// Where the student ranks, the two change places: `row` is swapped() then, and so are the sums.
-template <bool kFromGap, class Elem>
-__device__ VectorSums thread_vector_moments(const ContiguousLoader<float, Elem>& loader,
-                                            int classes, const VectorRow& row,
+template <bool kFromGap, class Loader>
+__device__ VectorSums thread_vector_moments(const Loader& loader, int classes, const VectorRow& row,
                                             const VectorRange& range) {
+  using Elem = typename Loader::Element;
   constexpr int kN = kPerVector<Elem>;
   const Elem* rank = ranking(loader);
-  const Elem* other = loader.by_student ? loader.teacher : loader.student;
+  auto others = other_vectors(loader, range.whole);
   VectorSums sums;
   for (int v = threadIdx.x; v < range.whole; v += kFusedThreads) {
-    if (v == range.target) continue;
     float r[kN], o[kN];
+    unpack<Elem>(others.take(v), o);
+    if (v == range.target) continue;
     load_vector(rank, v, r);
-    load_vector(other, v, o);
 #pragma unroll
     for (int i = 0; i < kN; ++i) sums.add<kFromGap>(row, o[i], r[i], r[i], row.cut);
   }
   if (const int j = range.left_out<Elem>(classes); j >= 0) {
-    const float r = load_as<float>(rank[j]), o = load_as<float>(other[j]);
+    const float r = load_as<float>(rank[j]), o = load_as<float>(not_ranking(loader)[j]);
     const bool in = in_primary(r, row.cut, j, range.target_class);
     sums.add<kFromGap>(row, o, r, in ? 1.0f : 0.0f, 1);
   }
@@ -147,10 +147,9 @@ struct PlainSums {
 };
 
 /// accumulate_moments() over vectors, for every thread. A warp's sums are added in float.
-template <class Elem>
-__device__ PlainSums vector_moments(const ContiguousLoader<float, Elem>& loader, int classes,
-                                    const VectorRow& row, const VectorRange& range,
-                                    VectorSums* of_warps) {
+template <class Loader>
+__device__ PlainSums vector_moments(const Loader& loader, int classes, const VectorRow& row,
+                                    const VectorRange& range, VectorSums* of_warps) {
   const VectorRow by_rank = loader.by_student ? row.swapped() : row;
   const VectorSums thread = row.from_gap()
                                 ? thread_vector_moments<true>(loader, classes, by_rank, range)
@@ -216,9 +215,8 @@ struct VectorGradient {
   }
 
   /// `gradient` is the segment's, or null.
-  template <class Elem>
-  __device__ void run(const ContiguousLoader<float, Elem>& loader, int classes,
-                      const VectorRange& range, Elem* gradient) {
+  template <class Loader, class Elem>
+  __device__ void run(const Loader& loader, int classes, const VectorRange& range, Elem* gradient) {
     // A warp reads kTile x 32 consecutive vectors: each lane kItems classes. Every lane takes part
     // in the votes, with vectors of its own or with the last one.
     constexpr int kN = kPerVector<Elem>, kTile = kItems / kN;
@@ -288,10 +286,9 @@ struct VectorGradient {
 };
 
 /// write_gradient() over vectors, for every thread. `gradient` is the segment's, or null.
-template <class Elem>
-__device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader, int classes,
-                                     const VectorRow& row, const VectorRange& range,
-                                     const RowState<float>& state,
+template <class Loader, class Elem>
+__device__ SegmentKl vector_gradient(const Loader& loader, int classes, const VectorRow& row,
+                                     const VectorRange& range, const RowState<float>& state,
                                      const std::int64_t (&group_classes)[2], bool all_kl,
                                      Elem* gradient, SegmentKl* of_warps) {
   const GroupCoef<float> primary = state.coef[0], rest = state.coef[1];
@@ -300,7 +297,7 @@ __device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader
     VectorGradient<from_gap(), rest_kl()> pass{row, VectorCoef(primary, group_classes[0]),
                                                VectorCoef(rest, group_classes[1]),
                                                rest.coef_q * rest.inv_sum_student};
-    pass.run(loader, classes, range, gradient);
+    with_inputs(loader, [&](const auto& inputs) { pass.run(inputs, classes, range, gradient); });
     kl[0] = pass.kl[0];
     kl[1] = pass.kl[1];
   };

@@ -3,14 +3,10 @@
 #pragma once
 
 #include "cuda/block/histogram.cuh"
+#include "cuda/fused/streamed.cuh"
 #include "cuda/fused/vector_row.cuh"
 
 namespace gkd::cuda {
-
-template <class Elem>
-__device__ __forceinline__ const Elem* ranking(const ContiguousLoader<float, Elem>& loader) {
-  return loader.by_student ? loader.student : loader.teacher;
-}
 
 /// The largest element of a segment and, where kLow, the smallest one. NaN is skipped.
 template <bool kLow, class Elem>
@@ -30,6 +26,17 @@ __device__ __forceinline__ Extremes<float> vector_extremes(const Elem* segment, 
     e = {fmaxf(e.high, x), fminf(e.low, x)};
   }
   return e;
+}
+
+/// The largest of this thread's classes in the input that does not rank.
+template <class Elem>
+__device__ __forceinline__ float other_high(const ContiguousLoader<float, Elem>& loader,
+                                            int classes) {
+  return vector_extremes<false>(not_ranking(loader), classes).high;
+}
+template <class Elem>
+__device__ __forceinline__ float other_high(const StreamedLoader<Elem>& loader, int /*classes*/) {
+  return loader.other_high;
 }
 
 /// Calls visit(r, v) for the ranking logits r[kPerVector] of every vector v.
