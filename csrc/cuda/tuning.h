@@ -80,13 +80,15 @@ constexpr int kFusedListedKeys = 2048;
 constexpr int kFusedListBytes = kFusedListedKeys * 8;
 
 /// What decides how many blocks share a row: a multiprocessor's cycles for the passes over one
-/// class, and for the serial part of a row by one block and by a cluster (modelled from the machine
-/// code for sm_90). Only their ratios matter.
-constexpr double kClassCycles = 1, kBlockRowCycles = 7000, kClusterRowCycles = 10000;
+/// class by a block alone and by one of two, and for the serial part of a row by one block and by a
+/// cluster (modelled from the machine code for sm_90). Only their ratios matter.
+constexpr double kClassCycles = 1.15, kSharedClassCycles = 0.75;
+constexpr double kBlockRowCycles = 7000, kClusterRowCycles = 10000;
 /// As kClusterRowCycles, by a cooperative grid: it has four barriers of 2,000 cycles more.
 constexpr double kGridRowCycles = 18000;
-/// The passes over a class of a streamed row: 6% more instructions, and waits for the L2 cache.
-constexpr double kStreamedClassCycles = 1.1;
+/// By this factor the passes over a streamed row take longer: 6% more instructions, and waits for
+/// the L2 cache.
+constexpr double kStreamedCost = 1.15;
 
 /// The largest cluster that exists. Those of more than 8 blocks are not portable: a kernel has to
 /// allow them.

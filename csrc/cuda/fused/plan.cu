@@ -59,11 +59,13 @@ struct Planner {
   void take_if_cheaper(const FusedPlan& plan, std::int64_t groups, bool paired, double serial) {
     const auto waves = static_cast<double>(ceil_div(p.rows, groups));
     const bool share = paired && groups * plan.blocks_per_row > d.multiprocessors;
-    const double passes = (plan.streamed ? kStreamedClassCycles : kClassCycles) *
-                          static_cast<double>(plan.segment_classes);
+    const double classes =
+        (plan.streamed ? kStreamedCost : 1) * static_cast<double>(plan.segment_classes);
+    const double alone = kClassCycles * classes + serial;
+    const double both = 2 * kSharedClassCycles * classes;
     // The blocks of the first wave start together; later ones fill each other's serial part.
-    const double first = (share ? 2 : 1) * passes + serial;
-    const double later = share ? std::max(2 * passes, passes + serial) : first;
+    const double first = share ? both + serial : alone;
+    const double later = share ? std::max(both, alone) : alone;
     const double cycles = first + (waves - 1) * later;
     if (cycles >= least) return;
     least = cycles;
