@@ -12,14 +12,19 @@ MOST_REGISTERS = 128
 #: Warp instructions per 32 classes, by bytes of an element and kind of row.
 #: For sm_90; later architectures may have 5% more.
 MOST_INSTRUCTIONS = {(4, "flat"): 100, (4, "small"): 75, (2, "flat"): 90, (2, "small"): 70}
+#: So many more of a streamed row: its other input is loaded by its alignment, a vector ahead.
+MORE_STREAMED = 2
 #: Instructions of fences and of emptied caches in the loop over rows: those of three cluster
 #: barriers, for searches that the window's list does not serve.
-MOST_FENCES = {"block": 0, "cluster": 12}
+MOST_FENCES = {"block": 0, "cluster": 12, "streamed cluster": 12}
 LATER, ROOM = 100, 1.05
 ROWS = ("flat", "small")
 #: The forms of each pass that a kernel has, and the gradient's paths in each form.
 FORMS = {"maxima": 2, "count": 1, "weigh by mass": 1, "weigh by size": 1, "moments": 2}
 GRADIENTS = ["near any", "near any", "outside near any", "outside near any"]
+#: What the name of a strategy starts with whose rows are streamed. Their gradient has each form
+#: twice, for either input that ranks.
+STREAMED = "streamed "
 KINDS = ("total", "mufu", "convert", "branch", "double", "local")
 COLUMNS = ("architecture", "strategy", "dtype", "loop", "path", "instructions", *KINDS[1:])
 
@@ -53,7 +58,8 @@ class Kernel:
         ]
         forms = {c.loop: "" for c in self.costs if c.loop.startswith("gradient")}
         paths = sorted(" ".join(c.path for c in self.costs if c.loop == form) for form in forms)
-        return wrong + ([f"the gradient's paths are {paths}"] if paths != GRADIENTS else [])
+        expected = sorted(GRADIENTS * (2 if self.strategy.startswith(STREAMED) else 1))
+        return wrong + ([f"the gradient's paths are {paths}"] if paths != expected else [])
 
     def total(self, row: str, visits: Visits) -> float:
         """Per 32 classes of a row whose cut is found by mass and whose rest has no weight; the
@@ -67,7 +73,8 @@ class Kernel:
         path = "near" if row == "flat" else "outside"
         gradient = max(c["total"] for c in self.costs if c.loop in without_rest and c.path == path)
         weigh = max(every("weigh by mass"))
-        weigh += visits[self.strategy, self.dtype, row] * max(every("weigh by mass", "visit"))
+        often = visits[self.strategy.removeprefix(STREAMED), self.dtype, row]
+        weigh += often * max(every("weigh by mass", "visit"))
         # Of both inputs; the ranking one's smallest logit is found too.
         maxima = sum(every("maxima"))
         return maxima + max(every("count")) + weigh + max(every("moments")) + gradient
@@ -87,6 +94,7 @@ class Kernel:
             yield f"{self.fences} fences between the passes of a row, {most} allowed"
         for row in ROWS:
             total, most = self.total(row, visits), float(MOST_INSTRUCTIONS[self.element_bytes, row])
+            most += MORE_STREAMED if self.strategy.startswith(STREAMED) else 0
             if self.architecture >= LATER:
                 most *= ROOM
             if total > most:

@@ -31,12 +31,15 @@ KINDS = {
     "fma": r"FFMA",
     "load_128": r"LDS\S*\.128",
     "load": r"LDS",
+    "stream_128": r"LDG\.\S*128",
+    "stream": r"LDG\.\S*(CONSTANT|128)",
     "store_128": r"STG\S*\.128",
     "store": r"STG",
     "atomic": r"ATOMS",
     "fence": r"MEMBAR|ERRBAR|CCTL",
     "minmax": r"FMNMX|HMNMX2|VHMNMX|FMNMX3",
     "find": r"FLO|BREV",
+    "vote": r"VOTE",
 }
 _KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
 Count = tuple[tuple[str, int], ...]

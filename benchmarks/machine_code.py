@@ -9,8 +9,8 @@ NVDISASM and CUDACXX name other programs. No GPU is needed, and nothing is measu
 Instructions are warp instructions per 32 classes on the path of a whole vector of an aligned row
 (`sweeps.py`). A row's total adds its passes up (`budget.py`). In a flat row every warp has classes
 of the group; in one with a small group hardly any has. How often a warp visits a key of the window
-is counted on an emulated device (`count_cuda.py`). The copy on chip, and what a row costs whatever
-its length, are not in the total.
+is counted on an emulated device (`count_cuda.py`), as often where rows are streamed. The copy on
+chip, and what a row costs whatever its length, are not in the total.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from benchmarks.budget import COLUMNS, ROWS, Kernel, Visits
+from benchmarks.budget import COLUMNS, ROWS, STREAMED, Kernel, Visits
 from benchmarks.control_flow import Block, functions, loops
 from benchmarks.sweeps import costs
 
@@ -40,17 +40,16 @@ ARCHITECTURES = (80, 86, 90, 100, 120)
 EVERY_STRATEGY = 90
 FLAGS = "-std=c++17 -O3 -DNDEBUG --expt-relaxed-constexpr -DTHRUST_CUB_WRAPPED_NAMESPACE=gkd_cub"
 ELEMENTS = {"f": ("float32", 4), "13__nv_bfloat16": ("bfloat16", 2), "6__half": ("float16", 2)}
-KERNEL = re.compile(r"fused_kernelI(f|13__nv_bfloat16|6__half)N")
+KERNEL = re.compile(r"fused_kernelI(f|13__nv_bfloat16|6__half)N.*?Lb0ELb([01])EEE")
 #: Block groups, by strategy.
 GROUPS = {"block": "SingleBlock", "cluster": "ClusterGroup", "grid": "GridGroup"}
 #: The kernels of gkd.loss; what cross-entropy adds is counted on an emulated device.
 SOURCE = """#include "cuda/fused/kernel.cuh"
 namespace gkd::cuda {{
-template __global__ void fused_kernel<float, {group}, false>(const FusedCall<float>);
-template __global__ void fused_kernel<__half, {group}, false>(const FusedCall<float>);
-template __global__ void fused_kernel<__nv_bfloat16, {group}, false>(const FusedCall<float>);
+{kernels}
 }}
 """
+INSTANCE = "template __global__ void fused_kernel<{}, {}, false, {}>(const FusedCall<float>);"
 RESOURCES = re.compile(
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
     r".*?Used (\d+) registers",
@@ -90,15 +89,19 @@ def read_kernels(architecture: int, strategy: str, listing: str, said: str) -> I
         if match := KERNEL.search(name):
             stack, stored, loaded, registers = resources[name]
             dtype, element_bytes = ELEMENTS[match[1]]
+            name_of = STREAMED + strategy if match[2] == "1" else strategy
             sizes = (element_bytes, registers, stack, stored + loaded, _fences(blocks))
-            yield Kernel(architecture, strategy, dtype, *sizes, costs(blocks, element_bytes))
+            yield Kernel(architecture, name_of, dtype, *sizes, costs(blocks, element_bytes))
 
 
 def compile_kernels(job: tuple[int, str], nvcc: str, nvdisasm: str) -> list[Kernel]:
     architecture, strategy = job
     with tempfile.TemporaryDirectory() as folder:
         cubin, source = str(Path(folder, "kernels.cubin")), Path(folder, "kernels.cu")
-        source.write_text(SOURCE.format(group=GROUPS[strategy]))
+        streamed = ("false",) if strategy == "block" else ("false", "true")
+        elements = ("float", "__half", "__nv_bfloat16")
+        kernels = [INSTANCE.format(e, GROUPS[strategy], s) for e in elements for s in streamed]
+        source.write_text(SOURCE.format(kernels="\n".join(kernels)))
         command = [nvcc, *FLAGS.split(), f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v"]
         command += ["-Icsrc", str(source), "-o", cubin]
         compiled = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

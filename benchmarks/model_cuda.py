@@ -7,11 +7,12 @@ row's serial part (`csrc/cuda/tuning.h`), and the cards' published figures. Each
 works on one row's segment, or on two at a time where two fit its shared memory. A segment takes
 
     the longest of   its traffic, at the multiprocessor's share of the memory's speed,
+                     what it reads from the L2 cache: of a streamed row one input three times,
                      its instructions, at the rate of four schedulers,
                      all that one block does, one after the other, by the segments at a time
 
-What is left out: caches, the tail of uneven waves beyond whole ones, and power limits. The cycles
-of the serial part and the rates below are uncertain by a third.
+What is left out: other effects of caches, the tail of uneven waves beyond whole ones, and power
+limits. The cycles of the serial part and the rates below are uncertain by a third.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.budget import STREAMED
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 #: Instructions that four schedulers issue for 32 lanes, per cycle and class, and what of that rate
@@ -30,9 +33,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 LANES, TOGETHER, ALONE = 128, 0.92, 0.6
 #: Of the published bandwidth, what a copy reaches: 3.0 of 3.35 TB/s and 4.3 of 4.8 in reports.
 COPY_SHARE = 0.9
-#: Cycles until the first byte of a segment arrives, and of a grid's four barriers beyond a
-#: cluster's row.
-LATENCY, GRID_CYCLES = 1200, 8000
+#: Cycles until the first byte of a segment arrives.
+LATENCY = 1200
+#: Bytes a cycle that a multiprocessor gets from the L2 cache.
+L2_RATE = 35
 #: Seconds of a call's launches, and of a copy's.
 LAUNCHES, LAUNCH = 5e-6, 2e-6
 #: A grid has at most so many blocks per row, and a cluster.
@@ -89,10 +93,17 @@ def instructions() -> dict[tuple[str, str, str], float]:
 
 def serial_cycles() -> dict[str, float]:
     text = (ROOT / "csrc" / "cuda" / "tuning.h").read_text()
-    found = re.search(r"kBlockRowCycles = (\d+), kClusterRowCycles = (\d+)", text)
-    assert found, "tuning.h has no cycles of the serial part"
-    block, cluster = map(float, found.groups())
-    return {"block": block, "cluster": cluster, "grid": cluster + GRID_CYCLES}
+    found = {
+        strategy: re.search(rf"k{strategy.title()}RowCycles = (\d+)", text)
+        for strategy in ("block", "cluster", "grid")
+    }
+    assert all(found.values()), "tuning.h lacks cycles of a serial part"
+    return {strategy: float(match[1]) for strategy, match in found.items() if match}
+
+
+def inputs(strategy: str) -> int:
+    """Of which a block's shared memory holds segments."""
+    return 1 if strategy.startswith(STREAMED) else 2
 
 
 def fixed_bytes(strategy: str, dtype: str, element_bytes: int) -> int:
@@ -101,16 +112,18 @@ def fixed_bytes(strategy: str, dtype: str, element_bytes: int) -> int:
         for line in csv.DictReader(file):
             if (line["dtype"], line["regime"], line["capability"][:3]) == (dtype, strategy, "9.0"):
                 segment = int(line["classes"]) // int(line["blocks"])
-                return int(line["shared_bytes"]) - 2 * element_bytes * segment
+                return int(line["shared_bytes"]) - inputs(strategy) * element_bytes * segment
     raise ValueError(f"no {strategy} {dtype} in fused_slices.csv")
 
 
 def plans(card: Card) -> Iterator[tuple[str, int]]:
     """Strategies and blocks per row."""
     yield "block", 1
-    if card.clusters:
-        yield from (("cluster", 2**k) for k in range(1, int(math.log2(MOST_CLUSTER)) + 1))
-    yield from (("grid", blocks) for blocks in range(2, MOST_GRID + 1))
+    for way in ("", STREAMED):
+        if card.clusters:
+            sizes = (2**k for k in range(1, int(math.log2(MOST_CLUSTER)) + 1))
+            yield from ((f"{way}cluster", blocks) for blocks in sizes)
+        yield from ((f"{way}grid", blocks) for blocks in range(2, MOST_GRID + 1))
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,8 @@ class Model:
         element = 4 if dtype == "float32" else 2
         segment = -(-classes // blocks)
         shared = card.shared * 1024 // at_a_time - 1024
-        if fixed_bytes(strategy, dtype, element) + 2 * element * segment > shared:
+        held = inputs(strategy)
+        if fixed_bytes(strategy, dtype, element) + held * element * segment > shared:
             return math.inf
         groups = card.multiprocessors * at_a_time // blocks
         if groups == 0:
@@ -143,11 +157,13 @@ class Model:
         busy = min(card.multiprocessors, used)
         rate = COPY_SHARE * card.bandwidth * 1e3 / card.clock / busy  # bytes a cycle
         traffic = 3 * element * segment / rate
-        alone = LATENCY + 2 / 3 * traffic + cycles / ALONE + self.serial[strategy]
+        cached = (2 if held == 2 else 4) * element * segment / L2_RATE
+        kind = strategy.removeprefix(STREAMED)
+        alone = LATENCY + 2 / 3 * traffic + cycles / ALONE + self.serial[kind]
         share = used / busy  # segments at a time on a multiprocessor
-        each = max(traffic, cycles / TOGETHER, alone / share)
+        each = max(traffic, cached, cycles / TOGETHER, alone / share)
         waves = rows / min(groups, rows)
-        waves = math.ceil(waves) if waves < 8 or strategy == "grid" else waves
+        waves = math.ceil(waves) if waves < 8 or kind == "grid" else waves
         total = waves * share * each + (alone - each if waves > 1 else 0)
         return total / (card.clock * 1e9) + LAUNCHES
 
@@ -163,8 +179,10 @@ class Model:
             for plan in plans(card)
             for k in (1, 2)
         ]
-        fused = [way for way in ways if way[1][:4] != "grid" and way[0] < math.inf]
-        return min(fused or ways)  # a grid serves what nothing else takes
+        # A grid serves what nothing else takes, or a cluster only with a multiprocessor per block.
+        fused = min((way for way in ways if "grid" not in way[1]), default=(math.inf, ""))
+        alone = fused[0] == math.inf or ("cluster" in fused[1] and fused[1].endswith("1"))
+        return min(ways) if alone else fused
 
 
 def main() -> None:

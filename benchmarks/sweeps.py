@@ -1,9 +1,10 @@
 """The passes over a segment in the machine code of a fused kernel, and what a class costs in them.
 
-A pass is a loop that loads whole vectors from shared memory (`LDS.128`). Passes are told apart by
-what they do: only the gradient's loops store to device memory, only the count's add to shared
-memory once per class, and so on. All costs are warp instructions per 32 classes, which are a
-thread's instructions per class, on the path that a whole vector of an aligned row takes.
+A pass is a loop that loads whole vectors, from shared memory (`LDS.128`) or, of a streamed row's
+other input, from device memory (`LDG.128`). Passes are told apart by what they do: only the
+gradient's loops store to device memory, only the count's add to shared memory once per class, and
+so on. All costs are warp instructions per 32 classes, which are a thread's instructions per class,
+on the path that a whole vector of an aligned row takes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from benchmarks.control_flow import Block, Count, Loop, loops, paths
 VECTOR_BYTES = 16
 #: No pass has more instructions; loops around passes have.
 MOST_INSTRUCTIONS = 2000
+#: The passes for the maxima read 2 to so many vectors at a time, unlike loops over gathered values.
+MOST_AT_A_TIME = 4
 #: At least so many multiply-adds per class: the path has a polynomial.
 POLYNOMIAL = 5
 
@@ -34,13 +37,25 @@ class Cost:
         return self.counts[kind] / self.classes
 
 
+#: Which paths are told apart.
+KINDS = ("load_128", "stream_128", "stream", "mufu", "vote", "store_128", "store")
+
+
 def _features(path: Counter[str]) -> Count:
-    return tuple((kind, path[kind]) for kind in ("load_128", "mufu", "store_128", "store"))
+    return tuple((kind, path[kind]) for kind in KINDS)
+
+
+def _vectors(path: Counter[str]) -> int:
+    """Of one input, that a path reads whole."""
+    return max(path["load_128"], path["stream_128"])
 
 
 def _longest(blocks: list[Block], loop: Loop) -> Counter[str]:
     """Of the paths that read most: those that leave a vector out are shorter."""
-    return max(paths(blocks, loop, _features), key=lambda p: (p["load_128"], p["total"]))
+    return max(
+        paths(blocks, loop, _features),
+        key=lambda p: (p["load_128"], p["stream_128"] - p["stream"], p["stream"], p["total"]),
+    )
 
 
 def _body(blocks: list[Block], loop: Loop) -> Counter[str]:
@@ -49,7 +64,7 @@ def _body(blocks: list[Block], loop: Loop) -> Counter[str]:
 
 def _gradient(blocks: list[Block], loop: Loop, name: str, per_vector: int) -> list[Cost]:
     """The paths that store as many vectors as can be, and nothing else."""
-    found = paths(blocks, loop, _features)
+    found = [p for p in paths(blocks, loop, _features) if p["stream"] == p["stream_128"]]
     most = max(path["store_128"] for path in found)
     whole = [path for path in found if path["store_128"] == path["store"] == most]
     result = []
@@ -93,18 +108,18 @@ def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
 
     for loop in sorted(every, key=lambda loop: loop.head):
         body = _body(blocks, loop)
-        if not body["load_128"] or loop.inner or body["total"] > MOST_INSTRUCTIONS:
+        if not _vectors(body) or loop.inner or body["total"] > MOST_INSTRUCTIONS:
             continue
         if body["store"]:
             result += _gradient(blocks, loop, numbered("gradient"), per_vector)
             continue
         path = _longest(blocks, loop)
-        cost = Cost("", "vector", path["load_128"] * per_vector, path)
+        cost = Cost("", "vector", _vectors(path) * per_vector, path)
         around = outer.get(loop.head, loop)
         visits = [i for i in around.inner if _body(blocks, i)["find"] and not i.inner]
         if path["atomic"]:
             result.append(replace(cost, loop="count"))
-        elif path["minmax"] and path["load_128"] > 1 and not path["mufu"] and not path["fma"]:
+        elif path["minmax"] and 1 < _vectors(path) <= MOST_AT_A_TIME and not path["fma"]:
             result.append(replace(cost, loop=numbered("maxima")))
         elif len(around.inner) == 2 and len(visits) == 1:
             name = "weigh by mass" if path["mufu"] else "weigh by size"

@@ -1,7 +1,7 @@
 // One call of the loss on one row, for a tool that counts its instructions
 // (benchmarks/count_cuda.py): T = 4, threshold 0.93, with a gradient.
 // Usage: gkd_count_cuda float32|bfloat16|float16 STRATEGY flat|small CLASSES [training]
-// STRATEGY: multi_kernel, block, cluster or grid.
+// STRATEGY: multi_kernel, block, cluster, "streamed cluster" or grid.
 // training: with cross-entropy, as gkd.training_loss.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -32,6 +32,10 @@ Device device_for(const std::string& strategy, std::int64_t classes, std::size_t
   // An eighth of the row, and what a block needs besides: less than all of the row.
   const std::size_t segment = 2 * classes * element_bytes / kBlocks;
   const std::size_t bytes = std::min(kSharedBytes, segment + (std::size_t(56) << 10));
+  // An eighth of one input, which is too little for an eighth of both.
+  if (strategy == "streamed cluster") {
+    return {kBlocks, segment / 2 + (std::size_t(24) << 10), kBlocks, false};
+  }
   if (strategy == "cluster") return {kBlocks, bytes, kBlocks, false};
   return {kBlocks, bytes, 0, true};
 }
@@ -60,10 +64,11 @@ int run(Dtype dtype, const std::string& strategy, Logits kind, std::int64_t clas
   const Device device = device_for(strategy, classes, sizeof(Elem));
   const char* names[] = {"multi_kernel", "block", "cluster", "grid"};
   const FusedPlan plan = plan_fused(p, device);
-  const char* planned = names[static_cast<int>(plan.strategy)];
-  const bool has_team = strategy == "cluster" || strategy == "grid";
+  const std::string name = names[static_cast<int>(plan.strategy)];
+  const std::string planned = plan.streamed ? "streamed " + name : name;
+  const bool has_team = strategy != "multi_kernel" && strategy != "block";
   if (planned != strategy || plan.blocks_per_row != (has_team ? kBlocks : 1)) {
-    std::fprintf(stderr, "the plan is %s of %d blocks\n", planned, plan.blocks_per_row);
+    std::fprintf(stderr, "the plan is %s of %d blocks\n", planned.c_str(), plan.blocks_per_row);
     return 1;
   }
   cudaMalloc(&pointers[5], workspace_bytes(p, device));

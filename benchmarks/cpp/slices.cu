@@ -23,14 +23,19 @@ void print_lines(const char* dtype, const Card& card) {
     std::printf("%s,%zu,%s,%s,%d,%lld\n", card.capability, card.shared_bytes, dtype, strategy,
                 blocks, static_cast<long long>(blocks * segment));
   };
-  line("block", 1, FusedLayout<Elem, SingleBlock>::max_segment_classes(card.shared_bytes));
-  if (card.clusters) {
-    const std::int64_t segment =
-        FusedLayout<Elem, ClusterGroup>::max_segment_classes(card.shared_bytes);
-    line("cluster", 8, segment);  // every device with clusters grants it
-    line("cluster", kMaxCluster, segment);
+  const std::size_t bytes = card.shared_bytes;
+  line("block", 1, FusedLayout<Elem, SingleBlock>::max_segment_classes(bytes, false));
+  for (bool streamed : {false, true}) {
+    if (streamed && sizeof(Elem) > sizeof(float)) break;
+    if (card.clusters) {
+      const auto segment = FusedLayout<Elem, ClusterGroup>::max_segment_classes(bytes, streamed);
+      const char* name = streamed ? "streamed cluster" : "cluster";
+      line(name, 8, segment);  // every device with clusters grants it
+      line(name, kMaxCluster, segment);
+    }
+    line(streamed ? "streamed grid" : "grid", kMaxGridGroup,
+         FusedLayout<Elem, GridGroup>::max_segment_classes(bytes, streamed));
   }
-  line("grid", kMaxGridGroup, FusedLayout<Elem, GridGroup>::max_segment_classes(card.shared_bytes));
 }
 
 }  // namespace

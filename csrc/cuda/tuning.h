@@ -80,15 +80,22 @@ constexpr int kFusedListedKeys = 2048;
 constexpr int kFusedListBytes = kFusedListedKeys * 8;
 
 /// What decides how many blocks share a row: a multiprocessor's cycles for the passes over one
-/// class, and for the serial part of a row by one block and by a cluster (the latencies along the
-/// chain of dependent instructions, added up for sm_90). Only their ratios matter.
-constexpr double kClassCycles = 1, kBlockRowCycles = 7000, kClusterRowCycles = 11700;
+/// class by a block alone and by one of two, and for the serial part of a row by one block and by a
+/// cluster (the latencies along the chain of dependent instructions, added up for sm_90). Only their
+/// ratios matter.
+constexpr double kClassCycles = 1.15, kSharedClassCycles = 0.75;
+constexpr double kBlockRowCycles = 7000, kClusterRowCycles = 11700;
+/// As kClusterRowCycles, by a cooperative grid: it has four barriers of 2,000 cycles more.
+constexpr double kGridRowCycles = 19700;
+/// By this factor the passes over a streamed row take longer: 6% more instructions, and waits for
+/// the L2 cache.
+constexpr double kStreamedCost = 1.15;
 
 /// The largest cluster that exists. Those of more than 8 blocks are not portable: a kernel has to
 /// allow them.
 constexpr int kMaxCluster = 16;
 
-/// Blocks per row of a cooperative launch at most: enough for a float row of 3 million classes
+/// Blocks per row of a cooperative launch at most: enough for a float row of 7 million classes
 /// (227 KiB of shared memory per block).
 constexpr int kMaxGridGroup = 128;
 

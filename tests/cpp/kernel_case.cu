@@ -46,12 +46,24 @@ std::vector<Way> ways_of(const Problem& p) {
     std::vector<Way> found;
     for (std::size_t kib = 16; kib <= 220; ++kib) {
       const Device device{l.multiprocessors, kib << 10, l.cluster, l.cooperative};
-      if (plan_fused(p, device).strategy == l.strategy) {
-        found.push_back({l.name, false, device});
-      }
+      const FusedPlan plan = plan_fused(p, device);
+      if (plan.strategy == l.strategy && !plan.streamed) found.push_back({l.name, false, device});
     }
     if (!found.empty()) ways.push_back(found.front());
     if (found.size() > 1) ways.push_back(found.back());
+  }
+  // Streamed rows need the least shared memory of all: just that.
+  const Limits streamed[] = {{"streamed cluster", LaunchStrategy::kCluster, 16, 16, false},
+                             {"streamed cluster", LaunchStrategy::kCluster, 2, 2, false},
+                             {"streamed grid", LaunchStrategy::kGrid, 12, 0, true}};
+  for (const Limits& l : streamed) {
+    Device device{l.multiprocessors, 0, l.cluster, l.cooperative};
+    FusedPlan plan;
+    while (plan.strategy == LaunchStrategy::kMultiKernel && device.shared_bytes < 220 << 10) {
+      device.shared_bytes += kVectorBytes;
+      plan = plan_fused(p, device);
+    }
+    if (plan.strategy == l.strategy && plan.streamed) ways.push_back({l.name, false, device});
   }
   return ways;
 }
@@ -119,10 +131,42 @@ Outcome run_either(Case& c, const Way& way, bool with_loss) {
 Outcome run(Case& c, const Way& way) { return run_either(c, way, true); }
 Outcome run_group(Case& c, const Way& way) { return run_either(c, way, false); }
 
+namespace {
+
+/// A row of one input as the distillation sees it.
+std::vector<double> row_of(const Case& c, const std::vector<double>& logits, std::int64_t row) {
+  const auto first = logits.begin() + row * c.p.classes;
+  std::vector<double> found(first, first + c.p.classes);
+  if (c.p.head.distill_margin) found[static_cast<std::size_t>(c.target[row])] -= c.p.head.margin;
+  return found;
+}
+
+/// Cross-entropy of a row; its gradient goes to `probabilities`, less 1 at the target.
+long double cross_entropy_of(const Case& c, std::int64_t row,
+                             std::vector<long double>* probabilities) {
+  const auto target = static_cast<std::size_t>(c.target[row]);
+  const double* s = c.student.data() + row * c.p.classes;
+  std::vector<long double>& x = *probabilities;
+  for (std::int64_t j = 0; j < c.p.classes; ++j) x.push_back(s[j]);
+  x[target] -= c.p.head.margin;
+  for (long double& logit : x) logit *= c.p.weights.scale;
+  const long double high = *std::max_element(x.begin(), x.end()), own = x[target];
+  long double others = 0;  // without the target, so that a sure row keeps its digits
+  for (std::size_t j = 0; j < x.size(); ++j) {
+    x[j] = std::exp(x[j] - high);
+    if (j != target) others += x[j];
+  }
+  const long double sum = others + x[target];
+  for (long double& probability : x) probability /= sum;
+  x[target] = -others / sum;
+  return high == own ? std::log1p(others) : std::log(sum) + high - own;
+}
+
+}  // namespace
+
 double cut_of(const Case& c, std::int64_t row) {
   const Problem& p = c.p;
-  const auto& from = p.selection.by_student ? c.student : c.teacher;
-  std::vector<double> sorted(from.begin() + row * p.classes, from.begin() + (row + 1) * p.classes);
+  std::vector<double> sorted = row_of(c, p.selection.by_student ? c.student : c.teacher, row);
   std::sort(sorted.rbegin(), sorted.rend());
   if (p.selection.group_size == 0) return kInfinity;
   if (p.selection.group_size > 0) {
@@ -135,10 +179,10 @@ double cut_of(const Case& c, std::int64_t row) {
                                  : std::numeric_limits<float>::lowest();
   }
   long double total = 0, mass = 0;
-  for (double r : sorted)
-    total += std::exp(static_cast<long double>(r - sorted[0]) / p.weights.temperature);
+  const double temperature = p.weights.exponent_temperature();
+  for (double r : sorted) total += std::exp(static_cast<long double>(r - sorted[0]) / temperature);
   for (double r : sorted) {
-    mass += std::exp(static_cast<long double>(r - sorted[0]) / p.weights.temperature);
+    mass += std::exp(static_cast<long double>(r - sorted[0]) / temperature);
     if (mass >= static_cast<long double>(p.selection.threshold) * total) return r;
   }
   return sorted.back();
@@ -148,12 +192,11 @@ Outcome expect(const Case& c, const Outcome& actual) {
   using Real = long double;
   const Problem& p = c.p;
   const Weights& w = p.weights;
-  const Real t = w.temperature;
+  const Real t = w.exponent_temperature(), t2 = Real(w.temperature) * w.temperature;
   Outcome o;
   o.gradient.assign(c.student.size(), 0);
   for (std::int64_t row = 0; row < p.rows; ++row) {
-    const double* s = c.student.data() + row * p.classes;
-    const double* u = c.teacher.data() + row * p.classes;
+    const std::vector<double> s = row_of(c, c.student, row), u = row_of(c, c.teacher, row);
     const char* inside = actual.mask.data() + row * p.classes;
     Real top[2][2], sum[2][2] = {{0, 0}, {0, 0}};  // [student or teacher][group]
     for (auto& side : top) side[0] = side[1] = -kInfinity;
@@ -195,14 +238,24 @@ Outcome expect(const Case& c, const Outcome& actual) {
       const Real factor = weight[g] * (w.coupled ? std::exp(log_mass[1][g]) : 1);
       Real grad = w.binary * q_minus_p[g] * prob_q;
       if (factor != 0) grad += factor * (prob_q - prob_p);
-      o.gradient[static_cast<std::size_t>(row * p.classes + j)] = static_cast<double>(t * grad);
+      o.gradient[static_cast<std::size_t>(row * p.classes + j)] =
+          static_cast<double>(w.distillation * t2 / t * grad);
     }
     Real loss = w.binary != 0 ? w.binary * binary : 0;
     for (int g = 0; g < 2; ++g) {
       const Real factor = weight[g] * (w.coupled ? std::exp(log_mass[1][g]) : 1);
       if (factor != 0) loss += factor * kl[g];
     }
-    o.loss.push_back(static_cast<double>(t * t * loss));
+    loss *= w.distillation * t2;
+    if (w.cross_entropy != 0) {
+      std::vector<Real> difference;
+      loss += w.cross_entropy * cross_entropy_of(c, row, &difference);
+      for (std::size_t j = 0; j < difference.size(); ++j) {
+        o.gradient[static_cast<std::size_t>(row * p.classes) + j] +=
+            static_cast<double>(w.cross_entropy * w.scale * difference[j]);
+      }
+    }
+    o.loss.push_back(static_cast<double>(loss));
     const Real columns[6] = {
         std::exp(log_mass[1][0]), std::exp(log_mass[0][0]), cut_of(c, row), kl[0], binary, kl[1]};
     for (int k = 0; k < 6; ++k) o.columns[k].push_back(static_cast<double>(columns[k]));

@@ -28,11 +28,11 @@ struct Sum {
 
 /// A sum of bins, after others of their own have been read.
 template <class V, class BlockGroup>
-__device__ void check_sum(BlockGroup& group, V* bins, int round, int* errors) {
+__device__ void check_sum(BlockGroup& group, V* bins, int count, int round, int* errors) {
   const int blocks = group.size();
   for (int b = threadIdx.x; b < kBins; b += kFusedThreads) bins[b] = b * round + group.rank();
-  group.all_reduce_sum(bins);
-  for (int b = threadIdx.x; b < kBins; b += kFusedThreads) {
+  group.all_reduce_sum(bins, count);
+  for (int b = threadIdx.x; b < count; b += kFusedThreads) {
     *errors += bins[b] != static_cast<V>(b * round * blocks + blocks * (blocks - 1) / 2);
   }
   group.sync();  // all peers have read the bins
@@ -59,8 +59,9 @@ __global__ void __launch_bounds__(kFusedThreads)
       errors += v.rank != r || v.round != round;
     }
     errors += all_reduce(group, Sum{1.0 + group.rank()}).total != blocks * (blocks + 1) / 2;
-    check_sum(group, bins, round, &errors);
-    if (round % 2) check_sum(group, reinterpret_cast<unsigned long long*>(bins), round, &errors);
+    check_sum(group, bins, kBins, round, &errors);
+    auto* wide_bins = reinterpret_cast<unsigned long long*>(bins);
+    if (round % 2) check_sum(group, wide_bins, round == 1 ? kFusedThreads : kBins, round, &errors);
     const int count = length(group.rank(), round);
     for (int k = threadIdx.x; k < count; k += kFusedThreads) {
       list[k] = {unsigned(k) * 3, group.rank(), k, round};

@@ -157,15 +157,38 @@ Device h100() {
 TEST(Plan, BlocksShareAMultiprocessorWhereARowFitsSo) {
   const FusedPlan plan = plan_fused(problem_of(783, 85742, Dtype::kFloat), h100());
   EXPECT_EQ(plan.strategy, LaunchStrategy::kCluster);
-  EXPECT_EQ(plan.blocks_per_row, 8);
   EXPECT_LE(plan.shared_bytes, h100().paired_bytes);
+  // Half as many blocks have half as many serial parts: that is worth the reads from the L2 cache.
+  EXPECT_EQ(plan.blocks_per_row, 4);
+  EXPECT_TRUE(plan.streamed);
   EXPECT_EQ(plan_fused(problem_of(783, 85742, Dtype::kDouble), h100()).blocks_per_row, 8);
-  EXPECT_GT(plan_fused(problem_of(187, 360232, Dtype::kFloat), h100()).shared_bytes,
-            h100().paired_bytes);
 }
 
-TEST(Plan, AFewMoreRowsThanHalfTheMultiprocessorsAreNotSplit) {
-  for (std::int64_t rows : {128, 132, 4096}) {
+TEST(Plan, LongRowsAreStreamedSoThatBlocksShareAMultiprocessor) {
+  Device d = h100();
+  for (std::int64_t classes : {200000, 360232}) {
+    const FusedPlan plan = plan_fused(problem_of(187, classes, Dtype::kFloat), d);
+    EXPECT_EQ(plan.strategy, LaunchStrategy::kCluster);
+    EXPECT_TRUE(plan.streamed) << classes;
+    EXPECT_LE(plan.shared_bytes, d.paired_bytes);
+  }
+  // Where both inputs fit as many blocks, they are not.
+  EXPECT_FALSE(plan_fused(problem_of(187, 20000, Dtype::kFloat), d).streamed);
+  EXPECT_FALSE(plan_fused(problem_of(187, 40000, Dtype::kHalf), d).streamed);
+  EXPECT_FALSE(plan_fused(problem_of(187, 180000, Dtype::kDouble), d).streamed);
+  d.cooperative = true;
+  const FusedPlan grid = plan_fused(problem_of(33, 2059906, Dtype::kFloat), d);
+  EXPECT_EQ(grid.strategy, LaunchStrategy::kGrid);
+  EXPECT_TRUE(grid.streamed);
+  EXPECT_GE(grid.groups, 2);
+  EXPECT_LE(grid.shared_bytes, d.paired_bytes);
+  EXPECT_LE(grid.groups * grid.blocks_per_row, 2 * d.multiprocessors);
+  // A cluster would take this one with a multiprocessor for each block.
+  EXPECT_EQ(plan_fused(problem_of(100, 600000, Dtype::kFloat), d).strategy, LaunchStrategy::kGrid);
+}
+
+TEST(Plan, RowsThatFillTheDeviceAreNotSplit) {
+  for (std::int64_t rows : {132, 264, 4096}) {
     EXPECT_EQ(plan_fused(problem_of(rows, 10000, Dtype::kFloat), h100()).blocks_per_row, 1) << rows;
   }
   EXPECT_GT(plan_fused(problem_of(8, 10000, Dtype::kFloat), h100()).blocks_per_row, 1);
@@ -182,7 +205,7 @@ TEST(Plan, APartOfADeviceTakesWhatItHolds) {
   EXPECT_EQ(plan_fused(large, d).strategy, LaunchStrategy::kGrid);
   // Clusters of 8 are asked for too.
   d.residency = [](Dtype, const FusedPlan& plan) -> std::int64_t {
-    return plan.strategy != LaunchStrategy::kCluster ? 10 : plan.blocks_per_row > 4 ? 0 : 2;
+    return plan.strategy != LaunchStrategy::kCluster ? 6 : plan.blocks_per_row > 4 ? 0 : 2;
   };
   EXPECT_EQ(plan_fused(large, d).strategy, LaunchStrategy::kMultiKernel);
   EXPECT_EQ(plan_fused(problem_of(783, 85742, Dtype::kFloat), d).blocks_per_row, 4);

@@ -86,6 +86,9 @@ TEST_F(Kernels, EveryRegimeIsReached) {
     for (const char* name : {"sort", "split", "block", "cluster", "grid"}) {
       EXPECT_NE(std::find(names.begin(), names.end(), name), names.end()) << name;
     }
+    const int streamed = d == Dtype::kDouble ? 0 : 1;
+    EXPECT_EQ(std::count(names.begin(), names.end(), "streamed grid"), streamed);
+    EXPECT_EQ(std::count(names.begin(), names.end(), "streamed cluster"), 2 * streamed);
   }
 }
 
@@ -104,6 +107,29 @@ TEST_F(Kernels, EveryPairOfDtypes) {
       c.p.selection.by_student = true;
       check(c, "dtypes, ranked by the student");
     }
+  }
+}
+
+// A sure row, whose target is the largest by far; one whose target is no class of the group; one
+// with masked classes.
+TEST_F(Kernels, CrossEntropyAndMargins) {
+  for (Dtype d : {Dtype::kHalf, Dtype::kBFloat16, Dtype::kFloat, Dtype::kDouble}) {
+    Case c(3, 6150, d, d);
+    c.target = {6149, 0, 3073};
+    c.student[6149] += 60;
+    c.student[6150] = c.teacher[6150] = -20;
+    for (std::size_t j = 2 * 6150; j < 2 * 6150 + 40; ++j) c.student[j] = c.teacher[j] = -kInfinity;
+    c.p.weights.scale = 1.5;
+    c.p.weights.distillation = 0.5;
+    c.p.weights.cross_entropy = 2;
+    c.p.head.is_on = true;
+    c.p.head.margin = 0.75;
+    for (bool by_student : {false, true}) {
+      c.p.selection.by_student = by_student;
+      check(c, by_student ? "cross-entropy, ranked by the student" : "cross-entropy");
+    }
+    c.p.head.distill_margin = true;
+    check(c, "a margin in both networks");
   }
 }
 
@@ -283,7 +309,7 @@ TEST_F(Kernels, ThreadsWithDifferentShapesDoNotDisturbEachOther) {
   // Their rows are ignored, so that launches follow each other quickly.
   std::atomic<int> failed{0};
   std::vector<std::thread> threads;
-  for (std::int64_t classes : {3500, 6500}) {
+  for (std::int64_t classes : {5500, 10000}) {
     threads.emplace_back([&failed, classes] {
       Problem p = Case(1, classes).p;
       const std::size_t bytes = static_cast<std::size_t>(classes) * sizeof(float);

@@ -52,6 +52,14 @@ KERNELS = [
         by=("gkd_kernel_test Kernels.Unaligned*",),
     ),
     Mutant(
+        name="streamed-words-repeated",
+        fault="of a streamed vector that is not aligned, every word is the first one",
+        file="csrc/cuda/fused/streamed.cuh",
+        old="words[w] = load_streamed(from + w);",
+        new="words[w] = load_streamed(from);",
+        by=("gkd_kernel_test Kernels.Unaligned*",),
+    ),
+    Mutant(
         name="row-shift-trusted",
         fault="a group without digits relative to the row's shift is not summed again",
         file="csrc/cuda/fused/vector_moments.cuh",

@@ -13,6 +13,7 @@ namespace gkd::cuda {
 /// Both inputs have one dtype and are contiguous along the classes.
 template <class T, class Elem>
 struct ContiguousLoader {
+  using Element = Elem;
   const Elem *student, *teacher;
   bool by_student;  ///< the student's logits rank the classes
 

@@ -109,6 +109,8 @@ struct ListHead {
 
 struct SingleBlock {
   static constexpr int kMaxBlocks = 1;
+  /// Room that all_reduce_sum() takes of int bins.
+  static constexpr int kCountsRoom = kBins;
   /// A block's shared memory for collectives.
   struct Storage {
     Slot slots[1];
@@ -126,10 +128,10 @@ struct SingleBlock {
   /// Waits for all threads of the group.
   __device__ void sync() { __syncthreads(); }
 
-  /// Makes bins[0, kBins) the group's sum, for every thread of every block. Of int bins, [kBins,
-  /// 2 kBins) is overwritten.
+  /// Makes bins[0, count) the group's sum, for every thread of every block. Of int bins, which are
+  /// kBins, the room behind them is overwritten.
   template <class V>
-  __device__ void all_reduce_sum(V*) {
+  __device__ void all_reduce_sum(V*, int = kBins) {
     __syncthreads();  // every thread has added its classes
   }
   /// Every block's value, from its thread 0, in rank order.

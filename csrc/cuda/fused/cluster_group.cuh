@@ -15,7 +15,7 @@ namespace gkd::cuda {
 /// they send after that. So two buffers and two mbarriers that take turns serve all exchanges; and
 /// no block ends while a peer sends to it.
 struct ClusterGroup {
-  static constexpr int kMaxBlocks = kMaxCluster;
+  static constexpr int kMaxBlocks = kMaxCluster, kCountsRoom = 2 * kBins;
   /// All blocks lay out their shared memory alike, so a block finds its peers' variables at the
   /// addresses of its own.
   struct Storage {
@@ -52,8 +52,8 @@ struct ClusterGroup {
 
   /// Searches that the window's list does not serve, and double arithmetic: by barriers.
   template <class V>
-  __device__ void all_reduce_sum(V* bins) {
-    const int blocks = size(), me = rank(), bins_per_block = kBins / blocks;
+  __device__ void all_reduce_sum(V* bins, int count = kBins) {
+    const int blocks = size(), me = rank(), bins_per_block = count / blocks;
     cluster().sync();  // every block has added its classes
     // Reduce-scatter in place: no other block touches this block's range in this block's copy.
     for (int b = me * bins_per_block + threadIdx.x; b < (me + 1) * bins_per_block;
@@ -63,13 +63,13 @@ struct ClusterGroup {
       bins[b] = sum;
     }
     cluster().sync();  // every range is summed
-    for (int b = threadIdx.x; b < kBins; b += blockDim.x) {
+    for (int b = threadIdx.x; b < count; b += blockDim.x) {
       const int owner = b / bins_per_block;
       if (owner != me) bins[b] = cluster().map_shared_rank(bins, owner)[b];
     }
     __syncthreads();  // this block's copy is complete
   }
-  __device__ void all_reduce_sum(int* bins) {
+  __device__ void all_reduce_sum(int* bins, int = kBins) {
     constexpr int kVectors = kBins / 4;
     const int blocks = size(), me = rank(), share = kVectors / blocks;  // what a block sums
     int4* all = reinterpret_cast<int4*>(bins);

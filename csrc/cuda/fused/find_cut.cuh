@@ -5,8 +5,8 @@
 
 namespace gkd::cuda {
 
-/// The row's cut, for every thread of every block. `vectors`: by passes over vectors; `known` are
-/// the row's then.
+/// The row's cut, for every thread of every block. Only the loader's ranking logits are read.
+/// `vectors`: by passes over vectors; `known` are the row's then.
 template <class T, class Loader, class BlockGroup>
 __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T inv_temperature,
                       bool vectors, RowExtremes known, FusedStorage<T, BlockGroup>& shared,
@@ -42,43 +42,69 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
   };
   if (!vectors) {
     count_segment<T, kFusedThreads>(loader, segment, bins, shared.counts);
-    sums = weigh_segment<T, kFusedThreads>(loader, segment, bins, weight, keys, window_of_counts(),
-                                           shared.list, kFusedListedKeys, &shared.num_listed);
+    sums =
+        weigh_segment<T, kFusedThreads>(loader, segment, bins, weight, keys, window_of_counts(),
+                                        shared.search.list, kFusedListedKeys, &shared.num_listed);
   } else if constexpr (std::is_same_v<T, float>) {
     count_vectors(loader, classes, bins, shared.counts);
     const BinRange window = window_of_counts();
     sums = rule.by_mass ? weigh_vectors<true>(loader, classes, bins, weight, keys, window,
-                                              shared.list, &shared.num_listed)
+                                              shared.search.list, &shared.num_listed)
                         : weigh_vectors<false>(loader, classes, bins, weight, keys, window,
-                                               shared.list, &shared.num_listed);
+                                               shared.search.list, &shared.num_listed);
   }
   __syncthreads();  // every thread has read the window before its storage is reused
   sums = reduce_block(sums, shared.temp.weights);
-  // Where the window's keys fit one list, every block has them all and searches by itself.
-  const int num_listed =
-      group.all_gather_list(shared.list, shared.num_listed, kFusedListedKeys, &sums);
-  RadixSearch<T> search{sums.high, sums.low, sums.above, sums.total};
-  if (num_listed <= kFusedListedKeys) {
-    return keys.logit(search_list(shared.list, num_listed, rule, weight, keys, search,
-                                  shared.histogram, shared.temp.list));
-  }
-  while (!search.found()) {  // the same number of passes in every block: all have the same search
-    const int shift = search.bin_bits();
-    group.sync();  // no peer still reads the bins
-    for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.histogram[b] = 0;
+  RadixSearch<T> search;
+  for (bool first = true;; first = false) {
+    WeightSums<T> of_row = sums;
+    const int count = shared.num_listed;
+    const int total = group.all_gather_list(shared.search.list, count, kFusedListedKeys, &of_row);
+    if (first) search = {of_row.high, of_row.low, of_row.above, of_row.total};
+    // Where the keys fit one list, every block has them all and searches by itself.
+    if (total <= kFusedListedKeys) {
+      return keys.logit(search_list(shared.search.list, total, rule, weight, keys, search,
+                                    shared.search.bins, shared.temp.list));
+    }
+    if (search.found()) return keys.logit(search.high);
+    // Else the blocks add up one pass together, which leaves the keys of one bin.
+    shared.search.bins[threadIdx.x] = 0;
+    if (threadIdx.x == 0) shared.num_listed = 0;
     __syncthreads();  // all bins are zero before the first weight is added
+    const int shift = list_shift(search);
     const auto add = [&](KeyOf<T> key) {
-      add_to_histogram(search, shift, keys, weight, key, shared.histogram);
+      add_to_histogram(search, shift, keys, weight, key, shared.search.bins);
     };
-    if (shared.num_listed <= kFusedListedKeys) {
-      for (int k = threadIdx.x; k < shared.num_listed; k += kFusedThreads) add(shared.list[k]);
+    const bool listed = count <= kFusedListedKeys;  // the block's own; else it reads its segment
+    if (listed) {
+      for (int k = threadIdx.x; k < count; k += kFusedThreads) add(shared.search.list[k]);
     } else {
       for_each_rank<T, kFusedThreads>(loader, segment, [&](T r) { add(keys.of(r)); });
     }
-    group.all_reduce_sum(shared.histogram);
-    search = refine_search(shared.histogram, rule, search, shared.temp.refine);
+    group.all_reduce_sum(shared.search.bins, kFusedThreads);
+    search = refine_list(shared.search.bins, rule, search, shared.temp.list);
+    const auto keep = [&](KeyOf<T> key) {
+      if (!search.holds(key)) return;
+      const int index = atomicAdd(&shared.num_listed, 1);
+      if (index < kFusedListedKeys) shared.search.list[index] = key;
+    };
+    if (listed) {
+      constexpr int kMost = kFusedListedKeys / kFusedThreads;
+      KeyOf<T> own[kMost];
+#pragma unroll
+      for (int k = 0; k < kMost; ++k) {
+        own[k] = shared.search.list[threadIdx.x + k * kFusedThreads];
+      }
+      __syncthreads();  // every thread has read its keys before one is overwritten
+#pragma unroll
+      for (int k = 0; k < kMost; ++k) {
+        if (static_cast<int>(threadIdx.x) + k * kFusedThreads < count) keep(own[k]);
+      }
+    } else {
+      for_each_rank<T, kFusedThreads>(loader, segment, [&](T r) { keep(keys.of(r)); });
+    }
+    group.sync();  // the keys that are left are listed, and no peer still reads the bins
   }
-  return keys.logit(search.high);
 }
 
 }  // namespace gkd::cuda

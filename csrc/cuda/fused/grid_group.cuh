@@ -17,7 +17,7 @@ struct GridScratch {
 };
 
 struct GridGroup {
-  static constexpr int kMaxBlocks = kMaxGridGroup;
+  static constexpr int kMaxBlocks = kMaxGridGroup, kCountsRoom = kBins;
   struct Storage {
     int starts[kMaxBlocks + 1];  ///< of the blocks' lists in the gathered one
   };
@@ -62,7 +62,7 @@ struct GridGroup {
     __syncthreads();  // no thread continues before thread 0 has seen the last arrival
   }
   template <class V>
-  __device__ void all_reduce_sum(V* bins) {
+  __device__ void all_reduce_sum(V* bins, int count = kBins) {
     __syncthreads();  // every thread has added its classes
     // Three buffers rotate: blocks add to one, may still read the previous one, and clear the next
     // one.
@@ -70,11 +70,13 @@ struct GridGroup {
     unsigned long long* next = scratch->bins[(sums + 1) % 3];
     ++sums;
     for (int b = threadIdx.x; b < kBins; b += blockDim.x) {
-      if (bins[b] != 0) atomicAdd(&sum[b], static_cast<unsigned long long>(bins[b]));
+      if (b < count && bins[b] != 0) {
+        atomicAdd(&sum[b], static_cast<unsigned long long>(bins[b]));
+      }
       if (b % blocks == rank()) __stcg(&next[b], 0ull);
     }
     sync();  // every block has added its bins
-    for (int b = threadIdx.x; b < kBins; b += blockDim.x) bins[b] = static_cast<V>(__ldcg(&sum[b]));
+    for (int b = threadIdx.x; b < count; b += blockDim.x) bins[b] = static_cast<V>(__ldcg(&sum[b]));
     __syncthreads();  // this block's copy is complete
   }
   template <class V>

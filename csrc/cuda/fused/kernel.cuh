@@ -1,6 +1,7 @@
 // A row in one kernel: both inputs are copied into shared memory once, and every pass reads them
 // there. Device memory sees each input read once and the gradient written once, the least possible.
-// A group of blocks (block_group.cuh) processes the row; each block copies one segment.
+// A group of blocks (block_group.cuh) processes the row; each block copies one segment. Of a
+// streamed row only the ranking input is copied (streamed.cuh).
 //
 // float32 and 16-bit rows are read as vectors (vector_moments.cuh, vector_gradient.cuh), float64
 // rows by class.
@@ -25,20 +26,20 @@ __device__ void report_row(const FusedCall<T>& c, std::int64_t row, RowKind kind
 
 /// One segment of a counted row, by one block: cut, moments, coefficients, gradient. One block
 /// writes the row's report.
-template <bool kCrossEntropy, class T, class Elem, class BlockGroup>
+template <bool kCrossEntropy, class T, class Loader, class BlockGroup>
 __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t row,
                                             std::int64_t row_target, T cut, double weight,
-                                            bool all_kl, std::int64_t begin,
-                                            const ContiguousLoader<T, Elem>& loader, int classes,
+                                            bool all_kl, std::int64_t begin, const Loader& loader,
+                                            int classes, const VectorRange& range,
                                             FusedStorage<T, BlockGroup>& shared,
                                             BlockGroup& group) {
+  using Elem = typename Loader::Element;
   constexpr bool kVectors = std::is_same_v<T, float>;
   const Problem& p = c.p;
   const Segment segment{0, classes};
   const std::int64_t offset = row * p.classes + begin;
   // A target outside the segment matches none of its classes.
   const std::int64_t target = row_target - begin;
-  const VectorRange range = VectorRange::of<Elem>(classes, target);
   bool vectors = false;
   RowExtremes extremes;
   VectorHead head;
@@ -53,8 +54,8 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     }
   }
   if (!c.constant_cut) {
-    cut = find_cut(p, loader, segment, p.template inv_group_temperature<T>(), vectors, extremes,
-                   shared, group);
+    cut = find_cut(p, for_ranking(loader), segment, p.template inv_group_temperature<T>(), vectors,
+                   extremes, shared, group);
     __syncthreads();  // every thread has left the search before its storage is reused
   }
   const VectorRow vector_row(extremes, static_cast<float>(c.inv_temperature),
@@ -148,7 +149,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   __syncthreads();  // the row is finished before the next one's copy overwrites it
 }
 
-template <class Elem, class BlockGroup, bool kCrossEntropy>
+template <class Elem, class BlockGroup, bool kCrossEntropy, bool kStreamed>
 __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
     fused_kernel(const FusedCall<Arithmetic<Elem>> c) {
   using T = Arithmetic<Elem>;
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
   extern __shared__ __align__(16) char memory[];
   auto& shared = *reinterpret_cast<typename Layout::Storage*>(memory);
   char* segments = memory + Layout::kSegmentOffset;
-  Elem* student_segment = reinterpret_cast<Elem*>(segments);
+  Elem* student_segment = reinterpret_cast<Elem*>(segments);  // of a streamed row the ranking one's
   Elem* teacher_segment =
       reinterpret_cast<Elem*>(segments + Layout::segment_bytes(c.plan.segment_classes));
   BlockGroup group{shared.group};
@@ -167,25 +168,42 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
   // A distillation of weight 0 has coefficients of 0, and is reported.
   const bool all_kl = c.all_kl || (c.p.head.is_on && c.p.all_weights().distillation == 0);
   for (std::int64_t row = group.group(); row < c.p.rows; row += group.num_groups()) {
-    ContiguousLoader<T, Elem> loader(c.p, row);
-    copy_segment(student_segment, loader.student + begin, classes);
-    copy_segment(teacher_segment, loader.teacher + begin, classes);
+    const ContiguousLoader<T, Elem> in_memory(c.p, row);
+    if constexpr (kStreamed) {
+      copy_segment(student_segment, ranking(in_memory) + begin, classes);
+    } else {
+      copy_segment(student_segment, in_memory.student + begin, classes);
+      copy_segment(teacher_segment, in_memory.teacher + begin, classes);
+    }
     __pipeline_commit();
     // Read while the copies are under way: to wait first would leave the memory idle.
     const RowState<T>& state = c.w.state[row];
     const RowKind kind = state.kind;
     const std::int64_t target = state.target;
     const T cut = c.constant_cut ? state.cut : T(0);
+    // A target outside the segment matches none of its classes.
+    const VectorRange range = VectorRange::of<Elem>(classes, target - begin);
     double margin = 0;
     if (c.p.head.is_on && kind == RowKind::kCounted && threadIdx.x == 0) {
       margin = c.p.margin(row);
-      shared.target_logit = static_cast<double>(load_as<T>(loader.student[target])) - margin;
+      shared.target_logit = static_cast<double>(load_as<T>(in_memory.student[target])) - margin;
     }
-    loader.student = student_segment;
-    loader.teacher = teacher_segment;
+    std::conditional_t<kStreamed, StreamedLoader<Elem>, ContiguousLoader<T, Elem>> loader;
+    loader.by_student = in_memory.by_student;
+    if constexpr (kStreamed) {
+      loader.rank_logits = student_segment;
+      loader.other = StreamedSegment<Elem>(not_ranking(in_memory) + begin);
+      // The passes over the ranking input need the copy; this one does not wait for it.
+      loader.other_high = loader.other.with_words([&](const auto& words) {
+        return vector_extremes<false, kCrossEntropy>(words, classes, range).high;
+      });
+    } else {
+      loader.student = student_segment;
+      loader.teacher = teacher_segment;
+    }
     __pipeline_wait_prior(0);
     __syncthreads();  // the copies of all threads have landed
-    if (c.p.head.distill_margin) {
+    if (!kStreamed && c.p.head.distill_margin) {
       if (const std::int64_t j = target - begin; threadIdx.x == 0 && j >= 0 && j < classes) {
         for (Elem* logits : {student_segment, teacher_segment}) {
           store_as(load_as<T>(logits[j]) - static_cast<T>(margin), logits + j);
@@ -194,7 +212,7 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
       __syncthreads();  // the target's logits have their margin
     }
     if (kind == RowKind::kCounted) {
-      process_row<kCrossEntropy>(c, row, target, cut, weight, all_kl, begin, loader, classes,
+      process_row<kCrossEntropy>(c, row, target, cut, weight, all_kl, begin, loader, classes, range,
                                  shared, group);
       continue;
     }

@@ -7,16 +7,21 @@
 
 namespace gkd::cuda {
 
+/// Whether there is a kernel for streamed rows: what one block would stream, a cluster can hold.
+template <class Elem, class BlockGroup>
+constexpr bool kCanStream =
+    !std::is_same_v<BlockGroup, SingleBlock> && sizeof(Elem) <= sizeof(float);
+
 /// Allows a kernel all shared memory of the current device, once: a smaller limit, set for one
 /// call, would fail another thread's call between its limit and its launch.
-template <class Elem, class BlockGroup, bool kCrossEntropy>
+template <class Elem, class BlockGroup, bool kCrossEntropy, bool kStreamed>
 cudaError_t prepare_kernel() {
   constexpr int kDevices = 64;  // more are prepared in every call
   static std::atomic<bool> prepared[kDevices];
   int device = 0, bytes = 0;
   GKD_TRY(cudaGetDevice(&device));
   if (device < kDevices && prepared[device]) return cudaSuccess;
-  const auto kernel = &fused_kernel<Elem, BlockGroup, kCrossEntropy>;
+  const auto kernel = &fused_kernel<Elem, BlockGroup, kCrossEntropy, kStreamed>;
   GKD_TRY(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   GKD_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
@@ -29,9 +34,12 @@ cudaError_t prepare_kernel() {
 }
 
 /// Calls use(kernel, config) with the configuration of a plan's launch.
-template <class Elem, class BlockGroup, bool kCrossEntropy, class Use>
+template <class Elem, class BlockGroup, bool kCrossEntropy, bool kStreamed = false, class Use>
 cudaError_t with_config(const FusedPlan& plan, cudaStream_t stream, Use use) {
-  GKD_TRY((prepare_kernel<Elem, BlockGroup, kCrossEntropy>()));
+  if constexpr (kCanStream<Elem, BlockGroup> && !kStreamed) {
+    if (plan.streamed) return with_config<Elem, BlockGroup, kCrossEntropy, true>(plan, stream, use);
+  }
+  GKD_TRY((prepare_kernel<Elem, BlockGroup, kCrossEntropy, kStreamed>()));
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(plan.groups * plan.blocks_per_row));
   config.blockDim = dim3(kFusedThreads);
@@ -48,7 +56,7 @@ cudaError_t with_config(const FusedPlan& plan, cudaStream_t stream, Use use) {
   }
   config.attrs = &attribute;
   config.numAttrs = plan.strategy == LaunchStrategy::kBlock ? 0 : 1;
-  return use(&fused_kernel<Elem, BlockGroup, kCrossEntropy>, config);
+  return use(&fused_kernel<Elem, BlockGroup, kCrossEntropy, kStreamed>, config);
 }
 
 template <class BlockGroup, class T>

@@ -3,12 +3,19 @@
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <vector>
 
 #include "cuda/fused/plan.h"
 #include "cuda/fused/shared_memory.cuh"
 
 namespace gkd::cuda {
 namespace {
+
+/// How a block uses a multiprocessor's shared memory.
+struct Way {
+  bool paired;    ///< two blocks share it
+  bool streamed;  ///< for the ranking input's segment alone
+};
 
 /// Plans of one problem on one device.
 template <class Elem>
@@ -17,6 +24,7 @@ struct Planner {
   const Device& d;
   FusedPlan best;
   double least = std::numeric_limits<double>::infinity();
+  bool cluster_pairs = false;  ///< a cluster takes the row whose blocks share multiprocessors
 
   /// Groups that are resident at a time, of a grid blocks. `paired`: two blocks of them share a
   /// multiprocessor.
@@ -30,69 +38,84 @@ struct Planner {
 
   /// Whether segments of a row fit, and the plan if so.
   template <class BlockGroup>
-  bool fits(LaunchStrategy strategy, std::int64_t blocks, bool paired, FusedPlan* plan) const {
+  bool fits(LaunchStrategy strategy, std::int64_t blocks, Way way, FusedPlan* plan) const {
     using Layout = FusedLayout<Elem, BlockGroup>;
     const std::int64_t longest =
-        Layout::max_segment_classes(paired ? d.paired_bytes : d.shared_bytes);
+        Layout::max_segment_classes(way.paired ? d.paired_bytes : d.shared_bytes, way.streamed);
     // Whole vectors: a segment is then aligned as its row is.
     constexpr std::int64_t kVector = kVectorBytes / sizeof(Elem);
     const std::int64_t segment = ceil_div(ceil_div(p.classes, blocks), kVector) * kVector;
     if (segment > longest) return false;
-    *plan = {strategy, static_cast<int>(blocks), segment, Layout::shared_bytes(segment),
-             std::min(p.rows, kMaxGridBlocks / blocks)};
+    *plan = {strategy,
+             static_cast<int>(blocks),
+             segment,
+             Layout::shared_bytes(segment, way.streamed),
+             std::min(p.rows, kMaxGridBlocks / blocks),
+             way.streamed};
     return true;
   }
 
-  /// Takes a group of `blocks` blocks per row if it is the cheapest so far.
-  template <class BlockGroup>
-  void consider(LaunchStrategy strategy, int blocks, bool paired) {
-    FusedPlan plan;
-    if (!fits<BlockGroup>(strategy, blocks, paired, &plan)) return;
-    const std::int64_t groups = std::min(resident(plan, paired), p.rows);
-    if (groups < 1) return;
+  /// Takes a plan of which `groups` are resident if it is the cheapest so far.
+  void take_if_cheaper(const FusedPlan& plan, std::int64_t groups, bool paired, double serial) {
     const auto waves = static_cast<double>(ceil_div(p.rows, groups));
-    const bool share = paired && groups * blocks > d.multiprocessors;
-    const double passes = kClassCycles * static_cast<double>(plan.segment_classes);
-    const double serial = blocks == 1 ? kBlockRowCycles : kClusterRowCycles;
+    const bool share = paired && groups * plan.blocks_per_row > d.multiprocessors;
+    const double classes =
+        (plan.streamed ? kStreamedCost : 1) * static_cast<double>(plan.segment_classes);
+    const double alone = kClassCycles * classes + serial;
+    const double both = 2 * kSharedClassCycles * classes;
     // The blocks of the first wave start together; later ones fill each other's serial part.
-    const double first = (share ? 2 : 1) * passes + serial;
-    const double later = share ? std::max(2 * passes, passes + serial) : first;
+    const double first = share ? both + serial : alone;
+    const double later = share ? std::max(both, alone) : alone;
     const double cycles = first + (waves - 1) * later;
     if (cycles >= least) return;
     least = cycles;
     best = plan;
   }
 
-  /// A cooperative grid for a row that nothing else takes.
-  void consider_grid(bool paired) {
+  /// One block or a cluster per row.
+  template <class BlockGroup>
+  void consider(LaunchStrategy strategy, int blocks, Way way) {
     FusedPlan plan;
-    if (!fits<GridGroup>(LaunchStrategy::kGrid, kMaxGridGroup, paired, &plan)) return;
-    const std::int64_t blocks = resident(plan, paired);
-    std::int64_t least_blocks = 2;
-    while (least_blocks <= kMaxGridGroup &&
-           !fits<GridGroup>(LaunchStrategy::kGrid, least_blocks, paired, &plan)) {
-      ++least_blocks;
+    if (!fits<BlockGroup>(strategy, blocks, way, &plan)) return;
+    const std::int64_t groups = std::min(resident(plan, way.paired), p.rows);
+    if (groups < 1) return;
+    cluster_pairs |= way.paired && blocks > 1;
+    take_if_cheaper(plan, groups, way.paired, blocks == 1 ? kBlockRowCycles : kClusterRowCycles);
+  }
+
+  /// A cooperative grid: as many blocks per row as each number of groups leaves.
+  void consider_grid(Way way) {
+    FusedPlan plan;
+    if (!fits<GridGroup>(LaunchStrategy::kGrid, kMaxGridGroup, way, &plan)) return;
+    const std::int64_t all = resident(plan, way.paired);
+    for (std::int64_t groups = 1; groups <= std::min(p.rows, all / 2); ++groups) {
+      const std::int64_t blocks = std::min<std::int64_t>(all / groups, kMaxGridGroup);
+      if (!fits<GridGroup>(LaunchStrategy::kGrid, blocks, way, &plan)) break;
+      plan.groups = groups;
+      take_if_cheaper(plan, groups, way.paired, kGridRowCycles);
     }
-    if (least_blocks > std::min<std::int64_t>(blocks, kMaxGridGroup)) return;
-    const std::int64_t groups = std::min(p.rows, blocks / least_blocks);
-    if (!fits<GridGroup>(LaunchStrategy::kGrid,
-                         std::min<std::int64_t>(blocks / groups, kMaxGridGroup), paired, &plan)) {
-      return;
-    }
-    plan.groups = groups;
-    best = plan;
   }
 
   FusedPlan plan() {
-    const bool pairs = kFusedBlocks<Arithmetic<Elem>> == 2 && d.paired_bytes > 0;
-    for (int paired = pairs ? 1 : 0; paired >= 0; --paired) {
-      consider<SingleBlock>(LaunchStrategy::kBlock, 1, paired);
+    constexpr bool kFloat = std::is_same_v<Arithmetic<Elem>, float>;
+    std::vector<Way> ways;
+    for (bool paired : {true, false}) {
+      if (paired && (kFusedBlocks<Arithmetic<Elem>> < 2 || d.paired_bytes == 0)) continue;
+      ways.push_back({paired, false});
+      // A margin is subtracted in shared memory, where both inputs have to be.
+      if (kFloat && !p.head.distill_margin) ways.push_back({paired, true});
+    }
+    for (const Way way : ways) {
+      if (!way.streamed) consider<SingleBlock>(LaunchStrategy::kBlock, 1, way);
       for (int blocks = 2; blocks <= d.cluster; blocks *= 2) {
-        consider<ClusterGroup>(LaunchStrategy::kCluster, blocks, paired);
+        consider<ClusterGroup>(LaunchStrategy::kCluster, blocks, way);
       }
     }
-    for (int paired = pairs ? 1 : 0; paired >= 0; --paired) {
-      if (best.strategy == LaunchStrategy::kMultiKernel && d.cooperative) consider_grid(paired);
+    // A grid, for a row that nothing else takes, or a cluster only with a multiprocessor per block.
+    const bool alone =
+        best.strategy == LaunchStrategy::kCluster && ways[0].paired && !cluster_pairs;
+    if (d.cooperative && (alone || best.strategy == LaunchStrategy::kMultiKernel)) {
+      for (const Way way : ways) consider_grid(way);
     }
     return best;
   }
@@ -113,13 +136,17 @@ FusedPlan plan_fused(const Problem& p, const Device& d) {
 std::int64_t residency(Dtype dtype, const FusedPlan& plan) {
   // A question takes tens of microseconds, so that each is asked once.
   // Of plain numbers: the map's code would be exported under the name of a type of gkd.
-  using Question = std::tuple<int, int, int, int, std::size_t>;
+  using Question = std::tuple<int, int, int, int, std::size_t, bool>;
   static std::mutex mutex;
   static std::map<Question, std::int64_t> answers;
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  const Question question{device, static_cast<int>(dtype), static_cast<int>(plan.strategy),
-                          plan.blocks_per_row, plan.shared_bytes};
+  const Question question{device,
+                          static_cast<int>(dtype),
+                          static_cast<int>(plan.strategy),
+                          plan.blocks_per_row,
+                          plan.shared_bytes,
+                          plan.streamed};
   const std::lock_guard<std::mutex> lock(mutex);
   const auto known = answers.find(question);
   if (known != answers.end()) return known->second;

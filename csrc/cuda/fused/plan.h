@@ -12,6 +12,7 @@ struct FusedPlan {
   std::int64_t segment_classes = 0;  ///< of each block, fewer in the last ones
   std::size_t shared_bytes = 0;      ///< dynamic shared memory of a block
   std::int64_t groups = 0;           ///< groups of blocks, one row at a time each
+  bool streamed = false;             ///< shared memory holds the ranking input's segments alone
 };
 
 /// What a fused kernel is given.

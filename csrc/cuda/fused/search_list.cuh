@@ -43,6 +43,37 @@ __device__ KeyOf<T> compare_keys(const KeyOf<T>* few, int count, const StopRule&
   return best;
 }
 
+/// Each of a pass's kFusedThreads bins has 2^list_shift() keys.
+template <class T>
+__device__ __forceinline__ int list_shift(const RadixSearch<T>& search) {
+  constexpr int kBits = 8;
+  static_assert(kFusedThreads == 1 << kBits, "a bin for each thread");
+  const int bits = bit_width(search.high - search.low);
+  return bits > kBits ? bits - kBits : 0;
+}
+
+/// The search inside the bin where the rule is met, for every thread of the block.
+template <class T>
+__device__ RadixSearch<T> refine_list(const unsigned long long* bins, const StopRule& rule,
+                                      const RadixSearch<T>& search, ListStorage<T>& storage) {
+  const int thread = threadIdx.x, shift = list_shift(search);
+  const WeightSum own{bins[thread]};
+  const Scanned<WeightSum> scan = scan_block<kFusedThreads>(own, storage.of_warps);
+  const auto met = [&](unsigned long long sum) {
+    return rule.is_met(search.above + sum, search.total);
+  };
+  // Rounding or a NaN can keep the rule unmet in every bin: then it is the lowest key's.
+  const bool is_cut = met(scan.total.sum)
+                          ? met(scan.before.sum + own.sum) && (thread == 0 || !met(scan.before.sum))
+                          : thread == search.bin(search.low, shift);
+  if (is_cut) {
+    storage.bin = thread;
+    storage.above = scan.before.sum;
+  }
+  __syncthreads();  // the bin is known
+  return search.refined(storage.bin, shift, storage.above);
+}
+
 /// The key of the cut, for every thread of the block. `list` has the keys of the search's range,
 /// `bins` room for kFusedThreads; a barrier has to stand between their last use and this call.
 template <class T>
@@ -50,13 +81,10 @@ __device__ KeyOf<T> search_list(const KeyOf<T>* list, int count, const StopRule&
                                 const ClassWeight<T>& weight, const Keys<T>& keys,
                                 RadixSearch<T> search, unsigned long long* bins,
                                 ListStorage<T>& storage) {
-  constexpr int kBits = 8;
-  static_assert(kFusedThreads == 1 << kBits, "a bin for each thread");
   if (count <= kFewKeys) return compare_keys(list, count, rule, weight, keys, search);
   const int thread = threadIdx.x;
   while (!search.found()) {
-    const int bits = bit_width(search.high - search.low);
-    const int shift = bits > kBits ? bits - kBits : 0;
+    const int shift = list_shift(search);
     bins[thread] = 0;
     __syncthreads();  // all bins are zero, and every thread has left the last pass
     if (thread == 0) storage.num_few = 0;
@@ -64,21 +92,7 @@ __device__ KeyOf<T> search_list(const KeyOf<T>* list, int count, const StopRule&
       add_to_histogram(search, shift, keys, weight, list[k], bins);
     }
     __syncthreads();  // every key is in its bin
-    const WeightSum own{bins[thread]};
-    const Scanned<WeightSum> scan = scan_block<kFusedThreads>(own, storage.of_warps);
-    const auto met = [&](unsigned long long sum) {
-      return rule.is_met(search.above + sum, search.total);
-    };
-    // Rounding or a NaN can keep the rule unmet in every bin: then it is the lowest key's.
-    const bool is_cut = met(scan.total.sum) ? met(scan.before.sum + own.sum) &&
-                                                  (thread == 0 || !met(scan.before.sum))
-                                            : thread == search.bin(search.low, shift);
-    if (is_cut) {
-      storage.bin = thread;
-      storage.above = scan.before.sum;
-    }
-    __syncthreads();  // the bin is known
-    search = search.refined(storage.bin, shift, storage.above);
+    search = refine_list(bins, rule, search, storage);
     for (int k = thread; k < count; k += kFusedThreads) {
       if (!search.holds(list[k])) continue;
       const int index = atomicAdd(&storage.num_few, 1);

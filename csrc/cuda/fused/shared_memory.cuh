@@ -1,5 +1,5 @@
 // The shared memory of a fused block: fixed storage, then the block's segment of the student row
-// and of the teacher row.
+// and of the teacher row; of a streamed row the ranking input's alone.
 #pragma once
 
 #include "cuda/block/row_coefficients.cuh"
@@ -14,15 +14,17 @@ namespace gkd::cuda {
 template <class T, class BlockGroup>
 struct FusedStorage {
   union {
-    int counts[kBins];
-    unsigned long long histogram[kBins];
+    int counts[BlockGroup::kCountsRoom];
+    /// After the counts have been read: the search among the window's keys.
+    struct {
+      unsigned long long bins[kFusedThreads];
+      KeyOf<T> list[kFusedListedKeys];
+    } search;
   };
-  KeyOf<T> list[kFusedListedKeys];
   union {
     typename cub::BlockReduce<Extremes<T>, kFusedThreads>::TempStorage extremes;
     WeightSums<T> weights[kFusedThreads / kWarp];
     WindowStorage<kFusedThreads> window;
-    RefineStorage<kFusedThreads> refine;
     ListStorage<T> list;
     MomentsStorage<T, kFusedThreads> moments;
     VectorSums vector_sums[kFusedThreads / kWarp];
@@ -54,13 +56,13 @@ struct FusedLayout {
   GKD_HD static constexpr std::size_t segment_bytes(std::int64_t classes) {
     return align_up(static_cast<std::size_t>(classes) * sizeof(Elem) + kVectorBytes, kVectorBytes);
   }
-  static std::size_t shared_bytes(std::int64_t classes) {
-    return kSegmentOffset + 2 * segment_bytes(classes);
+  static std::size_t shared_bytes(std::int64_t classes, bool streamed) {
+    return kSegmentOffset + (streamed ? 1 : 2) * segment_bytes(classes);
   }
   /// The longest segment that fits `bytes` of shared memory; negative: none.
-  static std::int64_t max_segment_classes(std::size_t bytes) {
+  static std::int64_t max_segment_classes(std::size_t bytes, bool streamed) {
     const auto room = static_cast<std::int64_t>(bytes) - static_cast<std::int64_t>(kSegmentOffset);
-    return (room / 2 - 2 * kVectorBytes) / static_cast<std::int64_t>(sizeof(Elem));
+    return (room / (streamed ? 1 : 2) - 2 * kVectorBytes) / static_cast<std::int64_t>(sizeof(Elem));
   }
 };
 

@@ -70,9 +70,8 @@ struct VectorGradient {
   }
 
   /// `gradient` is the segment's, or null.
-  template <class Elem>
-  __device__ void run(const ContiguousLoader<float, Elem>& loader, int classes,
-                      const VectorRange& range, Elem* gradient) {
+  template <class Loader, class Elem>
+  __device__ void run(const Loader& loader, int classes, const VectorRange& range, Elem* gradient) {
     // A warp reads kTile x 32 consecutive vectors: each lane kItems classes. Every lane takes part
     // in the votes, with vectors of its own or with the last one.
     constexpr int kN = kPerVector<Elem>, kTile = kItems / kN;
@@ -144,10 +143,9 @@ struct VectorGradient {
 };
 
 /// write_gradient() over vectors, for every thread. `gradient` is the segment's, or null.
-template <bool kCrossEntropy, class Elem>
-__device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader, int classes,
-                                     const VectorRow& row, const VectorRange& range,
-                                     const RowState<float>& state,
+template <bool kCrossEntropy, class Loader, class Elem>
+__device__ SegmentKl vector_gradient(const Loader& loader, int classes, const VectorRow& row,
+                                     const VectorRange& range, const RowState<float>& state,
                                      const std::int64_t (&group_classes)[2], bool all_kl,
                                      const VectorHead& head, Elem* gradient, SegmentKl* of_warps) {
   const GroupCoef<float> primary = state.coef[0], rest = state.coef[1];
@@ -156,7 +154,7 @@ __device__ SegmentKl vector_gradient(const ContiguousLoader<float, Elem>& loader
     VectorGradient<from_gap(), rest_kl(), kCrossEntropy> pass{
         row, VectorCoef(primary, group_classes[0]), VectorCoef(rest, group_classes[1]),
         rest.coef_q * rest.inv_sum_student, head};
-    pass.run(loader, classes, range, gradient);
+    with_inputs(loader, [&](const auto& inputs) { pass.run(inputs, classes, range, gradient); });
     kl[0] = pass.kl[0];
     kl[1] = pass.kl[1];
   };

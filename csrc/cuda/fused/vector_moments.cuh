@@ -32,50 +32,19 @@ __device__ __forceinline__ bool sums_are_accurate(const GroupCoef<float> (&coef)
   return (size == 0 || group(coef[0])) && (size == classes || group(coef[1]));
 }
 
-/// What the loops over a segment's vectors leave out.
-struct VectorRange {
-  int whole;   ///< vectors of which every element is a class
-  int target;  ///< the whole vector that has the target; -1: none
-  int target_class;
-
-  template <class Elem>
-  __device__ static VectorRange of(int classes, std::int64_t target) {
-    VectorRange range{classes / kPerVector<Elem>, -1, -1};
-    if (target < 0 || target >= classes) return range;
-    range.target_class = static_cast<int>(target);
-    if (range.target_class / kPerVector<Elem> < range.whole) {
-      range.target = range.target_class / kPerVector<Elem>;
-    }
-    return range;
-  }
-  /// The class that this thread visits after the loop, or -1.
-  template <class Elem>
-  __device__ int left_out(int classes) const {
-    constexpr int kN = kPerVector<Elem>;
-    const int thread = threadIdx.x;
-    if (thread < kN) return target < 0 ? -1 : target * kN + thread;
-    const int j = whole * kN + thread - kN;
-    return thread < 2 * kN && j < classes ? j : -1;
-  }
-};
-
 /// A thread's part of the row's extremes; kOthers: with those of all classes but the target.
-template <bool kOthers, class Elem>
-__device__ RowExtremes thread_row_extremes(const ContiguousLoader<float, Elem>& loader, int classes,
+template <bool kOthers, class Loader>
+__device__ RowExtremes thread_row_extremes(const Loader& loader, int classes,
                                            const VectorRange& range) {
-  const Elem* rank = ranking(loader);
-  const Elem* other = loader.by_student ? loader.teacher : loader.student;
-  Extremes<float> r =
-      vector_extremes<true, kOthers>(rank, classes, range.target, range.target_class);
-  Extremes<float> o =
-      vector_extremes<false, kOthers>(other, classes, range.target, range.target_class);
-  const float others = loader.by_student ? r.high : o.high;
+  Extremes<float> r = vector_extremes<true, kOthers>(ranking(loader), classes, range);
+  float other = other_high<kOthers>(loader, classes, range);
+  const float others = loader.by_student ? r.high : other;
   if (kOthers && range.target_class >= 0) {
-    const float x = load_as<float>(rank[range.target_class]);
+    const float x = load_as<float>(ranking(loader)[range.target_class]);
     r = {fmaxf(r.high, x), fminf(r.low, x)};
-    o.high = fmaxf(o.high, load_as<float>(other[range.target_class]));
+    other = fmaxf(other, load_as<float>(not_ranking(loader)[range.target_class]));
   }
-  return {loader.by_student ? o.high : r.high, loader.by_student ? r.high : o.high, r.low, others};
+  return {loader.by_student ? other : r.high, loader.by_student ? r.high : other, r.low, others};
 }
 
 /// Sums of both groups. Groups are chosen by factors of 0 and 1: branches would keep the
@@ -127,19 +96,19 @@ struct VectorSums {
 };
 
 /// Where the student ranks, the two change places: `row` is swapped() then, and so are the sums.
-template <bool kFromGap, bool kCrossEntropy, class Elem>
-__device__ VectorSums thread_vector_moments(const ContiguousLoader<float, Elem>& loader,
-                                            int classes, const VectorRow& row,
+template <bool kFromGap, bool kCrossEntropy, class Loader>
+__device__ VectorSums thread_vector_moments(const Loader& loader, int classes, const VectorRow& row,
                                             const VectorRange& range, const VectorHead& head) {
+  using Elem = typename Loader::Element;
   constexpr int kN = kPerVector<Elem>;
   const Elem* rank = ranking(loader);
-  const Elem* other = loader.by_student ? loader.teacher : loader.student;
+  auto others = other_vectors(loader, range.whole);
   VectorSums sums;
   for (int v = threadIdx.x; v < range.whole; v += kFusedThreads) {
-    if (v == range.target) continue;
     float r[kN], o[kN];
+    unpack<Elem>(others.take(v), o);
+    if (v == range.target) continue;
     load_vector(rank, v, r);
-    load_vector(other, v, o);
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
       sums.add<kFromGap>(row, o[i], r[i], r[i], row.cut);
@@ -149,7 +118,7 @@ __device__ VectorSums thread_vector_moments(const ContiguousLoader<float, Elem>&
     }
   }
   if (const int j = range.left_out<Elem>(classes); j >= 0) {
-    const float r = load_as<float>(rank[j]), o = load_as<float>(other[j]);
+    const float r = load_as<float>(rank[j]), o = load_as<float>(not_ranking(loader)[j]);
     const bool in = in_primary(r, row.cut, j, range.target_class);
     sums.add<kFromGap>(row, o, r, in ? 1.0f : 0.0f, 1);
     if (kCrossEntropy && j != range.target_class) {
@@ -178,10 +147,10 @@ struct PlainSums {
 };
 
 /// accumulate_moments() over vectors, for every thread. A warp's sums are added in float.
-template <bool kCrossEntropy, class Elem>
-__device__ PlainSums vector_moments(const ContiguousLoader<float, Elem>& loader, int classes,
-                                    const VectorRow& row, const VectorRange& range,
-                                    const VectorHead& head, VectorSums* of_warps) {
+template <bool kCrossEntropy, class Loader>
+__device__ PlainSums vector_moments(const Loader& loader, int classes, const VectorRow& row,
+                                    const VectorRange& range, const VectorHead& head,
+                                    VectorSums* of_warps) {
   const VectorRow by_rank = loader.by_student ? row.swapped() : row;
   const VectorSums thread =
       row.from_gap()

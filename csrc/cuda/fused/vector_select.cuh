@@ -3,41 +3,48 @@
 #pragma once
 
 #include "cuda/block/histogram.cuh"
+#include "cuda/fused/streamed.cuh"
 #include "cuda/fused/vector_row.cuh"
 
 namespace gkd::cuda {
 
-template <class Elem>
-__device__ __forceinline__ const Elem* ranking(const ContiguousLoader<float, Elem>& loader) {
-  return loader.by_student ? loader.student : loader.teacher;
-}
-
-/// The largest element of a segment and, where kLow, the smallest one; with kSkip of all but the
-/// one at `skipped`, which lies in whole vector `vector` unless that is -1. NaN is skipped.
-template <bool kLow, bool kSkip = false, class Elem>
-__device__ __forceinline__ Extremes<float> vector_extremes(const Elem* segment, int classes,
-                                                           int vector = -1, int skipped = -1) {
+/// The largest element of this thread's part of a segment and, where kLow, the smallest one; with
+/// kSkip of all classes but the target. NaN is skipped.
+template <bool kLow, bool kSkip, class Source>
+__device__ __forceinline__ Extremes<float> vector_extremes(const Source& segment, int classes,
+                                                           const VectorRange& range) {
+  using Elem = std::decay_t<decltype(segment[0])>;
   constexpr int kN = kPerVector<Elem>;
-  const int whole = classes / kN;
   VectorExtremes<Elem> vectors;
 #pragma unroll 4
-  for (int v = threadIdx.x; v < whole; v += kFusedThreads) {
-    if (kSkip && v == vector) continue;
+  for (int v = threadIdx.x; v < range.whole; v += kFusedThreads) {
+    if (kSkip && v == range.target) continue;
     const uint4 x = read_vector(segment, v);
     vectors.add_to_high(x);
     if constexpr (kLow) vectors.add_to_low(x);
   }
   Extremes<float> e{vectors.high(), vectors.low()};
   const auto add = [&](int j) {
+    if (kSkip && j == range.target_class) return;
     const float x = load_as<float>(segment[j]);
     e = {fmaxf(e.high, x), fminf(e.low, x)};
   };
   const int thread = threadIdx.x;
-  if (const int j = whole * kN + thread; j < classes && !(kSkip && j == skipped)) add(j);
-  if (kSkip && vector >= 0 && thread < kN && vector * kN + thread != skipped) {
-    add(vector * kN + thread);
-  }
+  if (const int j = range.whole * kN + thread; j < classes) add(j);
+  if (kSkip && range.target >= 0 && thread < kN) add(range.target * kN + thread);
   return e;
+}
+
+/// The largest of this thread's classes in the input that does not rank, likewise.
+template <bool kSkip, class Elem>
+__device__ __forceinline__ float other_high(const ContiguousLoader<float, Elem>& loader,
+                                            int classes, const VectorRange& range) {
+  return vector_extremes<false, kSkip>(not_ranking(loader), classes, range).high;
+}
+template <bool kSkip, class Elem>
+__device__ __forceinline__ float other_high(const StreamedLoader<Elem>& loader, int /*classes*/,
+                                            const VectorRange& /*range*/) {
+  return loader.other_high;
 }
 
 /// Calls visit(r, v) for the ranking logits r[kPerVector] of every vector v.

@@ -139,6 +139,33 @@ struct VectorExtremes<float> {
   __device__ __forceinline__ float low() const { return least; }
 };
 
+/// What the loops over a segment's vectors leave out.
+struct VectorRange {
+  int whole;   ///< vectors of which every element is a class
+  int target;  ///< the whole vector that has the target; -1: none
+  int target_class;
+
+  template <class Elem>
+  __device__ static VectorRange of(int classes, std::int64_t target) {
+    VectorRange range{classes / kPerVector<Elem>, -1, -1};
+    if (target < 0 || target >= classes) return range;
+    range.target_class = static_cast<int>(target);
+    if (range.target_class / kPerVector<Elem> < range.whole) {
+      range.target = range.target_class / kPerVector<Elem>;
+    }
+    return range;
+  }
+  /// The class that this thread visits after the loop, or -1.
+  template <class Elem>
+  __device__ int left_out(int classes) const {
+    constexpr int kN = kPerVector<Elem>;
+    const int thread = threadIdx.x;
+    if (thread < kN) return target < 0 ? -1 : target * kN + thread;
+    const int j = whole * kN + thread - kN;
+    return thread < 2 * kN && j < classes ? j : -1;
+  }
+};
+
 /// Writes vectors of a segment's gradient, in the widest words that its alignment allows; nothing
 /// if there is no gradient. The stores do not stay in the cache: nothing reads a gradient before
 /// the kernel ends.

@@ -10,7 +10,7 @@ from benchmarks.machine_code import read_kernels
 from benchmarks.model_cuda import CARDS, SHAPES, Model
 from benchmarks.sweeps import costs
 
-NAME = "_ZN3gkd4cuda12fused_kernelIfNS0_11SingleBlockELb0EEEvNS0_9FusedCallIfEE"
+NAME = "_ZN3gkd4cuda12fused_kernelIfNS0_11SingleBlockELb0ELb0EEEvNS0_9FusedCallIfEE"
 #: A loop over rows (RELOAD to DONE) with the passes of float rows: one loop for each maximum, a
 #: count, a weighing by mass whose window is visited, and a gradient that stores one vector, in the
 #: group or outside of it, aligned or not. GATHER, over gathered values, is no pass; PARTED is where
@@ -100,10 +100,10 @@ ptxas info    : Used 128 registers, used 1 barriers, 176 bytes cumulative stack 
 """
 
 
-def listing():
+def listing(text=LISTING):
     """As nvdisasm prints it: labels as .L_x, and an address before each instruction."""
     out = [f".text.{NAME}:"]
-    for k, line in enumerate(LISTING.replace("(.", "(.L_x_").splitlines()):
+    for k, line in enumerate(text.replace("(.", "(.L_x_").splitlines()):
         if line.startswith("."):
             out.append(f".L_x_{line[1:]}:")
         elif line:
@@ -128,6 +128,20 @@ def test_costs_of_each_pass():
         ("gradient 1", "outside"): (12, 4),
         ("gradient 1", "any"): (13, 4),
     }
+
+
+def test_streamed_rows_are_read_from_device_memory():
+    """As the teacher's maxima, in vectors of an aligned row or in halves of them."""
+    aligned = ["  LDG.E.NA.128.CONSTANT R4, [R2]", "  LDG.E.NA.128.CONSTANT R8, [R2+0x1000]"]
+    halves = [f"  LDG.E.NA.64.CONSTANT R{r}, [R2]" for r in (4, 6, 8, 10)]
+    before = ".TEACHER\n  LDS.128 R4, [R2]\n  LDS.128 R8, [R2+0x1000]"
+    after = [".TEACHER", "  @P1 BRA `(.HALVES)", *aligned, "  BRA `(.READ)", ".HALVES", *halves]
+    text = listing(LISTING.replace(before, "\n".join([*after, ".READ"])))
+    texts = [x.replace("Lb0ELb0", "Lb0ELb1") for x in (text, PTXAS)]
+    (found,) = read_kernels(90, "grid", *texts)
+    assert found.strategy == "streamed grid"
+    maxima = next(c for c in found.costs if c.loop == "maxima 1")
+    assert (maxima.counts["total"], maxima.classes) == (6, 8)
 
 
 def test_what_a_path_holds():
@@ -244,7 +258,7 @@ def test_the_model_follows_instructions_and_memory():
     def ratio(instructions, card):
         counts = {
             (s, d, row): instructions
-            for s in ("block", "cluster", "grid")
+            for s in ("block", "cluster", "grid", "streamed cluster", "streamed grid")
             for d in ("float32", "bfloat16")
             for row in ("flat", "small")
         }
