@@ -31,6 +31,14 @@ TRAINING = [
         by=(f"{VALUES} -k 'test_equals_the_usual_steps'",),
     ),
     Mutant(
+        name="powers-trusted",
+        fault="powers far under their shift, which underflow, are taken for cross-entropy's sum",
+        file="csrc/cpu/kernels/row_moments-inl.h",
+        old="if (squarings >= 0 && !powers_are_accurate(sums)) sums.others = sum_others();",
+        new="",
+        by=("tests/python/training/test_training_accuracy.py",),
+    ),
+    Mutant(
         name="sure-row-loses-digits",
         fault="log(1 + x) of a tiny x is 0",
         file="csrc/math/cross_entropy.h",

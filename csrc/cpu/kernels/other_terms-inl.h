@@ -37,38 +37,58 @@ struct OtherTerms {
   }
 };
 
-/// How the last pass computes cross-entropy's exponentials: not at all; each; or, where T is 1, 2,
-/// 4 or 8, as powers of exp((S_j - r)/T), which it has already.
+/// x to the power 1, 2 or 4, squared 0, 1 or 2 times.
+template <class V>
+V repeated_square(V x, int times) {
+  if (times == 0) return x;
+  const V square = x * x;
+  return times == 1 ? square : V(square * square);
+}
+
+/// k where T = 2^k is 1, 2 or 4, so that exp(s) is exp(s/T) squared k times, with T times its
+/// error; else -1.
+inline int squarings_of(double temperature) {
+  return temperature == 1 ? 0 : temperature == 2 ? 1 : temperature == 4 ? 2 : -1;
+}
+
+/// The same sum with a reference that makes it 1, but for the rounding to T: no exponential
+/// relative to it is larger than 1, and of those that matter none has a large exponent.
+template <class T>
+OtherSum normalized(const OtherSum& others, double scale) {
+  const T high = static_cast<T>(others.high + std::log(others.sum) / scale);
+  if (!std::isfinite(high)) return others;
+  return {high, others.sum * std::exp((others.high - static_cast<double>(high)) * scale)};
+}
+
+/// How the last pass computes cross-entropy's exponentials: not at all; each; or, by
+/// squarings_of(), as powers of exp((S_j - r)/T), which it has already.
 enum class Others { kNone, kExp, kPower };
 
-/// exp(scale (x - high)) from terms of the row, by T's power of exp(scale (x - high)/T).
+/// exp(scale (x - high)) times CrossEntropyCoef::factor from terms of the row: a power of them
+/// times a number.
 template <class T>
 struct OtherPowers {
-  int squarings = -1;        ///< log2(T); negative: T is no such number, or a factor has no digits
-  T of_q[2]{};               ///< by group: a_j exp(-d_j) times it is exp(scale (x_j - high)/T)
-  T of_rest{};               ///< exp(scale (x - high)/T) times it is b_j, in the rest
-  bool serves_near = false;  ///< the errors of a_j and d_j, times T, are still small
+  int squarings = -1;  ///< negative: T is no such number, or a number here has no digits
+  T of_q[2]{};         ///< by group, of the power of a_j exp(-d_j)
+  T of_rest{};         ///< in the rest, b_j = of_rest exp(scale (x - high)/T)
 
   OtherPowers() = default;
-  OtherPowers(const GroupMoments<double>* moments, const Weights& w, double high) {
-    for (int k = 0; k <= 3; ++k) squarings = w.temperature == 1 << k ? k : squarings;
-    if (!(high > -kInfinity<double>)) squarings = -1;
+  OtherPowers(const GroupMoments<double>* moments, const Weights& w,
+              const CrossEntropyCoef<double>& cross_entropy)
+      : squarings(squarings_of(w.temperature)) {
+    constexpr double kMaxNats = 60;  // of numbers that a float holds
     const double inv_t = 1 / w.exponent_temperature();
     for (int g = 0; g < 2; ++g) {
       if (moments[g].count == 0) continue;
-      const double gap = (finite_or_zero(moments[g].shift.student) - high) * inv_t;
+      const double gap = (finite_or_zero(moments[g].shift.student) - cross_entropy.high) * inv_t;
       const bool has_ratio = moments[g].sum_teacher > 0 && moments[g].sum_student > 0;
-      const double log_ratio = has_ratio ? moments[g].log_ratio() : 0;
-      if (!(std::abs(gap) <= 40 && std::abs(log_ratio) <= 16)) squarings = -1;
-      of_q[g] = static_cast<T>(std::exp(gap + log_ratio));
+      const double nats = gap + (has_ratio ? moments[g].log_ratio() : 0);
+      if (!(std::abs(nats) * w.temperature <= kMaxNats && std::abs(gap) <= kMaxNats)) {
+        squarings = -1;
+      }
+      of_q[g] = static_cast<T>(cross_entropy.factor * std::exp(nats * w.temperature));
       if (g == 1) of_rest = static_cast<T>(std::exp(-gap));
     }
-    serves_near = squarings >= 0 && squarings <= 2;
-  }
-  template <class V>
-  V of(V x) const {
-    for (int k = 0; k < squarings; ++k) x = x * x;
-    return x;
   }
 };
 

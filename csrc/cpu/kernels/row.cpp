@@ -73,7 +73,7 @@ struct WholeRow : RowPasses<T> {
       for (std::vector<T>* v : {&found.s, &found.u}) v->resize(padded<T>(size), -kInfinity<T>);
       for (std::int64_t j = 0; j < size; j += kTile) {
         const Tile<T> s{&found.s[j]}, u{&found.u[j]};
-        moments.add(s, u, row.by_student ? s : u, s, std::min(kTile, size - j), unused);
+        moments.add(s, u, row.by_student ? s : u, s, std::min(kTile, size - j), false, unused);
       }
     }
     sums->add(moments.result());

@@ -1,9 +1,8 @@
-// The passes over a row whose cut is known, or over one shard of it: extremes, moments of each
-// group, loss and gradient. The last two do the arithmetic.
+// The passes over a row whose cut is known, or over one shard of it: moments of each group, loss
+// and gradient.
 #pragma once
 
-#include "cpu/kernels/shifts-inl.h"
-#include "cpu/kernels/sums-inl.h"
+#include "cpu/kernels/row_moments-inl.h"
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
@@ -19,45 +18,14 @@ GroupCoef<V> map_fields(F f, const Coefs&... coefs) {
           f(coefs.coef_diff...)};
 }
 
-/// A cut, and the moments if they are known already.
-template <class T>
-struct CutResult {
-  T value = -kInfinity<T>;
-  bool has_sums = false;
-  Shift<T> shift[2]{};
-  RowSums sums;
-};
-
 template <auto value>
 using Constant = std::integral_constant<decltype(value), value>;
 
 template <class T>
-struct RowPasses {
-  const RowTask& task;
-  const Executor& executor;
-  Scratch* scratch;
-  const bool by_student = task.selection.by_student;
-  const Row<T> row{task.student, task.teacher, by_student ? task.student : task.teacher,
-                   task.classes, task.target,  by_student};
-  const T temperature = static_cast<T>(task.weights.exponent_temperature());
-  const T inv_t = T(1) / temperature;
-  const bool with_cross_entropy = task.weights.cross_entropy != 0;
-  /// The gradient's memory holds a_j of every class.
-  bool kept = false;
-
-  RowPasses(const RowTask& task, const Executor& executor, Scratch* scratch)
-      : task(task), executor(executor), scratch(scratch) {
-    const auto segments = static_cast<std::size_t>(row.segments());
-    scratch->segments.resize(std::max(scratch->segments.size(), segments));
-  }
-
-  /// body(segment, begin, end) for every segment.
-  template <class Body>
-  void for_each_segment(Body body) {
-    executor(row.segments(), [&](std::int64_t k) {
-      body(scratch->segments[k], k * kSegment, std::min(row.classes, (k + 1) * kSegment));
-    });
-  }
+struct RowPasses : RowMoments<T> {
+  using Moments = RowMoments<T>;
+  using Moments::inv_t, Moments::row, Moments::scratch, Moments::task, Moments::with_cross_entropy;
+  using Moments::Moments;
 
   /// A tile of the kept a_j, padded with 0.
   const T* kept_tile(std::int64_t begin, std::int64_t count, T* buffer) const {
@@ -65,94 +33,6 @@ struct RowPasses {
         read_tile<T>({task.gradient.data, 1, task.gradient.dtype}, begin, count, buffer);
     if (tile == buffer) std::fill(buffer + count, buffer + padded<T>(count), T(0));
     return tile;
-  }
-
-  template <MassFrom kMass>
-  RowSums sum(const LogitRange<T>& window, const Shift<T> (&shift)[2], const MassRule<T>* rule) {
-    return with_cross_entropy ? sum_classes<kMass, true>(window, shift, rule)
-                              : sum_classes<kMass, false>(window, shift, rule);
-  }
-
-  /// Keeps the a_j in the gradient's memory, where that has their dtype.
-  template <MassFrom kMass, bool kOthers>
-  RowSums sum_classes(const LogitRange<T>& window, const Shift<T> (&shift)[2],
-                      const MassRule<T>* rule) {
-    kept = task.gradient.data && task.gradient.dtype == kDtype<T>;
-    const T scale = static_cast<T>(task.weights.scale);
-    for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
-      auto& undecided = std::get<LogitPairs<T>>(segment.undecided);
-      undecided.s.clear();
-      undecided.u.clear();
-      MomentsAccumulator<T, kMass, kOthers> moments{window,     {shift[0], shift[1]}, inv_t, rule,
-                                                    by_student, &undecided,           scale};
-      row.for_each_tile(
-          begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r, auto others) {
-            alignas(64) T buffer[kTile];
-            T* out = kept ? writable_tile(task.gradient, j, count, buffer) : buffer;
-            moments.add(s, u, r, others, count, out);
-            if (kept) write_tile(task.gradient, j, count, out);
-          });
-      segment.sums = moments.result();
-    });
-    RowSums total;
-    for (int g = 0; g < 2; ++g) total.group[g].shift = {shift[g].teacher, shift[g].student};
-    for (std::int64_t k = 0; k < row.segments(); ++k) {
-      const RowSums& sums = scratch->segments[k].sums;
-      total.add(sums);
-      if (kOthers) total.others.merge(sums.others, task.weights.scale);
-    }
-    return total;
-  }
-
-  /// Each segment's extremes, and the whole row's. A NaN may be missed here: it is detected later,
-  /// in the sums.
-  Segment extremes() {
-    const auto extremes = [](const LogitsRow& logits, std::int64_t begin, std::int64_t end) {
-      return is_half_row(logits) && !logits.lowers(begin, end)
-                 ? extremes_of_half<T>(logits, begin, end)
-                 : extremes_of<T>(logits, begin, end);
-    };
-    for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
-      const Extremes<T> ranking = extremes(row.rank, begin, end);
-      segment.high = ranking.high;
-      segment.low = ranking.low;
-      segment.teacher_high = row.by_student ? extremes(row.u, begin, end).high : ranking.high;
-    });
-    Segment total;
-    total.high = total.teacher_high = -kInfinity<double>;
-    total.low = kInfinity<double>;
-    for (std::int64_t k = 0; k < row.segments(); ++k) {
-      const Segment& segment = scratch->segments[k];
-      total.high = std::max(total.high, segment.high);
-      total.low = std::min(total.low, segment.low);
-      total.teacher_high = std::max(total.teacher_high, segment.teacher_high);
-    }
-    return total;
-  }
-
-  /// The moments of a row whose cut and extremes are known, with shifts that keep their digits;
-  /// false where the row is invalid (is_invalid()).
-  bool accumulate_moments(CutResult<T>* cut, bool whole) {
-    const LogitRange<T> known{cut->value, cut->value};
-    if (!cut->has_sums) {
-      guess_shifts(row, cut->value, temperature, scratch->segments, cut->shift);
-      cut->sums = sum<MassFrom::kKnownCut>(known, cut->shift, nullptr);
-    }
-    // With few classes rounding errors do not average out, so use a shift from inside the group.
-    const auto has_few = [&](int g) {
-      const long long count = cut->sums.group[g].count;
-      return count > 0 && count <= kFewClasses;
-    };
-    const bool rest_has_kl = task.weights.secondary != 0;
-    const T rank = row.by_student ? cut->shift[0].student : cut->shift[0].teacher;
-    const bool shift_from_outside = !(rank >= cut->value);
-    if (!sums_are_accurate(cut->sums.group, rest_has_kl) || (shift_from_outside && has_few(0)) ||
-        (rest_has_kl && has_few(1))) {
-      if (is_invalid(row, whole)) return false;
-      exact_shifts(row, cut->value, temperature, cut->shift);
-      cut->sums = sum<MassFrom::kKnownCut>(known, cut->shift, nullptr);
-    }
-    return true;
   }
 
   /// The target's logit with its margin, as cross-entropy sees it. In double: both networks' margin
@@ -169,7 +49,7 @@ struct RowPasses {
     GroupCoef<T> coef[2];
     const RowSummary summary = row_coefficients(moments, task.weights, coef);
     const double weight = task.weights.cross_entropy * task.weights.scale * task.gradient_scale;
-    const auto others = head.cross_entropy.template coefficients<T>(head.high, weight);
+    const auto others = head.cross_entropy.template coefficients<double>(head.high, weight);
     const bool rest = summary.kl_weight[1] != 0;
     const auto write = [&](auto gradient, auto how, const OtherPowers<T>& powers) {
       rest ? write_class_gradients<true, gradient.value, how.value>(cut, coef, others, powers)
@@ -179,8 +59,7 @@ struct RowPasses {
       write(std::false_type(), Constant<Others::kNone>(), {});
     } else if (!with_cross_entropy) {
       write(std::true_type(), Constant<Others::kNone>(), {});
-    } else if (const OtherPowers<T> powers(moments, task.weights, head.high);
-               powers.squarings >= 0) {
+    } else if (const OtherPowers<T> powers(moments, task.weights, others); powers.squarings >= 0) {
       write(std::true_type(), Constant<Others::kPower>(), powers);
     } else {
       write(std::true_type(), Constant<Others::kExp>(), powers);
@@ -197,10 +76,10 @@ struct RowPasses {
   /// need one exp(), and none without a gradient.
   template <bool kRest, bool kGradient, Others kOthers>
   void write_class_gradients(T cut, const GroupCoef<T> (&coef)[2],
-                             const CrossEntropyCoef<T>& cross_entropy,
+                             const CrossEntropyCoef<double>& cross_entropy,
                              const OtherPowers<T>& of_powers) {
     using V = VecOf<T>;
-    for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
+    Moments::for_each_segment([&](Segment& segment, std::int64_t begin, std::int64_t end) {
       // Local to the segment, so that the compiler keeps them in registers.
       const auto splat_field = [](T x) { return splat<V>(x); };
       const GroupCoef<V> primary = map_fields<V>(splat_field, coef[0]);
@@ -216,8 +95,9 @@ struct RowPasses {
       const GradientRow gradient = task.gradient;
       DoubleAccumulator<V> sum[2];
       const bool kept = this->kept;
-      const OtherTerms<T> other_terms{cross_entropy.high, static_cast<T>(task.weights.scale)};
-      const V other_factor = splat<V>(cross_entropy.factor);
+      const OtherTerms<T> other_terms{static_cast<T>(cross_entropy.high),
+                                      static_cast<T>(task.weights.scale)};
+      const V other_factor = splat<V>(static_cast<T>(cross_entropy.factor));
       const OtherPowers<T> powers = of_powers;
       const V in_q = splat<V>(powers.of_q[0]), out_q = splat<V>(powers.of_q[1]);
       const V rest_factor =
@@ -226,7 +106,7 @@ struct RowPasses {
           begin, end, [&](std::int64_t j, std::int64_t count, auto s, auto u, auto r, auto others) {
             alignas(64) T buffer[kTile], kept_buffer[kTile];
             // In the target's tile the target is left out, which `others` does.
-            const bool near_powers = powers.serves_near && !row.has_target(j, count);
+            const bool near_powers = kOthers == Others::kPower && !row.has_target(j, count);
             const T* known = kept ? kept_tile(j, count, kept_buffer) : nullptr;
             T* out = kGradient ? writable_tile(gradient, j, count, buffer) : nullptr;
             V tile_kl[2] = {}, near_kl[2] = {};
@@ -242,7 +122,8 @@ struct RowPasses {
                 if (!kGradient) continue;
                 if (kOthers == Others::kPower) {  // no target: it is in the group
                   const V b = exp_of(V((student - other_terms.high) * inv_t));
-                  store(V(b * rest_factor + powers.of(b) * other_factor), out + k);
+                  const V power = repeated_square(b, powers.squarings);
+                  store(V(b * rest_factor + power * other_factor), out + k);
                   continue;
                 }
                 write(exp_of(V((student - rest.shift.student) * inv_t)) * rest_scale, k);
@@ -260,8 +141,8 @@ struct RowPasses {
                 if (kRest) near_kl[1] += in ? zero : kl;
                 if (!kGradient) continue;
                 V value = a * ((in ? in_p : out_p) + (in ? in_diff : out_diff) * x.expm1);
-                if (kOthers == Others::kPower && near_powers) {
-                  value += powers.of(V(a * x.exp * (in ? in_q : out_q))) * other_factor;
+                if (near_powers) {
+                  value += repeated_square(V(a * x.exp), powers.squarings) * (in ? in_q : out_q);
                   store(value, out + k);
                 } else {
                   write(value, k);
@@ -281,7 +162,7 @@ struct RowPasses {
             sum[0].add(tile_kl[0] + near_kl[0] * primary.inv_sum_teacher);
             if (kRest) sum[1].add(tile_kl[1] + near_kl[1] * rest.inv_sum_teacher);
             if (kOthers != Others::kNone && row.has_target(j, count)) {
-              out[row.target - j] += cross_entropy.target;
+              out[row.target - j] += static_cast<T>(cross_entropy.target);
             }
             if (kGradient) write_tile(gradient, j, count, out);
           });

@@ -66,6 +66,35 @@ struct LogitRange {
 /// for. With a known cut nothing is listed either.
 enum class MassFrom { kKnownCut, kNothing, kTeacherTerm, kRank };
 
+/// Cross-entropy's sum of a segment, tile by tile. The largest logit so far is its reference, so
+/// that nothing overflows: a pass that finds the row's largest first would wait for memory.
+template <class T>
+struct OthersAccumulator {
+  using V = VecOf<T>;
+  T scale, high = -kInfinity<T>;
+  DoubleAccumulator<V> sum;
+
+  template <class Logits>
+  void add(Logits others, std::int64_t size) {
+    V top = splat<V>(high);
+    for (std::int64_t k = 0; k < size; k += kWidth<T>) {
+      const V v = others[k];
+      top = v > top ? v : top;
+    }
+    const T found = reduce_max(top);
+    if (!(found > -kInfinity<T>)) return;
+    if (found > high) {
+      sum.multiply(std::exp(static_cast<double>(high - found) * scale));
+      high = found;
+    }
+    const OtherTerms<T> terms{high, scale};
+    V tile{};
+    for (std::int64_t k = 0; k < size; k += kWidth<T>) tile += terms.of(others[k]);
+    sum.add(tile);
+  }
+  OtherSum result() const { return {high, sum.sum()}; }
+};
+
 /// Accumulates a segment's moments tile by tile; with kOthers also the sum of cross-entropy.
 template <class T, MassFrom kMass, bool kOthers = false>
 struct MomentsAccumulator {
@@ -76,16 +105,18 @@ struct MomentsAccumulator {
   const MassRule<T>* rule = nullptr;
   bool by_student = false;
   LogitPairs<T>* undecided = nullptr;
-  T scale = 1;                    ///< of the logits, in cross-entropy
-  T others_high = -kInfinity<T>;  ///< the reference of its sum
+  int squarings = -1;  ///< cross-entropy's exponentials are b_j squared so often; negative: are not
+  OthersAccumulator<T> others_alone{1};  ///< where they are not
   const NearTerms<T> near{shift, inv_t};
   ExactAccumulator<V> mass[2];
-  DoubleAccumulator<V> sum_teacher[2], sum_student[2], sum_diff[2], sum_others;
+  DoubleAccumulator<V> sum_teacher[2], sum_student[2], sum_diff[2], sum_powers[2];
   long long count[2] = {0, 0};
 
-  /// Classes [0, size) of a tile. `exp_teacher` receives the a_j, in whole vectors.
+  /// Classes [0, size) of a tile, which may have the target. `exp_teacher` receives the a_j, in
+  /// whole vectors.
   template <class Logits>
-  void add(Logits s, Logits u, Logits r, Logits others, std::int64_t size, T* exp_teacher) {
+  void add(Logits s, Logits u, Logits r, Logits others, std::int64_t size, bool has_target,
+           T* exp_teacher) {
     // Two short loops: one long one would leave the processor fewer vectors to overlap.
     alignas(64) T exp_student[kTile], diff[kTile];
     const V high = splat<V>(window.high), low = splat<V>(window.low), zero{};
@@ -107,8 +138,11 @@ struct MomentsAccumulator {
         store(t.diff, diff + k);
       }
     }
-    if constexpr (kOthers) add_others(others, size);
-    V teacher_sum[2] = {}, student_sum[2] = {}, diff_sum[2] = {};
+    const bool powers = kOthers && squarings >= 0 && !has_target;
+    if constexpr (kOthers) {
+      if (!powers) others_alone.add(others, size);
+    }
+    V teacher_sum[2] = {}, student_sum[2] = {}, diff_sum[2] = {}, power_sum[2] = {};
     ExactAccumulator<V> mass_in = mass[0], mass_out = mass[1];  // in registers
     alignas(64) T found_s[kTile + kWidth<T>], found_u[kTile + kWidth<T>];
     T *next_s = found_s, *next_u = found_u;
@@ -140,6 +174,11 @@ struct MomentsAccumulator {
       student_sum[1] += pick(not_out, zero, b);
       diff_sum[0] += pick(in, x, zero);
       diff_sum[1] += pick(not_out, zero, x);
+      if (powers) {  // undecided classes too: nothing else counts them
+        const V power = repeated_square(b, squarings);
+        power_sum[0] += pick(in, power, zero);
+        power_sum[1] += pick(in, zero, power);
+      }
     }
     mass[0] = mass_in;
     mass[1] = mass_out;
@@ -147,6 +186,7 @@ struct MomentsAccumulator {
       sum_teacher[g].add(teacher_sum[g]);
       sum_student[g].add(student_sum[g]);
       sum_diff[g].add(diff_sum[g]);
+      if (kOthers) sum_powers[g].add(power_sum[g]);
     }
     if (next_s != found_s) {
       undecided->s.insert(undecided->s.end(), found_s, next_s);
@@ -168,29 +208,11 @@ struct MomentsAccumulator {
       result.group[g].sum_diff = sum_diff[g].sum();
       result.group[g].count = count[g];
     }
-    result.others = {others_high, sum_others.sum()};
+    result.others = others_alone.result();
+    for (int g = 0; g < 2 && squarings >= 0; ++g) {
+      result.others.merge({shift[g].student, sum_powers[g].sum()}, others_alone.scale);
+    }
     return result;
-  }
-
-  /// The largest logit so far is the sum's reference, so that nothing overflows: a pass that finds
-  /// the row's largest first would wait for memory.
-  template <class Logits>
-  void add_others(Logits others, std::int64_t size) {
-    V top = splat<V>(others_high);
-    for (std::int64_t k = 0; k < size; k += kWidth<T>) {
-      const V v = others[k];
-      top = v > top ? v : top;
-    }
-    const T high = reduce_max(top);
-    if (!(high > -kInfinity<T>)) return;
-    if (high > others_high) {
-      sum_others.multiply(std::exp(static_cast<double>(others_high - high) * scale));
-      others_high = high;
-    }
-    const OtherTerms<T> terms{high, scale};
-    V sum{};
-    for (std::int64_t k = 0; k < size; k += kWidth<T>) sum += terms.of(others[k]);
-    sum_others.add(sum);
   }
 };
 

@@ -13,8 +13,9 @@ from accuracy import SPREADS, TEMPERATURES, truth
 from oracle import BOUND, DTYPES, gradient_bound
 
 LD = np.longdouble
-#: How far the target's logit lies above all others', in nats: lost, undecided, sure, very sure.
-LEADS = (-20.0, 0.0, 12.0, 45.0)
+#: How far the target's logit lies above all others', in nats: lost, undecided, sure, very sure, and
+#: nearly as sure as a float can tell.
+LEADS = (-20.0, 0.0, 12.0, 45.0, 75.0)
 MARGIN, SCALE = 0.125, 16.0
 
 
