@@ -119,6 +119,9 @@ def main(arguments: list[str] | None = None) -> int:
     dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
     try:
         run(options, dist.get_world_size())
+        # DTensor's caches keep gloo's threads alive until the interpreter ends, which aborts if one
+        # of them then still releases a tensor: after a barrier they have released all.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
     return 0
