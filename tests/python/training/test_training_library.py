@@ -1,10 +1,14 @@
 """gkd.training_loss as an operator: opcheck, torch.compile, export, autograd, memory."""
 
+import inspect
+
 import pytest
 import torch
 
 import gkd
 from cases import targets
+from gkd._settings import LossSettings
+from gkd._training import TrainingSettings
 from made import Made
 from oracle import error, same_bits
 from test_training_values import cosines
@@ -122,6 +126,28 @@ def test_edits_after_the_loss(device):
         weight.zero_()
     (gradient,) = torch.autograd.grad(value.total, leaf)
     assert same_bits(gradient, wanted)
+
+
+def test_signatures_show_every_setting_with_its_default():
+    shown = inspect.signature(gkd.training_loss).parameters
+    names = [*TrainingSettings.__annotations__, *LossSettings.__annotations__]
+    schema = {x.name: x.default_value for x in OPS.training_loss.default._schema.arguments}
+    for function in (
+        gkd.training_loss,
+        gkd.GKDTrainingLoss,
+        gkd.reference.training_loss,
+        gkd.training_linear_loss,
+        gkd.distributed.training_loss,
+        gkd.distributed.training_linear_loss,
+    ):
+        parameters = inspect.signature(function).parameters
+        for name in names:
+            assert shown[name].default == schema[name]
+            # A linear loss has a scale of its own: 64 where it makes cosines.
+            own = name == "scale" and "linear" in function.__name__
+            default = None if own else schema[name]
+            assert parameters[name].default == default
+            assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
 
 
 def test_module_keeps_its_settings(device):
