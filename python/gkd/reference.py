@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ._reference_terms import INF, binary_divergence, divergence, primary_group, side_of
-from ._settings import LossSettings, all_settings, call_op, takes_settings_of
+from ._settings import LossSettings, all_settings, takes_settings_of
 from ._training import (
     Training,
     TrainingLoss,
@@ -27,7 +27,7 @@ from ._training import (
     split_settings,
     training_of,
 )
-from .functional import check_tensors
+from .functional import check_on_meta, check_tensors
 from .functional import loss as operator_loss
 from .training import check_target_is_given
 from .training import training_loss as operator_training_loss
@@ -54,18 +54,13 @@ def _check(
             f"{name}: teacher_logits must not require grad; pass teacher_logits.detach()"
         )
 
-    def shadow(tensor: Tensor) -> Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-
     values = {
         k: v.detach() if k in _DIFFERENTIABLE and isinstance(v, Tensor) else v
         for k, v in settings.items()
     }
     plain = all_settings(name, values)
-    shadows = (shadow(student), shadow(teacher), None if target is None else shadow(target))
     more = {} if training is None else training.arguments()
-    more = {k: shadow(v) if isinstance(v, Tensor) else v for k, v in more.items()}
-    call_op(name, torch.ops.gkd._forward, *shadows, False, training is not None, **more, **plain)
+    check_on_meta(name, student, teacher, target, {**plain, **more}, training is not None)
     return plain
 
 
