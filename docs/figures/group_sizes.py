@@ -47,19 +47,24 @@ def simulated() -> dict[float, Tensor]:
     return found
 
 
-def sizes(logits: Tensor, target: Tensor, margin: float) -> Sizes:
+def sizes(cosines: Tensor, target: Tensor, margin: float) -> Sizes:
     """At every temperature and the default threshold, and at every threshold and two temperatures;
-    `margin` is of the logits, and out or in."""
+    without the margin and with it."""
     asked = [(t, THRESHOLD) for t in TEMPERATURES]
     asked += [(t, x) for t in (SHARPEST, SOFTEST) for x in THRESHOLDS]
     quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     found: Sizes = {}
     for inside in (False, True):
-        ranked = logits.clone()
-        ranked[torch.arange(len(target)), target] -= margin * inside
         for temperature, threshold in dict.fromkeys(asked):
             group = gkd.group(
-                ranked, ranked, target, threshold=threshold, group_temperature=temperature
+                cosines,
+                cosines,
+                target,
+                scale=SCALE,
+                margin=margin,
+                distill_margin=inside,
+                threshold=threshold,
+                group_temperature=temperature,
             )
             key = (inside, temperature, threshold)
             found[key] = tuple(group.size.double().quantile(quantiles).tolist())
@@ -74,9 +79,9 @@ def measure_demo(path: Path) -> None:
         names = ["network", "classes", "margin", "temperature", "threshold"]
         writer.writerow([*names, "p20", "median", "p80"])
         for network in NETWORKS:
-            logits, target = saved[network].float(), saved["target"]
-            for key, found in sizes(logits, target, SCALE * DEMO_MARGIN).items():
-                writer.writerow([network, logits.shape[1], *map(float, key), *found])
+            cosines = saved[network].float() / SCALE
+            for key, found in sizes(cosines, saved["target"], DEMO_MARGIN).items():
+                writer.writerow([network, cosines.shape[1], *map(float, key), *found])
 
 
 def demo() -> tuple[int, dict[str, Sizes]]:
@@ -119,14 +124,13 @@ def finish(axes: tuple[plt.Axes, ...], classes: int, title: str) -> None:
     axes[1].set_title("dots: group temperature 1; no dots: 4", loc="left", fontsize=9)
     axes[1].set_xticks(range(len(THRESHOLDS)), [f"{x:g}" for x in THRESHOLDS], fontsize=7.5)
     axes[1].axvline(THRESHOLDS.index(THRESHOLD), color="#333333", linewidth=0.6)
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def draw(output: Path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(8.0, 6.8), layout="constrained", sharey="row")
     for own, cosines in simulated().items():
-        found = sizes(SCALE * cosines, torch.arange(ROWS), SCALE * MARGIN)
-        lines(tuple(axes[0]), found, COLOURS[own], f"cosine to the own class {own}")
+        found = sizes(cosines, torch.arange(ROWS), MARGIN)
+        lines(tuple(axes[0]), found, COLOURS[own], f"cosine to own class {own}")
     finish(tuple(axes[0]), CLASSES, "simulated head")
     classes, networks = demo()
     for name, found in networks.items():
@@ -134,6 +138,8 @@ def draw(output: Path) -> None:
     finish(tuple(axes[1]), classes, "the demo's head")
     axes[1][0].set_xlabel("group temperature (solid: margin in the logits; dashed: none)")
     axes[1][1].set_xlabel("threshold")
+    handles = [line for row in axes for line in row[0].lines if line.get_label()[0] != "_"]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(output / "group_sizes.png", dpi=170)
     plt.close(figure)
 

@@ -171,14 +171,15 @@ def test_module_keeps_its_settings(device):
 
 
 @pytest.mark.cuda
-def test_graph_replays_with_another_weight():
+@pytest.mark.parametrize("method", ["auto", "sort"])  # the fused kernels, and several
+def test_graph_replays_with_another_weight(method):
     student, teacher = cosines((3, 200), 64.0, torch.float32, "cuda")
     target, weight = targets((3, 200), "cuda"), torch.ones((), device="cuda")
+    margin = torch.full((3,), 0.4, device="cuda")
+    settings = {"cross_entropy_weight": 1.0, "scale": 64.0, "method": method}
 
     def work():
-        return OPS._forward(
-            student, teacher, target, True, True, None, weight, cross_entropy_weight=1.0, **SETTINGS
-        )
+        return OPS._forward(student, teacher, target, True, True, margin, weight, **settings)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -190,9 +191,11 @@ def test_graph_replays_with_another_weight():
         captured = work()
     for value in (0.25, 0.0, 3.0):
         weight.fill_(value)
+        margin.fill_(value / 10)
         graph.replay()
-        wanted = work()
-        for a, b in zip(captured, wanted, strict=True):
-            assert same_bits(a, b)
-        total = captured[3] + value * captured[4]
-        assert error(captured[0], total) <= 2e-6
+        torch.cuda.synchronize()
+        replayed = [x.clone() for x in captured]
+        assert all(same_bits(a, b) for a, b in zip(replayed, work(), strict=True))
+        # A float in place of the tensor.
+        alone = gkd.training_loss(student, teacher, target, scale=64.0, margin=value / 10)
+        assert error(replayed[0], alone.cross_entropy + value * alone.distillation) <= 2e-6
