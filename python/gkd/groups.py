@@ -65,8 +65,8 @@ def group(
     unweighted terms.
 
     For a look at training, or to choose a threshold. It costs about a forward, and nothing of it is
-    differentiable. With ``distill_margin`` it also copies both networks' logits, in float32
-    (float64 for float64), to put the margin in; a ``scale`` takes no copy.
+    differentiable. With ``distill_margin`` and a margin it also copies both networks' logits, in
+    float32 (float64 for float64), to put the margin in; a ``scale`` takes no copy.
 
     Args:
         student_logits: as in `gkd.loss`.
@@ -102,7 +102,8 @@ def group(
         checked = {**given, **training.arguments(), "cross_entropy_weight": 0.0}
         check_on_meta(name, student_logits, teacher_logits, target, checked)
         scale = training.settings["scale"]
-        if training.settings["distill_margin"]:
+        has_margin = training.margins is not None or training.settings["margin"] != 0
+        if has_margin and training.settings["distill_margin"]:
             student_logits = _with_margin(student_logits, target, training)
             teacher_logits = _with_margin(teacher_logits, target, training)
     if scale != 1:  # logits times a number are the logits over temperatures divided by it

@@ -75,11 +75,12 @@ def test_equals_the_terms_of_training_loss(device):
 
 
 def test_a_scale_takes_no_copy(device):
-    """Nor does a margin that the distillation does not see."""
+    """Nor does a margin that the distillation does not see, or of 0."""
     student, teacher, target = batch(device, torch.float32)
-    with Made() as seen:
-        gkd.group(student, teacher, target, scale=64.0, margin=0.4)
-    assert (ROWS, CLASSES) not in {shape for _, shape in seen.made}
+    for head in ({"margin": 0.4}, {"distill_margin": True}):
+        with Made() as seen:
+            gkd.group(student, teacher, target, scale=64.0, **head)
+        assert (ROWS, CLASSES) not in {shape for _, shape in seen.made}
     with Made() as seen:
         gkd.group(student, teacher, target, scale=64.0, margin=0.4, distill_margin=True)
     assert (ROWS, CLASSES) in {shape for _, shape in seen.made}
