@@ -9,7 +9,6 @@ figure to trust where other programs run. Prints the ratios, writes a CSV.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import resource
 import statistics
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gkd
+from benchmarks import table
 from benchmarks.machine import describe, load
 
 SCALE = 64.0
@@ -152,12 +152,7 @@ def main() -> None:
         for key in ("extra_bytes", "seconds", "cpu_seconds")
     )
     print(f"linear_loss / stepwise: memory {memory:.3f}, time {taken:.3f}, CPU time {cpu:.3f}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
-    print(options.output)
+    table.write(options.output, lines)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ of a pair take turns, and each round gives a ratio; forward and backward of the 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 from pathlib import Path
 
 import torch
 
 import gkd
+from benchmarks import table
 from benchmarks.machine import describe, load
 from benchmarks.measure import Timer, logits, quantiles, run_once
 
@@ -81,10 +81,7 @@ def main() -> None:
                 f"{median:.3f} [{p20:.3f}, {p80:.3f}]",
                 flush=True,
             )
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
+    table.write(options.output, lines)
 
 
 if __name__ == "__main__":

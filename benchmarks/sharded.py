@@ -9,7 +9,6 @@ without collectives, on a rank that has all classes. Each rank has one thread.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import tempfile
 import time
@@ -25,6 +24,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 import gkd
+from benchmarks import table
 from benchmarks.machine import describe, load
 from benchmarks.measure import logits, quantiles
 
@@ -172,16 +172,12 @@ def main() -> None:
             mp.spawn(measure, (world_size, folder, options), nprocs=world_size)
             lines += torch.load(f"{folder}/{world_size}")
     machine = {**describe("cpu"), "threads": 1}
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*machine, *lines[0]])
-        writer.writeheader()
-        for line in lines:
-            writer.writerow({**machine, **line})
-            print(
-                f"{line['rows']:3} x {line['classes']:9,} {line['dtype']:8} {line['name']:14}"
-                f" {line['us_median']:10.1f} us {line['ns_per_class']:8.3f} ns per class"
-            )
-    print(options.output)
+    for line in lines:
+        print(
+            f"{line['rows']:3} x {line['classes']:9,} {line['dtype']:8} {line['name']:14}"
+            f" {line['us_median']:10.1f} us {line['ns_per_class']:8.3f} ns per class"
+        )
+    table.write(options.output, [{**machine, **line} for line in lines])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ finished logits: what of a step is not copies.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gkd
+from benchmarks import table
 from benchmarks.contenders import plain_kd, user
 from benchmarks.machine import describe, load
 from benchmarks.measure import interleave, peak_bytes, quantiles
@@ -162,12 +162,7 @@ def main() -> None:
                 f"{ratio:.2f}x training [{low:.2f}, {high:.2f}], peak {peak / 2**20:.1f} MiB",
                 flush=True,
             )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
-    print(options.output)
+    table.write(options.output, lines)
 
 
 if __name__ == "__main__":

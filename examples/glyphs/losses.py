@@ -1,4 +1,4 @@
-"""What the students learn from: each recipe is a weight and a set of arguments for gkd.loss."""
+"""What the students learn from: each recipe is a weight and arguments for gkd.training_loss."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from torch import Tensor
 
 import gkd
 
+from .models import Recogniser
+
 # Of gkd.loss's arguments, those that decide the group and so belong to gkd.group as well.
 GROUPING = ("threshold", "group_size", "temperature", "rank_by")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Cross-entropy + weight * gkd.loss(..., **arguments); weight 0 is cross-entropy alone."""
+    """Cross-entropy + weight * distillation, in one pass; weight 0 is cross-entropy alone."""
 
     label: str
     weight: float = 0.0
@@ -23,19 +25,22 @@ class Recipe:
     tries: tuple[float, ...] = (0.0,)  #: the weights that --tune compares
     share: float = 0.0  #: a group size that is a share of the classes, if not 0
     adaptive: int = 0  #: the step of `gkd.adaptive_group_size`, which then sizes the groups
+    linear: bool = False  #: by `gkd.training_linear_loss`, from embeddings and head, without logits
 
-    def _all(self, student: Tensor) -> dict[str, Any]:
+    def _all(self, classes: int, student: Tensor | None) -> dict[str, Any]:
         if self.share:
-            return {**self.arguments, "group_size": round(self.share * student.shape[1])}
+            return {**self.arguments, "group_size": round(self.share * classes)}
         if self.adaptive:
+            assert student is not None, "adaptive sizes need logits"
             size = gkd.adaptive_group_size(student, step=self.adaptive)
             return {**self.arguments, "group_size": int(size)}
         return self.arguments
 
     def training_loss(
         self,
-        student: Tensor,
-        teacher: Tensor,
+        model: Recogniser,
+        embeddings: Tensor,
+        teacher: tuple[Tensor, Tensor],
         target: Tensor,
         *,
         scale: float,
@@ -43,26 +48,28 @@ class Recipe:
         margin: float,
         ramp: float,
     ) -> gkd.TrainingLoss:
-        """Of cosines: cross-entropy at `scale`, and distillation as of cosines times
+        """Of the student's embeddings, and the teacher's with its prototypes, all of unit length.
+
+        Cross-entropy has cosines times `scale`, and distillation cosines times
         `distillation_scale`: its logits are larger by a factor, so the same loss has a temperature
-        that is smaller by it, and the square of it in its weight."""
+        that is smaller by it, and the square of it in its weight.
+        """
         factor = distillation_scale / scale
-        settings = {"temperature": 4.0, **self._all(student * distillation_scale)}
+        cosines = None if self.linear else model.cosines(embeddings)
+        ranking = None if cosines is None else cosines.detach() * distillation_scale
+        settings: dict[str, Any] = {"temperature": 4.0, **self._all(len(model.head), ranking)}
         settings["temperature"] /= factor
-        found = gkd.training_loss(
-            student,
-            teacher,
-            target,
-            scale=scale,
-            margin=margin,
-            distillation_weight=ramp * self.weight * factor**2,
-            **settings,
-        )
+        settings["distillation_weight"] = ramp * self.weight * factor**2
+        settings |= {"scale": scale, "margin": margin}
+        if cosines is None:
+            found = gkd.training_linear_loss(embeddings, model.head, *teacher, target, **settings)
+        else:
+            found = gkd.training_loss(cosines, teacher[0] @ teacher[1].t(), target, **settings)
         return found._replace(distillation=found.distillation * factor**2)
 
     def group(self, student: Tensor, teacher: Tensor, target: Tensor) -> gkd.Group:
         """The groups that this recipe sees, or would see if it distilled."""
-        chosen = self._all(student)
+        chosen = self._all(student.shape[1], student)
         return gkd.group(
             student, teacher, target, **{name: chosen[name] for name in GROUPING if name in chosen}
         )
@@ -91,5 +98,6 @@ RECIPES = {
         weight=0.3,
         arguments={"rank_by": "student"},
         tries=GKD_TRIES,
+        linear=True,
     ),
 }

@@ -45,7 +45,8 @@ def describe(model: Recogniser, split: Split, settings: Settings) -> dict[str, A
 def sample_logits(
     model: Recogniser, views: Views, settings: Settings, rows: int = 256
 ) -> dict[str, Tensor]:
-    """Both networks' distillation logits [rows, classes] of some photographs: what a loss meets."""
+    """Both networks' distillation logits [rows, classes] of some photographs, and their classes:
+    what a loss meets."""
     index = torch.randperm(len(views.labels), generator=torch.Generator().manual_seed(0))[:rows]
     index = index.to(views.labels.device)
     student = model.cosines(model(to_float(views.images[0, index])))
@@ -53,6 +54,7 @@ def sample_logits(
     return {
         "student": (student * settings.distillation_scale).cpu(),
         "teacher": (teacher * settings.distillation_scale).cpu(),
+        "target": views.labels[index].cpu(),
     }
 
 

@@ -215,12 +215,13 @@ def train_student(
             for index in batches:
                 with watch:
                     target = views.labels[index]
-                    cosines = model.cosines(model(to_float(views.images[view, index])))
+                    embeddings = model(to_float(views.images[view, index]))
                     distillation = None
                     if recipe.weight > 0:
                         loss, cross_entropy, distillation = recipe.training_loss(
-                            cosines,
-                            views.embeddings[view, index] @ views.prototypes.t(),
+                            model,
+                            embeddings,
+                            (views.embeddings[view, index], views.prototypes),
                             target,
                             scale=settings.scale,
                             distillation_scale=settings.distillation_scale,
@@ -229,21 +230,27 @@ def train_student(
                         )
                     else:
                         loss = cross_entropy = margin_loss(
-                            cosines, target, scale=settings.scale, margin=settings.margin
+                            model.cosines(embeddings),
+                            target,
+                            scale=settings.scale,
+                            margin=settings.margin,
                         )
                     optimiser.zero_grad()
                     loss.backward()
-                    optimiser.step()
-                    schedule.step()
                 if step % log_every == 0 or step == steps - 1:
-                    teacher = views.embeddings[view, index] @ views.prototypes.t()
+                    with torch.no_grad():  # with the weights that the loss saw
+                        cosines = model.cosines(embeddings)
+                        teacher = views.embeddings[view, index] @ views.prototypes.t()
                     group = recipe.group(
-                        cosines.detach() * settings.distillation_scale,
+                        cosines * settings.distillation_scale,
                         teacher * settings.distillation_scale,
                         target,
                     )
                     _log(history, step, cross_entropy, distillation, group, classes)
                     bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
+                with watch:
+                    optimiser.step()
+                    schedule.step()
                 step += 1
                 bar.update()
     return model.eval(), history, watch.seconds / steps

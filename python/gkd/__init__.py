@@ -7,7 +7,8 @@ _load()
 from . import distributed, reference, utils
 from ._build import version as __version__
 from ._training import TrainingLoss
-from .functional import Group, adaptive_group_size, group, loss
+from .functional import loss
+from .groups import Group, adaptive_group_size, group
 from .linear import linear_loss, training_linear_loss
 from .module import GKDLoss, GKDTrainingLoss
 from .training import training_loss

@@ -6,12 +6,14 @@ read on the device, so that a changed one needs neither a wait nor another compi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
 
-from ._settings import FLAG, NUMBER, AllSettings, is_dtensor, plain
+from ._settings import FLAG, NUMBER, AllSettings, LossSettings, is_dtensor, plain
 
 
 class TrainingLoss(NamedTuple):
@@ -30,28 +32,39 @@ class TrainingLoss(NamedTuple):
     distillation: Tensor
 
 
-class TrainingSettings(TypedDict, total=False):
-    """The keywords of `gkd.training_loss` that its siblings take too, with the same meaning."""
+class HeadSettings(TypedDict, total=False):
+    """The keywords that every training loss has beside those of `gkd.loss`."""
 
     cross_entropy_weight: float
     distillation_weight: float | Tensor
-    scale: float
     margin: float | Tensor
     distill_margin: bool
+
+
+class TrainingSettings(HeadSettings, total=False):
+    """With the scale, for which the linear losses have a default of their own."""
+
+    scale: float
+
+
+class TrainingLossSettings(LossSettings, TrainingSettings, total=False):
+    """The keywords of `gkd.training_loss` that its siblings take too, with the same meaning."""
+
+
+class LinearTrainingSettings(LossSettings, HeadSettings, total=False):
+    """Those that the linear training losses take."""
 
 
 class AllTrainingSettings(AllSettings, TrainingSettings, total=False):
     """Every keyword of `gkd.training_loss`."""
 
 
-#: What `_forward` takes where a call is none of training_loss.
-OFF: dict[str, Any] = {
-    "cross_entropy_weight": 0.0,
-    "distillation_weight": 1.0,
-    "scale": 1.0,
-    "margin": 0.0,
-    "distill_margin": False,
+_SCHEMA = torch.ops.gkd.training_loss.default._schema.arguments
+TRAINING_DEFAULTS: dict[str, Any] = {
+    x.name: x.default_value for x in _SCHEMA if x.name in TrainingSettings.__annotations__
 }
+#: What `_forward` takes where a call is none of training_loss.
+OFF: dict[str, Any] = {**TRAINING_DEFAULTS, "cross_entropy_weight": 0.0}
 
 
 @dataclass(frozen=True)
@@ -71,35 +84,29 @@ class Training:
         }
 
 
-def training_of(
-    name: str,
-    rows: Any,
-    cross_entropy_weight: float,
-    distillation_weight: float | Tensor,
-    scale: float,
-    margin: float | Tensor,
-    distill_margin: bool,
-) -> Training:
-    """What the caller of the function ``name`` gives; ``rows``: the shape of the targets.
+def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of `gkd.loss`, and those that `training_of` takes."""
+    training = {k: v for k, v in settings.items() if k in TRAINING_DEFAULTS}
+    return {k: v for k, v in settings.items() if k not in training}, training
+
+
+def training_of(name: str, rows: Any, given: Mapping[str, Any]) -> Training:
+    """What the caller of the function ``name`` gives, and defaults; ``rows``: the targets' shape.
 
     Raises:
         TypeError: naming the first setting that does not fit.
     """
+    numbers = dict(TRAINING_DEFAULTS)
     tensors: dict[str, Tensor | None] = {"margin": None, "distillation_weight": None}
-    numbers = dict(OFF)
-    for key, value in (("margin", margin), ("distillation_weight", distillation_weight)):
-        if isinstance(value, Tensor):
-            if is_dtensor(value):
-                raise TypeError(f"{name}: {key} is a DTensor: pass {key}.full_tensor()")
-            tensors[key] = value
+    for key, value in given.items():
+        if key not in tensors or not isinstance(value, Tensor):
+            kind = FLAG if key == "distill_margin" else NUMBER
+            numbers[key] = plain(name, key, value, kind)
+        elif is_dtensor(value):
+            raise TypeError(f"{name}: {key} is a DTensor: pass {key}.full_tensor()")
         else:
-            numbers[key] = plain(name, key, value, NUMBER)
-    margins, factor = tensors["margin"], tensors["distillation_weight"]
+            tensors[key] = value
+    margins = tensors["margin"]
     if margins is not None and margins.dim() == 0:
         margins = margins.expand(rows)
-    numbers["cross_entropy_weight"] = plain(
-        name, "cross_entropy_weight", cross_entropy_weight, NUMBER
-    )
-    numbers["scale"] = plain(name, "scale", scale, NUMBER)
-    numbers["distill_margin"] = plain(name, "distill_margin", distill_margin, FLAG)
-    return Training(numbers, margins, factor)
+    return Training(numbers, margins, tensors["distillation_weight"])

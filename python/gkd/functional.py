@@ -1,53 +1,14 @@
-"""gkd.loss and gkd.group: the operators with types and documentation."""
+"""gkd.loss: the operator with types and documentation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
-from ._settings import (
-    DEFAULTS,
-    FLAG,
-    INTEGER,
-    NUMBER,
-    LossSettings,
-    call_op,
-    is_dtensor,
-    plain,
-    plain_settings,
-    takes_settings_of,
-)
-
-
-class Group(NamedTuple):
-    """What `gkd.group` reports for each row.
-
-    Floating-point fields have the dtype that the loss would have. A row that holds NaN or +inf, or
-    that is ignored, has NaN in all of them.
-
-    Attributes:
-        size: int64 [...], classes in the primary group.
-        mass_teacher: [...], P: the group's softened teacher probability.
-        mass_student: [...], Q: the same of the student.
-        cut: [...], smallest ranking logit in the group; +inf where no class has to reach it.
-        primary: [...], Primary-KD, without its weight and without T^2.
-        binary: [...], Binary-KD, likewise.
-        secondary: [...], Secondary-KD, likewise, whether or not the loss would use it.
-        mask: bool [..., C], True inside the group; None unless asked for.
-    """
-
-    size: Tensor
-    mass_teacher: Tensor
-    mass_student: Tensor
-    cut: Tensor
-    primary: Tensor
-    binary: Tensor
-    secondary: Tensor
-    mask: Tensor | None
+from ._settings import DEFAULTS, FLAG, call_op, is_dtensor, plain, plain_settings
 
 
 def check_tensors(
@@ -76,6 +37,26 @@ def check_tensors(
 
 def _kind(value: object) -> str:
     return "None" if value is None else type(value).__name__
+
+
+def check_on_meta(
+    name: str,
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor | None,
+    settings: Mapping[str, Any],
+    need_parts: bool = False,
+) -> None:
+    """The operator's own checks, without a computation: of all settings, by its names."""
+
+    def shadow(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+
+    shadows = map(shadow, (student, teacher, target))
+    more = {k: shadow(v) for k, v in settings.items()}
+    call_op(name, torch.ops.gkd._forward, *shadows, False, need_parts, **more)
 
 
 def loss(
@@ -190,83 +171,3 @@ def checked_loss(
         ignore_index = given.get("ignore_index", DEFAULTS["ignore_index"])
         call_op(name, ops._check_target, target, classes, ignore_index)
     return value
-
-
-@takes_settings_of(loss)
-def group(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor | None = None,
-    *,
-    return_mask: bool = False,
-    method: Literal["auto", "sort", "select"] = "auto",
-    **settings: Unpack[LossSettings],
-) -> Group:
-    """The grouping that `gkd.loss` would use: sizes, masses, cuts and the unweighted terms.
-
-    For a look at training, or to choose a threshold. It costs about a forward, and nothing of it is
-    differentiable.
-
-    Args:
-        student_logits: as in `gkd.loss`.
-        teacher_logits: as in `gkd.loss`.
-        target: as in `gkd.loss`.
-        return_mask: also make the bool [..., C] mask of the groups.
-        method: as in `gkd.loss`.
-        **settings: as in `gkd.loss`, so that one dict serves both. Weights and reduction have no
-            part in it.
-
-    Returns:
-        A `gkd.Group`, one entry per row in each field.
-
-    Raises:
-        ValueError: as in `gkd.loss`, as are the other errors.
-
-    Examples:
-        >>> teacher = torch.tensor([[8.0, 7.0, 0.0, -1.0]])
-        >>> found = gkd.group(torch.zeros(1, 4), teacher, temperature=1.0, return_mask=True)
-        >>> found.size.item(), found.cut.item(), found.mask.tolist()
-        (2, 7.0, [[True, True, False, False]])
-    """
-    name = "gkd.group"
-    check_tensors(name, student_logits, teacher_logits, target)
-    given = plain_settings(name, {**settings, "method": method})
-    with_mask = plain(name, "return_mask", return_mask, FLAG)
-    with torch.no_grad():
-        columns = call_op(
-            name, torch.ops.gkd.group, student_logits, teacher_logits, target, with_mask, **given
-        )
-    group = Group(*columns)
-    return group if with_mask else group._replace(mask=None)
-
-
-def adaptive_group_size(student_logits: Tensor, rate: float = 0.93, step: int = 100) -> Tensor:
-    """One group size for a whole batch, as the paper's authors choose it.
-
-    The least n, in steps of ``step`` and at most C, for which the n largest of the batch-summed
-    probabilities ``softmax(student_logits)`` (temperature 1) reach ``rate`` of the batch.
-
-    Args:
-        student_logits: [..., C], float16, bfloat16, float32 or float64.
-        rate: share of the batch's probability, in (0, 1].
-        step: what n is a multiple of, unless it is C; >= 1.
-
-    Returns:
-        int64 [] on the logits' device. Nothing waits for the device until it is read.
-
-    Raises:
-        ValueError: a shape, ``rate`` or ``step`` that does not fit.
-        TypeError: a dtype that is not supported.
-
-    Examples:
-        >>> student, teacher = torch.randn(4, 500), torch.randn(4, 500)
-        >>> size = int(gkd.adaptive_group_size(student, rate=0.5, step=10))
-        >>> value = gkd.loss(student, teacher, group_size=size, rank_by="student")
-    """
-    name = "gkd.adaptive_group_size"
-    if is_dtensor(student_logits):
-        raise TypeError(f"{name}: student_logits is a DTensor: pass student_logits.full_tensor()")
-    given = (plain(name, "rate", rate, NUMBER), plain(name, "step", step, INTEGER))
-    with torch.no_grad():
-        size: Tensor = call_op(name, torch.ops.gkd.adaptive_group_size, student_logits, *given)
-    return size

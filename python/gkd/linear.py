@@ -22,14 +22,11 @@ from ._chunks import (
     without_autocast,
 )
 from ._linear_check import Call, Factors, check_call, logits_dtype
-from ._settings import (
-    LossSettings,
-    takes_settings_of,
-)
+from ._settings import LossSettings, takes_settings_of
 from ._shard_part import Shard
-from ._training import TrainingLoss, training_of
+from ._training import LinearTrainingSettings, TrainingLoss, split_settings, training_of
 from .functional import loss
-from .training import check_target_is_given
+from .training import check_target_is_given, training_loss
 
 
 def run_linear(
@@ -136,7 +133,7 @@ def linear_loss(
     return run_linear(tensors, target, call)[0]
 
 
-@takes_settings_of(loss)
+@takes_settings_of(training_loss, LinearTrainingSettings)
 def training_linear_loss(
     student_features: Tensor,
     student_weight: Tensor,
@@ -144,15 +141,11 @@ def training_linear_loss(
     teacher_weight: Tensor,
     target: Tensor,
     *,
-    cross_entropy_weight: float = 1.0,
-    distillation_weight: float | Tensor = 1.0,
     scale: float | None = None,
-    margin: float | Tensor = 0.0,
-    distill_margin: bool = False,
     normalize: bool = True,
     chunk_rows: int | None = None,
     method: Literal["auto", "sort", "select"] = "auto",
-    **settings: Unpack[LossSettings],
+    **settings: Unpack[LinearTrainingSettings],
 ) -> TrainingLoss:
     """`gkd.training_loss` of two heads' cosines, of which no [B, C] tensor is ever made.
 
@@ -167,15 +160,11 @@ def training_linear_loss(
         teacher_features: [..., D_t].
         teacher_weight: [C, D_t].
         target: as in `gkd.training_loss`.
-        cross_entropy_weight: as in `gkd.training_loss`.
-        distillation_weight: as in `gkd.training_loss`.
         scale: as in `gkd.linear_loss`: 64 unless given, or 1 with ``normalize=False``.
-        margin: as in `gkd.training_loss`: of the cosines, before the scale.
-        distill_margin: as in `gkd.training_loss`.
         normalize: as in `gkd.linear_loss`.
         chunk_rows: as in `gkd.linear_loss`.
         method: as in `gkd.loss`.
-        **settings: as in `gkd.loss`.
+        **settings: as in `gkd.training_loss`. The margin is of the cosines, before the scale.
 
     Returns:
         A `gkd.TrainingLoss`, whose total is differentiable once with respect to student features
@@ -195,18 +184,12 @@ def training_linear_loss(
     """
     name = "gkd.training_linear_loss"
     check_target_is_given(name, target)
-    training = training_of(
-        name,
-        target.shape,
-        cross_entropy_weight,
-        distillation_weight,
-        1.0,
-        margin,
-        distill_margin,
-    )
+    given, head = split_settings(settings)
+    training = training_of(name, target.shape, head)
     factors = (training.margins, training.distillation_factor)
     tensors = (student_features, student_weight, teacher_features, teacher_weight)
-    given = {**settings, "method": method}
-    call = Call.of(name, scale, normalize, chunk_rows, given, training.settings)
+    call = Call.of(
+        name, scale, normalize, chunk_rows, {**given, "method": method}, training.settings
+    )
     check_call(call, tensors, target, factors=factors)
     return TrainingLoss(*run_linear(tensors, target, call, factors=factors))

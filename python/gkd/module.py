@@ -15,7 +15,7 @@ from ._settings import (
     LossSettings,
     takes_settings_of,
 )
-from ._training import AllTrainingSettings, TrainingLoss
+from ._training import TRAINING_DEFAULTS, AllTrainingSettings, TrainingLoss
 from .functional import checked_loss, loss
 from .training import checked_training_loss, training_loss
 
@@ -163,15 +163,6 @@ class GKDLoss(nn.Module):
         )
 
 
-_TRAINING_DEFAULTS: dict[str, Any] = {
-    "cross_entropy_weight": 1.0,
-    "distillation_weight": 1.0,
-    "scale": 1.0,
-    "margin": 0.0,
-    "distill_margin": False,
-}
-
-
 class GKDTrainingLoss(nn.Module):
     """`gkd.training_loss` as a module that keeps its settings.
 
@@ -190,7 +181,7 @@ class GKDTrainingLoss(nn.Module):
     @takes_settings_of(training_loss, AllTrainingSettings)
     def __init__(self, **settings: Unpack[AllTrainingSettings]) -> None:
         super().__init__()
-        defaults = {**_TRAINING_DEFAULTS, **_DEFAULTS}
+        defaults = {**TRAINING_DEFAULTS, **_DEFAULTS}
         for name in settings.keys() - defaults.keys():
             raise TypeError(f"gkd.GKDTrainingLoss: unexpected keyword argument {name!r}")
         for name, default in defaults.items():
@@ -227,7 +218,7 @@ class GKDTrainingLoss(nn.Module):
             A `gkd.TrainingLoss`.
         """
         settings = {name: getattr(self, name) for name in _DEFAULTS}
-        training = {name: getattr(self, name) for name in _TRAINING_DEFAULTS}
+        training = {name: getattr(self, name) for name in TRAINING_DEFAULTS}
         if margin is not None:
             training["margin"] = margin
         if distillation_weight is not None:
@@ -245,7 +236,7 @@ class GKDTrainingLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings that are not the default, as the constructor takes them."""
-        defaults = {**_TRAINING_DEFAULTS, **_DEFAULTS}
+        defaults = {**TRAINING_DEFAULTS, **_DEFAULTS}
         changed = {name: getattr(self, name) for name in defaults}
         return ", ".join(
             f"{name}={value!r}"

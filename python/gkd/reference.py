@@ -12,25 +12,26 @@ in float32 lose their digits where student and teacher nearly agree.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ._settings import (
-    DEFAULT_THRESHOLD,
-    LossSettings,
-    all_settings,
-    call_op,
-    takes_settings_of,
+from ._reference_terms import INF, binary_divergence, divergence, primary_group, side_of
+from ._settings import LossSettings, all_settings, takes_settings_of
+from ._training import (
+    Training,
+    TrainingLoss,
+    TrainingLossSettings,
+    split_settings,
+    training_of,
 )
-from ._training import Training, TrainingLoss, training_of
-from .functional import check_tensors
+from .functional import check_on_meta, check_tensors
 from .functional import loss as operator_loss
 from .training import check_target_is_given
+from .training import training_loss as operator_training_loss
 
-_INF = float("inf")
 _NAME = "gkd.reference.loss"
 
 
@@ -53,102 +54,14 @@ def _check(
             f"{name}: teacher_logits must not require grad; pass teacher_logits.detach()"
         )
 
-    def shadow(tensor: Tensor) -> Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-
     values = {
         k: v.detach() if k in _DIFFERENTIABLE and isinstance(v, Tensor) else v
         for k, v in settings.items()
     }
     plain = all_settings(name, values)
-    shadows = (shadow(student), shadow(teacher), None if target is None else shadow(target))
     more = {} if training is None else training.arguments()
-    more = {k: shadow(v) if isinstance(v, Tensor) else v for k, v in more.items()}
-    call_op(name, torch.ops.gkd._forward, *shadows, False, training is not None, **more, **plain)
+    check_on_meta(name, student, teacher, target, {**plain, **more}, training is not None)
     return plain
-
-
-def _primary(
-    rank: Tensor, threshold: float | None, group_size: int | None, temperature: float
-) -> Tensor:
-    """bool [B, C]: the classes whose ranking logit reaches the row's cut."""
-    if threshold is not None and group_size is not None:  # the shorter of the two groups
-        return _primary(rank, threshold, None, temperature) & _primary(
-            rank, None, group_size, temperature
-        )
-    if threshold is None:
-        threshold = DEFAULT_THRESHOLD
-    classes = rank.shape[1]
-    if group_size == 0:
-        return torch.zeros_like(rank, dtype=torch.bool)
-    if group_size is None and threshold == 1.0:
-        return rank > -_INF
-    ordered = rank.sort(dim=1, descending=True).values
-    if group_size is not None:
-        return rank >= ordered[:, min(group_size, classes) - 1 : min(group_size, classes)]
-    # A float32 running sum over many classes would move the cut; MPS has nothing wider.
-    precise = ordered if ordered.device.type == "mps" else ordered.double()
-    mass = ((precise - precise[:, :1]) / temperature).softmax(1).cumsum(1)
-    last = (mass < threshold).sum(1, keepdim=True).clamp(max=classes - 1)
-    return rank >= ordered.gather(1, last)
-
-
-class _Side(NamedTuple):
-    """One network's logits seen from one group: sum over the group of exp((x - top)/T) = e^log_sum.
-
-    Differences are taken against ``top`` before the division, so logits of any size are safe.
-    """
-
-    top: Tensor  # [B, 1], a constant; 0 for an empty group
-    offsets: Tensor  # [B, C], (x - top)/T inside the group, 0 outside
-    log_sum: Tensor  # [B, 1], -inf where the group has no mass
-
-
-def _side(logits: Tensor, members: Tensor, temperature: float | Tensor) -> _Side:
-    top = torch.where(members, logits, -_INF).amax(1, keepdim=True).detach()
-    top = torch.where(top > -_INF, top, 0.0)
-    # Replaced before exp, not after: a masked infinity would still make the gradient NaN.
-    offsets = (torch.where(members, logits, top) - top) / temperature
-    total = torch.where(members, offsets.exp(), 0.0).sum(1, keepdim=True)
-    some = total > 0
-    log_sum = torch.where(some, torch.where(some, total, 1.0).log(), -_INF)
-    return _Side(top, offsets, log_sum)
-
-
-def _divergence(student: _Side, teacher: _Side, members: Tensor) -> Tensor:
-    """KL(p/P || q/Q) inside a group, [B]; 0 where the teacher has no mass there."""
-    log_q_sum = torch.where(student.log_sum > -_INF, student.log_sum, 0.0)
-    has_mass = members & (teacher.log_sum > -_INF)
-    log_p = torch.where(has_mass, teacher.offsets - teacher.log_sum, -_INF)
-    p = log_p.exp()
-    has_mass = p > 0
-    terms = p * (torch.where(has_mass, log_p, 0.0) - (student.offsets - log_q_sum))
-    return torch.where(has_mass, terms, 0.0).sum(1)
-
-
-def _binary(
-    student: tuple[_Side, _Side],
-    teacher: tuple[_Side, _Side],
-    both: Tensor,
-    temperature: float | Tensor,
-) -> tuple[Tensor, Tensor]:
-    """KL of the two groups' masses and the teacher's mass P, each [B]."""
-
-    def logit(side: tuple[_Side, _Side]) -> Tensor:
-        inside, outside = side
-        gap = (inside.top - outside.top) / temperature + (inside.log_sum - outside.log_sum)
-        return gap.squeeze(1)
-
-    log_sigmoid = torch.nn.functional.logsigmoid
-    known = both & ~logit(teacher).isnan() & ~logit(student).isnan()
-    u = torch.where(known, logit(teacher), 0.0)
-    v = torch.where(known, logit(student), 0.0)
-    total = torch.zeros_like(u)
-    for sign in (1.0, -1.0):
-        log_p = log_sigmoid(sign * u)
-        term = log_p.exp() * (torch.where(log_p > -_INF, log_p, 0.0) - log_sigmoid(sign * v))
-        total = total + torch.where(log_p > -_INF, term, 0.0)
-    return torch.where(known, total, 0.0), u.sigmoid()
 
 
 @takes_settings_of(operator_loss)
@@ -194,7 +107,7 @@ def loss(
     student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
     invalid = torch.zeros_like(student[:, 0], dtype=torch.bool)
     for logits in (student.detach(), teacher):
-        invalid = invalid | ~(logits < _INF).all(1) | (logits == -_INF).all(1)
+        invalid = invalid | ~(logits < INF).all(1) | (logits == -INF).all(1)
     ignored = torch.zeros_like(invalid)
     chosen = None
     if target is not None:
@@ -209,14 +122,14 @@ def loss(
 
     rank = student.detach() if plain["rank_by"] == "student" else teacher
     group_temperature = plain["group_temperature"] or plain["temperature"]
-    inside = _primary(rank, plain["threshold"], plain["group_size"], group_temperature)
+    inside = primary_group(rank, plain["threshold"], plain["group_size"], group_temperature)
     if chosen is not None:
         inside = inside | chosen
     groups = (inside, ~inside)
-    students = (_side(student, groups[0], temperature), _side(student, groups[1], temperature))
-    teachers = (_side(teacher, groups[0], temperature), _side(teacher, groups[1], temperature))
+    students = (side_of(student, groups[0], temperature), side_of(student, groups[1], temperature))
+    teachers = (side_of(teacher, groups[0], temperature), side_of(teacher, groups[1], temperature))
     both = groups[0].any(1) & groups[1].any(1)
-    binary, mass = _binary(students, teachers, both, temperature)
+    binary, mass = binary_divergence(students, teachers, both, temperature)
 
     rows = factor - factor  # 0, or NaN in an invalid row for any weights
     primary_weight, binary_weight, secondary_weight = weights
@@ -226,7 +139,7 @@ def loss(
     masses = (torch.where(both, mass, 1.0), torch.where(both, 1.0 - mass, 1.0))
     for g, weight in enumerate((primary_weight, secondary_weight)):
         if isinstance(weight, Tensor) or weight != 0:
-            term = weight * _divergence(students[g], teachers[g], groups[g])
+            term = weight * divergence(students[g], teachers[g], groups[g])
             rows = rows + (masses[g] * term if plain["coupled"] else term)
     rows = torch.where(ignored, 0.0, temperature**2 * rows)
     if plain["reduction"] == "none":
@@ -235,18 +148,12 @@ def loss(
     return total if plain["reduction"] == "sum" else total / (~ignored).sum().clamp(min=1)
 
 
-@takes_settings_of(operator_loss)
+@takes_settings_of(operator_training_loss, TrainingLossSettings)
 def training_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor,
-    *,
-    cross_entropy_weight: float = 1.0,
-    distillation_weight: float | Tensor = 1.0,
-    scale: float = 1.0,
-    margin: float | Tensor = 0.0,
-    distill_margin: bool = False,
-    **settings: Unpack[LossSettings],
+    **settings: Unpack[TrainingLossSettings],
 ) -> TrainingLoss:
     """`gkd.training_loss` in plain PyTorch, differentiable any number of times, and with respect to
     a margin and a distillation weight in tensors too.
@@ -255,12 +162,7 @@ def training_loss(
         student_logits: as in `gkd.training_loss`, as are all others.
         teacher_logits: [..., C].
         target: [...].
-        cross_entropy_weight: a number.
-        distillation_weight: a number or [].
-        scale: a number.
-        margin: a number, [] or [...].
-        distill_margin: True or False.
-        **settings: as in `gkd.reference.loss`.
+        **settings: as in `gkd.training_loss` and `gkd.reference.loss`.
 
     Returns:
         A `gkd.TrainingLoss`, whose parts are not detached.
@@ -275,16 +177,9 @@ def training_loss(
     """
     name = "gkd.reference.training_loss"
     check_target_is_given(name, target)
-    training = training_of(
-        name,
-        target.shape,
-        cross_entropy_weight,
-        distillation_weight,
-        scale,
-        margin,
-        distill_margin,
-    )
-    plain = _check(name, student_logits, teacher_logits, target, dict(settings), training)
+    of_loss, head = split_settings(settings)
+    training = training_of(name, target.shape, head)
+    plain = _check(name, student_logits, teacher_logits, target, of_loss, training)
     given = training.settings
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
@@ -306,16 +201,16 @@ def training_loss(
     student, teacher = (
         scaled(x, given["distill_margin"]) for x in (student_logits, teacher_logits)
     )
-    rowwise: Any = {**settings, "reduction": "none"}
+    rowwise: Any = {**of_loss, "reduction": "none"}
     distillation = loss(student, teacher, target, **rowwise)
     # A row with a margin of NaN is NaN, though the terms may not have it.
     distillation = distillation + torch.where(ignored, 0.0, (off - off).squeeze(-1).detach())
     cross_entropy = torch.zeros_like(distillation)
     if given["cross_entropy_weight"] != 0:
-        head = scaled(student_logits, with_margin=True)
-        head = torch.where(ignored.unsqueeze(-1), 0.0, head)
+        lowered = scaled(student_logits, with_margin=True)
+        lowered = torch.where(ignored.unsqueeze(-1), 0.0, lowered)
         index = torch.where(ignored, 0, target).long().clamp(0, len(classes) - 1).unsqueeze(-1)
-        rows = head.logsumexp(-1) - head.gather(-1, index).squeeze(-1)
+        rows = lowered.logsumexp(-1) - lowered.gather(-1, index).squeeze(-1)
         # NaN for the rows that are NaN in the distillation.
         zero = torch.where(distillation.detach().isnan(), distillation.detach(), 0.0)
         cross_entropy = torch.where(ignored, 0.0, rows + zero)

@@ -113,7 +113,7 @@ def checked_training_loss(
     check_target_is_given(name, target)
     given = {
         **plain_settings(name, settings),
-        **training_of(name, target.shape, **training).arguments(),
+        **training_of(name, target.shape, training).arguments(),
     }
     ops = torch.ops.gkd
     value = call_op(name, ops.training_loss, student_logits, teacher_logits, target, **given)

@@ -56,10 +56,10 @@ def test_figures_are_those_of_the_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["figures", "--output", str(tmp_path)])
     with monkeypatch.context():
         runpy.run_module("benchmarks.figures", run_name="__main__")
-        for script in ("concept", "regimes"):
+        for script in ("concept", "group_sizes", "regimes"):
             runpy.run_path(f"docs/figures/{script}.py", run_name="__main__")
     drawn = sorted(tmp_path.glob("*.png"))
-    assert len(drawn) == 5
+    assert len(drawn) == 6
     for figure in drawn:
         committed = ROOT / "docs" / "figures" / figure.name
         # Another build of the font renderer may move an edge by a shade.

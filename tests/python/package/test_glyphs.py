@@ -1,15 +1,20 @@
 """The glyph example: its photographs, its split, and a small run through the command line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from examples.glyphs import data
 from examples.glyphs.__main__ import main
 from examples.glyphs.augment import distorted, to_bytes, to_float
 from examples.glyphs.evaluate import _tar
+from examples.glyphs.losses import RECIPES
+from examples.glyphs.models import Recogniser
+from oracle import error
 
 TINY = ["--epochs", "1", "--teacher-epochs", "1", "--batch", "32", "--quiet", "--threads", "1"]
 
@@ -103,8 +108,10 @@ def test_run_and_run_again(tmp_path, capsys, photos, monkeypatch):
         assert entry["seconds_per_step"] > 0
         assert all(0 < share <= 1 for share in entry["history"]["group_share"])
     # One start for all: the first batch is the same, and what differs later is the loss.
-    starts = {entry["history"]["cross_entropy"][0] for entry in first["students"].values()}
-    assert len(starts) == 1
+    starts = [entry["history"]["cross_entropy"][0] for entry in first["students"].values()]
+    assert starts == pytest.approx([starts[0]] * 4, rel=1e-5)
+    # One student has no logits: its head's loss is made from embeddings and weights.
+    assert [name for name, recipe in RECIPES.items() if recipe.linear] == ["gkd-student"]
     ends = {entry["history"]["cross_entropy"][-1] for entry in first["students"].values()}
     assert len(ends) == 4
     for name in ("sheet", "roc", "training"):
@@ -148,3 +155,21 @@ def test_wrong_options_end_with_one_sentence(options, message, capsys):
         main([*TINY, *options])
     assert error.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_logits_are_never_needed():
+    """Both ways in which a student may train are one loss."""
+    torch.manual_seed(0)
+    model = Recogniser(50, width=2, depth=1, embedding=16)
+    features = torch.randn(6, 16).requires_grad_()
+    teacher = F.normalize(torch.randn(6, 24)), F.normalize(torch.randn(50, 24))
+    sizes = {"scale": 32.0, "distillation_scale": 64.0, "margin": 0.2, "ramp": 0.5}
+    found = []
+    for linear in (False, True):
+        recipe = replace(RECIPES["gkd-student"], linear=linear)
+        embeddings = F.normalize(features)
+        value = recipe.training_loss(model, embeddings, teacher, torch.arange(6), **sizes)
+        gradients = torch.autograd.grad(value.total, (features, model.head))
+        found.append((*value, *gradients))
+    for one, other in zip(*found, strict=True):
+        assert error(one, other) <= 1e-5

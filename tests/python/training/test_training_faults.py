@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import gkd
 from cases import targets
 from linear_reference import B, C, networks
-from oracle import error
+from oracle import error, same_bits
 from test_training_values import cosines, run
 
 SETTINGS = {"scale": 64.0, "margin": 0.4}
@@ -123,3 +125,42 @@ def test_process_group_started_again():
             gkd.distributed.training_loss(student, teacher, target, **where)
         finally:
             dist.destroy_process_group()
+
+
+def test_default_threshold_beside_a_size():
+    """A threshold of exactly the default is given all the same: here it decides the group."""
+    student, teacher, target = batch()
+    threshold, size, rows = {"threshold": 0.93}, {"group_size": 450}, {"reduction": "none"}
+    for function in (gkd.training_loss, torch.ops.gkd.training_loss):
+
+        def distillation(function=function, **settings):
+            return function(student, teacher, target, scale=64.0, **rows, **settings)[2]
+
+        assert same_bits(distillation(**threshold, **size), distillation(**threshold))
+        assert not (distillation(**threshold) == distillation(**size)).any()
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+def sharded_over_one_rank(tensor):
+    return distribute_tensor(tensor, init_device_mesh("cpu", (1,)), [Shard(0)])
+
+
+def test_dtensor_weight_outside_its_module(one_rank):
+    features, weight, *teacher = (x.detach() for x in networks("cpu", torch.float32))
+    head = sharded_over_one_rank(weight)
+    with pytest.raises(TypeError, match=r"training_linear_loss: student_weight is a DTensor"):
+        gkd.training_linear_loss(features, head, *teacher, targets((B, C)))
+    for name in ("margin", "distillation_weight"):
+        value = sharded_over_one_rank(torch.full((1,), 0.3))
+        with pytest.raises(TypeError, match=rf"{name} is a DTensor: pass {name}.full_tensor\(\)"):
+            gkd.training_linear_loss(features, weight, *teacher, targets((B, C)), **{name: value})
+    # What the message says to call takes such a head.
+    teacher[1] = sharded_over_one_rank(teacher[1])
+    value = gkd.distributed.training_linear_loss(features, head, *teacher, targets((B, C)))
+    assert value.total.isfinite()

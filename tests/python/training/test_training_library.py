@@ -1,10 +1,14 @@
 """gkd.training_loss as an operator: opcheck, torch.compile, export, autograd, memory."""
 
+import inspect
+
 import pytest
 import torch
 
 import gkd
 from cases import targets
+from gkd._settings import LossSettings
+from gkd._training import TrainingSettings
 from made import Made
 from oracle import error, same_bits
 from test_training_values import cosines
@@ -124,6 +128,28 @@ def test_edits_after_the_loss(device):
     assert same_bits(gradient, wanted)
 
 
+def test_signatures_show_every_setting_with_its_default():
+    shown = inspect.signature(gkd.training_loss).parameters
+    names = [*TrainingSettings.__annotations__, *LossSettings.__annotations__]
+    schema = {x.name: x.default_value for x in OPS.training_loss.default._schema.arguments}
+    for function in (
+        gkd.training_loss,
+        gkd.GKDTrainingLoss,
+        gkd.reference.training_loss,
+        gkd.training_linear_loss,
+        gkd.distributed.training_loss,
+        gkd.distributed.training_linear_loss,
+    ):
+        parameters = inspect.signature(function).parameters
+        for name in names:
+            assert shown[name].default == schema[name]
+            # A linear loss has a scale of its own: 64 where it makes cosines.
+            own = name == "scale" and "linear" in function.__name__
+            default = None if own else schema[name]
+            assert parameters[name].default == default
+            assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+
+
 def test_module_keeps_its_settings(device):
     student, teacher = cosines((4, 500), 64.0, torch.float32, device)
     target = targets((4, 500), device)
@@ -145,14 +171,15 @@ def test_module_keeps_its_settings(device):
 
 
 @pytest.mark.cuda
-def test_graph_replays_with_another_weight():
+@pytest.mark.parametrize("method", ["auto", "sort"])  # the fused kernels, and several
+def test_graph_replays_with_another_weight(method):
     student, teacher = cosines((3, 200), 64.0, torch.float32, "cuda")
     target, weight = targets((3, 200), "cuda"), torch.ones((), device="cuda")
+    margin = torch.full((3,), 0.4, device="cuda")
+    settings = {"cross_entropy_weight": 1.0, "scale": 64.0, "method": method}
 
     def work():
-        return OPS._forward(
-            student, teacher, target, True, True, None, weight, cross_entropy_weight=1.0, **SETTINGS
-        )
+        return OPS._forward(student, teacher, target, True, True, margin, weight, **settings)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -164,9 +191,11 @@ def test_graph_replays_with_another_weight():
         captured = work()
     for value in (0.25, 0.0, 3.0):
         weight.fill_(value)
+        margin.fill_(value / 10)
         graph.replay()
-        wanted = work()
-        for a, b in zip(captured, wanted, strict=True):
-            assert same_bits(a, b)
-        total = captured[3] + value * captured[4]
-        assert error(captured[0], total) <= 2e-6
+        torch.cuda.synchronize()
+        replayed = [x.clone() for x in captured]
+        assert all(same_bits(a, b) for a, b in zip(replayed, work(), strict=True))
+        # A float in place of the tensor.
+        alone = gkd.training_loss(student, teacher, target, scale=64.0, margin=value / 10)
+        assert error(replayed[0], alone.cross_entropy + value * alone.distillation) <= 2e-6
