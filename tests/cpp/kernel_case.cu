@@ -32,7 +32,9 @@ const void* at(const Buffer& b, std::int64_t elements, Dtype d) {
 }  // namespace
 
 std::vector<Way> ways_of(const Problem& p) {
-  std::vector<Way> ways = {{"sort", true, {4}}, {"split", false, {4}}};
+  std::vector<Way> ways = {{"split", false, {4}}};
+  // Its keys are the logits as they are given: calls with a margin in them do not sort.
+  if (!p.head.distill_margin) ways.push_back({"sort", true, {4}});
   struct Limits {
     const char* name;
     LaunchStrategy strategy;
