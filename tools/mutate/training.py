@@ -4,6 +4,7 @@ from .mutant import Mutant
 
 VALUES = "tests/python/training/test_training_values.py"
 EDGES = "tests/python/training/test_training_edges.py"
+GROUPS = "tests/python/training/test_training_groups.py"
 
 TRAINING = [
     Mutant(
@@ -77,5 +78,21 @@ TRAINING = [
         old="target = message[kMsgTarget] > target ? message[kMsgTarget] : target;",
         new="target = message[kMsgTarget];",
         by=("tests/python/training/test_training_shards.py -k stages_equal",),
+    ),
+    Mutant(
+        name="group-temperature-without-scale",
+        fault="gkd.group divides only the terms' temperature by the scale",
+        file="python/gkd/groups.py",
+        old='for key in ("temperature", "group_temperature"):',
+        new='for key in ("temperature",):',
+        by=(f"{GROUPS} -k prepared",),
+    ),
+    Mutant(
+        name="group-margin-rounded",
+        fault="gkd.group rounds x - m to the dtype of half logits",
+        file="python/gkd/groups.py",
+        old="dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32",
+        new="dtype = logits.dtype",
+        by=(f"{GROUPS} -k rounded",),
     ),
 ]
