@@ -81,8 +81,8 @@ constexpr int kFusedListBytes = kFusedListedKeys * 8;
 
 /// What decides how many blocks share a row: a multiprocessor's cycles for the passes over one
 /// class by a block alone and by one of two, and for the serial part of a row by one block and by a
-/// cluster (the latencies along the chain of dependent instructions, added up for sm_90). Only their
-/// ratios matter.
+/// cluster (the latencies along the chain of dependent instructions, added up for sm_90). Only
+/// their ratios matter.
 constexpr double kClassCycles = 1.15, kSharedClassCycles = 0.75;
 constexpr double kBlockRowCycles = 7000, kClusterRowCycles = 11700;
 /// As kClusterRowCycles, by a cooperative grid: it has four barriers of 2,000 cycles more.
