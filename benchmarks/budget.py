@@ -10,13 +10,13 @@ from benchmarks.sweeps import Cost
 #: For 256 threads twice on a multiprocessor.
 MOST_REGISTERS = 128
 #: Warp instructions per 32 classes, by bytes of an element and kind of row.
-#: For sm_90; later architectures may have 5% more.
 MOST_INSTRUCTIONS = {(4, "flat"): 100, (4, "small"): 75, (2, "flat"): 90, (2, "small"): 70}
 #: So many more of a streamed row: its other input is loaded by its alignment, a vector ahead.
 MORE_STREAMED = 2
 #: Instructions of fences and of emptied caches in the loop over rows: those of three cluster
 #: barriers, for searches that the window's list does not serve.
 MOST_FENCES = {"block": 0, "cluster": 12, "streamed cluster": 12}
+#: The budget is sm_90's; these architectures and later ones may have so many times as much.
 LATER, ROOM = 100, 1.05
 ROWS = ("flat", "small")
 #: The forms of each pass that a kernel has, and the gradient's paths in each form.

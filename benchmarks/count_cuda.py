@@ -59,21 +59,26 @@ ROWS = {
 TILE = 8192
 
 
-def run(emulator: str, program: str, *arguments: str) -> list[dict[str, Any]]:
-    """The counts of each kernel launch."""
+def launches(command: list[str], flags: str) -> list[dict[str, Any]]:
+    """What a command's kernel launches did on an emulated device, compiled with these flags."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "counts")
-        environment = {**os.environ, "PTXEMU_CXXFLAGS": UNOPTIMIZED, "PTXEMU_COUNT": str(path)}
-        subprocess.run([emulator, program, *arguments], check=True, env=environment)
+        environment = {**os.environ, "PTXEMU_CXXFLAGS": flags, "PTXEMU_COUNT": str(path)}
+        subprocess.run(command, check=True, env=environment)
         return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _fused(launches: list[dict[str, Any]]) -> dict[str, Any]:
-    (launch,) = [found for found in launches if "fused_kernel" in found["kernel"]]
+def run(emulator: str, program: str, *arguments: str) -> list[dict[str, Any]]:
+    """Of gkd_count_cuda; the emulator adds a flag for the counters."""
+    return launches([emulator, program, *arguments], UNOPTIMIZED)
+
+
+def fused(found: list[dict[str, Any]]) -> dict[str, Any]:
+    (launch,) = [launch for launch in found if "fused_kernel" in launch["kernel"]]
     return launch
 
 
-def _instructions(launch: dict[str, Any]) -> Counter[str]:
+def instructions(launch: dict[str, Any]) -> Counter[str]:
     counts: dict[str, int] = launch["warp_instructions"]
     return Counter(
         all=sum(number for kind, number in counts.items() if kind not in FREE),
@@ -86,7 +91,7 @@ def quantities(
     long: dict[str, Any], short: dict[str, Any], classes: int, fewer: int, element_bytes: int
 ) -> Iterator[tuple[str, float]]:
     """What is held of a row of some classes and one of fewer."""
-    whole, part = _instructions(long), _instructions(short)
+    whole, part = instructions(long), instructions(short)
     for kind in ("all", "double"):
         per_class = (whole[kind] - part[kind]) / (classes - fewer)
         name = "instructions" if kind == "all" else "double"
@@ -121,7 +126,7 @@ def count(emulator: str, program: str) -> dict[tuple[str, ...], float]:
 
         def counted(*loss: str) -> Iterator[tuple[str, float]]:
             long, short = (
-                _fused(run(emulator, program, dtype, strategy, row, str(length), *loss))
+                fused(run(emulator, program, dtype, strategy, row, str(length), *loss))
                 for length in (classes, fewer)
             )
             return quantities(long, short, classes, fewer, BYTES[dtype])

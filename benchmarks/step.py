@@ -165,7 +165,8 @@ def main() -> None:
             )
             print(
                 f"{rows}x{classes} {name}: {median:.2f} ns/class [{p20:.2f}, {p80:.2f}], "
-                f"{ratio:.2f}x training [{low:.2f}, {high:.2f}], peak {peak / 2**20:.1f} MiB",
+                f"{ratio:.2f}x training [{low:.2f}, {high:.2f}]"
+                + (f", peak {peak / 2**20:.1f} MiB" if peak >= 0 else ""),
                 flush=True,
             )
     table.write(options.output, lines)

@@ -3,21 +3,14 @@
 
 #include <string>
 
+#include "device_test.h"
 #include "kernel_case.h"
 
 namespace gkd::cuda::test {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-class Kernels : public testing::Test {
- protected:
-  void SetUp() override {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-      GTEST_SKIP() << "no CUDA device";
-    }
-  }
-};
+class Kernels : public DeviceTest {};
 
 inline double bound(const Problem& p) { return p.compute_in_double() ? 1e-12 : 2e-6; }
 

@@ -1,10 +1,9 @@
 // The collectives of a fused kernel's group of blocks, one after the other for several rounds, with
 // values that tell rounds, ranks and places apart.
-#include <gtest/gtest.h>
-
 #include "cuda/fused/cluster_group.cuh"
 #include "cuda/fused/grid_group.cuh"
 #include "cuda/workspace.h"
+#include "device_test.h"
 
 namespace gkd::cuda {
 namespace {
@@ -96,14 +95,8 @@ __global__ void __launch_bounds__(kFusedThreads)
   if (threadIdx.x == 0 && group.rank() == 0) atomicAdd(wrong, kRounds);
 }
 
-class BlockGroups : public testing::Test {
+class BlockGroups : public test::DeviceTest {
  protected:
-  void SetUp() override {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-      GTEST_SKIP() << "no CUDA device";
-    }
-  }
   /// Launches `groups` groups of `blocks` blocks and expects no error.
   template <class BlockGroup>
   void run(cudaLaunchAttributeID id, int blocks, int groups, int overflow) {

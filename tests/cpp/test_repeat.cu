@@ -3,18 +3,17 @@
 // members or parts; few runs on an emulated device.
 #include <cstring>
 
+#include "device_test.h"
 #include "kernel_case.h"
 
 namespace gkd::cuda::test {
 namespace {
 
-class Repeat : public testing::Test {
+class Repeat : public DeviceTest {
  protected:
   void SetUp() override {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-      GTEST_SKIP() << "no CUDA device";
-    }
+    DeviceTest::SetUp();
+    if (IsSkipped()) return;
     cudaDeviceProp properties;
     ASSERT_EQ(cudaGetDeviceProperties(&properties, 0), cudaSuccess);
     runs = std::strcmp(properties.name, "ptxemu") == 0 ? 4 : 100;

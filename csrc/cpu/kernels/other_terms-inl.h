@@ -51,6 +51,10 @@ inline int squarings_of(double temperature) {
   return temperature == 1 ? 0 : temperature == 2 ? 1 : temperature == 4 ? 2 : -1;
 }
 
+/// Powers of b_j serve where the classes that matter are less than so many nats from its shift: U_j
+/// is then rounded to 2^-20.
+inline constexpr double kMaxPowerNats = 32;
+
 /// The same sum with a reference that makes it 1, but for the rounding to T: no exponential
 /// relative to it is larger than 1, and of those that matter none has a large exponent.
 template <class T>
@@ -76,14 +80,15 @@ struct OtherPowers {
   OtherPowers(const GroupMoments<double>* moments, const Weights& w,
               const CrossEntropyCoef<double>& cross_entropy)
       : squarings(squarings_of(w.temperature)) {
-    constexpr double kMaxNats = 60;  // of numbers that a float holds
+    constexpr double kMostNats = 60;  // of a number that a float holds
     const double inv_t = 1 / w.exponent_temperature();
     for (int g = 0; g < 2; ++g) {
       if (moments[g].count == 0) continue;
       const double gap = (finite_or_zero(moments[g].shift.student) - cross_entropy.high) * inv_t;
       const bool has_ratio = moments[g].sum_teacher > 0 && moments[g].sum_student > 0;
       const double nats = gap + (has_ratio ? moments[g].log_ratio() : 0);
-      if (!(std::abs(nats) * w.temperature <= kMaxNats && std::abs(gap) <= kMaxNats)) {
+      if (!(std::abs(gap) * w.temperature <= kMaxPowerNats &&
+            std::abs(nats) * w.temperature <= kMostNats)) {
         squarings = -1;
       }
       of_q[g] = static_cast<T>(cross_entropy.factor * std::exp(nats * w.temperature));

@@ -54,14 +54,12 @@ struct RowMoments {
     return sums;
   }
 
-  /// As sums_are_accurate(), of cross-entropy's sum: less than 32 nats from its shift, U_j is
-  /// rounded to 2^-20.
+  /// As sums_are_accurate(), of cross-entropy's sum.
   bool powers_are_accurate(const RowSums& sums) const {
-    constexpr double kMaxNats = 32;
     const double scale = task.weights.scale;
     const double log_sum = sums.others.high * scale + std::log(sums.others.sum);
     const auto is_near = [&](const GroupMoments<double>& m) {
-      return m.count == 0 || std::abs(log_sum - m.shift.student * scale) <= kMaxNats;
+      return m.count == 0 || std::abs(log_sum - m.shift.student * scale) <= kMaxPowerNats;
     };
     return is_near(sums.group[0]) && is_near(sums.group[1]);
   }

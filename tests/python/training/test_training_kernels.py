@@ -1,12 +1,10 @@
 """Which way the CUDA kernels take, by the counters of an emulated device."""
 
-import json
-import os
-import subprocess
 import sys
 
 import pytest
 
+from benchmarks import count_cuda
 from conftest import EMULATED
 
 pytestmark = [
@@ -35,29 +33,20 @@ torch.autograd.grad(value.total, leaf)
 torch.cuda.synchronize()
 os._exit(0)
 """
-#: PTX that names registers; "total" is their sum.
-FREE = {"move", "param", "predicate", "total"}
 
 
-def instructions(folder, gap, temperature=4.0):
+def of_row(gap, temperature=4.0):
     """Warp instructions of the fused kernel, in a process whose kernels count."""
-    counts = folder / f"{gap}-{temperature}"
-    # The flags are those of benchmarks/count_cuda.py, which has then translated the kernels.
-    variables = {"PTXEMU_COUNT": str(counts), "PTXEMU_CXXFLAGS": "-O0 -DPTX_COUNT"}
-    subprocess.run(
-        [sys.executable, "-c", ROW, str(gap), str(temperature)],
-        env={**os.environ, **variables},
-        check=True,
-    )
-    launches = [json.loads(line) for line in counts.read_text().splitlines()]
-    (fused,) = [x for x in launches if "fused_kernel" in x["kernel"]]
-    return sum(n for kind, n in fused["warp_instructions"].items() if kind not in FREE)
+    # With these flags benchmarks/count_cuda.py has translated the kernels already.
+    flags = f"{count_cuda.UNOPTIMIZED} -DPTX_COUNT"
+    found = count_cuda.launches([sys.executable, "-c", ROW, str(gap), str(temperature)], flags)
+    return count_cuda.instructions(count_cuda.fused(found))["all"]
 
 
-def test_a_sure_row_keeps_the_vector_path(tmp_path):
+def test_a_sure_row_keeps_the_vector_path():
     """Cross-entropy's sum leaves the target out: relative to the target, 110 above all others, it
     would be 0 in float32, and the row would be summed a second time, class by class."""
-    usual = instructions(tmp_path, gap=3.0)
-    assert instructions(tmp_path, gap=110.0) <= 1.05 * usual
+    usual = of_row(gap=3.0)
+    assert of_row(gap=110.0) <= 1.05 * usual
     # The counter shows the other way: here the terms' own sums have no digits.
-    assert instructions(tmp_path, gap=110.0, temperature=1.0) >= 1.5 * usual
+    assert of_row(gap=110.0, temperature=1.0) >= 1.5 * usual
