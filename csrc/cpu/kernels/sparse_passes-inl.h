@@ -68,6 +68,17 @@ struct SparsePasses {
     }
   }
 
+  /// The student's logits of some classes.
+  void gather(const std::int32_t* indices, std::int64_t count, T* s) const {
+    const LogitsRow& row = task.student;
+    if (row.stride == 1 && row.dtype == kDtype<T>) {  // without a switch for each
+      const T* data = static_cast<const T*>(row.data);
+      for (std::int64_t k = 0; k < count; ++k) s[k] = data[indices[k]];
+    } else {
+      for (std::int64_t k = 0; k < count; ++k) s[k] = read_stored<T>(row, indices[k]);
+    }
+  }
+
   /// Calls visit(first, count, s, u) on blocks of the group's classes of a segment: the student's
   /// logits, and the teacher's divided by the scale, which they have already; padded with -inf.
   template <class Visit>
@@ -75,9 +86,7 @@ struct SparsePasses {
     alignas(64) T s[kTile], u[kTile];
     for (std::int64_t i = segment.first; i < segment.last; i += kTile) {
       const std::int64_t count = std::min(kTile, segment.last - i);
-      for (std::int64_t k = 0; k < count; ++k) {
-        s[k] = read_stored<T>(task.student, sparse.indices[i + k]);
-      }
+      gather(sparse.indices + i, count, s);
       std::fill(s + count, s + padded<T>(count), -kInfinity<T>);
       convert_tile(task.teacher, i, count, u);
       if (scale != 1) {
@@ -108,13 +117,19 @@ struct SparsePasses {
       segment.others = {rest.terms.high, rest.sum_others.sum()};
       segment.is_valid = !rest.has_nan && rest.terms.high < kInfinity<T>;
       for_each_block(segment, [&](std::int64_t, std::int64_t count, const T* s, const T* u) {
+        T high = -kInfinity<T>, teacher_high = high;
+        bool is_valid = true;
         for (std::int64_t k = 0; k < count; ++k) {
-          segment.is_valid &= s[k] < kInfinity<T> && u[k] < kInfinity<T>;
-          segment.student_high = std::max<double>(segment.student_high, s[k]);
-          if (!(u[k] > segment.teacher_high)) continue;
-          segment.teacher_high = u[k];
-          segment.student_at_top = s[k];
+          is_valid &= s[k] < kInfinity<T>;
+          is_valid &= u[k] < kInfinity<T>;
+          high = std::max(high, s[k]);
+          teacher_high = std::max(teacher_high, u[k]);
         }
+        segment.is_valid &= is_valid;
+        segment.student_high = std::max<double>(segment.student_high, high);
+        if (!(teacher_high > segment.teacher_high)) return;
+        segment.teacher_high = teacher_high;
+        segment.student_at_top = s[std::find(u, u + count, teacher_high) - u];
       });
     });
   }
@@ -156,6 +171,8 @@ struct SparsePasses {
     }
   }
 
+  /// The gradient as if every class were in the rest: what the group's classes get here is no
+  /// number that means anything, and write_group() writes over it.
   template <Others kOthers>
   void write_rest(const GroupCoef<T>& coef, const OtherSum& rest,
                   const CrossEntropyCoef<double>& others) {
@@ -163,11 +180,13 @@ struct SparsePasses {
     const double gap = (rest.high - others.high) * scale;  // -inf where nothing is finite
     const T factor = coef.coef_q * coef.inv_sum_student * static_cast<T>(task.gradient_scale);
     const T other = static_cast<T>(others.factor == 0 ? 0 : others.factor * std::exp(gap));
-    for_each_segment([&](const SparseSegment& segment, std::int64_t begin, std::int64_t end) {
+    for_each_segment([&](const SparseSegment&, std::int64_t begin, std::int64_t end) {
       const RestTerms<T> terms{high, inv_t, static_cast<T>(scale), squarings};
       const V factors = splat<V>(factor), other_factors = splat<V>(other);
-      for_each_rest_tile(segment, begin, end, [&](std::int64_t j, std::int64_t count, const T* x) {
-        alignas(64) T buffer[kTile];
+      alignas(64) T in[kTile], buffer[kTile];
+      for (std::int64_t j = begin, count; j < end; j += count) {
+        count = tile_size<T>(j, end);
+        const T* x = read_tile(task.student, j, count, in);
         T* out = writable_tile(task.gradient, j, count, buffer);
         for (std::int64_t k = 0; k < count; k += kWidth<T>) {
           const V v = load<V>(x + k), b = terms.student(v);
@@ -178,7 +197,7 @@ struct SparsePasses {
           store(value, out + k);
         }
         write_tile(task.gradient, j, count, out);
-      });
+      }
     });
   }
 
