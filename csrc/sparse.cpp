@@ -67,7 +67,8 @@ ForwardTensors of_student(bool is_training, Ref student, const TeacherGroup& gro
   const char* name = sparse_name(is_training);
   TORCH_CHECK_VALUE(!(at::GradMode::is_enabled() && group.rest.requires_grad()), name,
                     ": teacher_group.rest must not require grad");
-  return with_autograd(name, student, group.logits, "teacher_group.logits", forward);
+  return with_autograd(name, student, group.logits, "teacher_group.logits", forward,
+                       "gkd.reference.sparse_loss");
 }
 
 /// Without a gradient: no [B, C] buffer.

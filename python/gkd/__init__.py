@@ -10,11 +10,14 @@ from ._training import TrainingLoss
 from .functional import Group, adaptive_group_size, group, loss
 from .linear import linear_loss, training_linear_loss
 from .module import GKDLoss, GKDTrainingLoss
+from .sparse import sparse_loss, teacher_group, training_sparse_loss
+from .sparse_module import GKDSparseLoss
 from .teacher import TeacherGroup
 from .training import training_loss
 
 __all__ = [
     "GKDLoss",
+    "GKDSparseLoss",
     "GKDTrainingLoss",
     "Group",
     "TeacherGroup",
@@ -26,7 +29,10 @@ __all__ = [
     "linear_loss",
     "loss",
     "reference",
+    "sparse_loss",
+    "teacher_group",
     "training_linear_loss",
     "training_loss",
+    "training_sparse_loss",
     "utils",
 ]

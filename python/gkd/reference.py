@@ -1,4 +1,4 @@
-"""gkd.loss, gkd.training_loss and the groups of a teacher in plain PyTorch operations.
+"""gkd.loss, gkd.training_loss, gkd.sparse_loss and the groups of a teacher in plain PyTorch.
 
 Use it where the operator does not reach: double backward (gradient penalties, meta-learning),
 ``torch.func`` transforms, forward-mode derivatives, devices other than CPU and CUDA; and as an
@@ -12,20 +12,22 @@ in float32 lose their digits where student and teacher nearly agree.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from ._reference_groups import primary_mask, teacher_group
+from ._reference_sparse import sparse_loss
+from ._reference_terms import binary_term, divergence, side_of
 from ._settings import LossSettings, all_settings, call_op, takes_settings_of
 from ._training import Training, TrainingLoss, training_of
 from .functional import check_tensors
 from .functional import loss as operator_loss
 from .training import check_target_is_given
 
-__all__ = ["loss", "teacher_group", "training_loss"]
+__all__ = ["loss", "sparse_loss", "teacher_group", "training_loss"]
 
 _INF = float("inf")
 _NAME = "gkd.reference.loss"
@@ -63,64 +65,6 @@ def _check(
     more = {k: shadow(v) if isinstance(v, Tensor) else v for k, v in more.items()}
     call_op(name, torch.ops.gkd._forward, *shadows, False, training is not None, **more, **plain)
     return plain
-
-
-class _Side(NamedTuple):
-    """One network's logits seen from one group: sum over the group of exp((x - top)/T) = e^log_sum.
-
-    Differences are taken against ``top`` before the division, so logits of any size are safe.
-    """
-
-    top: Tensor  # [B, 1], a constant; 0 for an empty group
-    offsets: Tensor  # [B, C], (x - top)/T inside the group, 0 outside
-    log_sum: Tensor  # [B, 1], -inf where the group has no mass
-
-
-def _side(logits: Tensor, members: Tensor, temperature: float | Tensor) -> _Side:
-    top = torch.where(members, logits, -_INF).amax(1, keepdim=True).detach()
-    top = torch.where(top > -_INF, top, 0.0)
-    # Replaced before exp, not after: a masked infinity would still make the gradient NaN.
-    offsets = (torch.where(members, logits, top) - top) / temperature
-    total = torch.where(members, offsets.exp(), 0.0).sum(1, keepdim=True)
-    some = total > 0
-    log_sum = torch.where(some, torch.where(some, total, 1.0).log(), -_INF)
-    return _Side(top, offsets, log_sum)
-
-
-def _divergence(student: _Side, teacher: _Side, members: Tensor) -> Tensor:
-    """KL(p/P || q/Q) inside a group, [B]; 0 where the teacher has no mass there."""
-    log_q_sum = torch.where(student.log_sum > -_INF, student.log_sum, 0.0)
-    has_mass = members & (teacher.log_sum > -_INF)
-    log_p = torch.where(has_mass, teacher.offsets - teacher.log_sum, -_INF)
-    p = log_p.exp()
-    has_mass = p > 0
-    terms = p * (torch.where(has_mass, log_p, 0.0) - (student.offsets - log_q_sum))
-    return torch.where(has_mass, terms, 0.0).sum(1)
-
-
-def _binary(
-    student: tuple[_Side, _Side],
-    teacher: tuple[_Side, _Side],
-    both: Tensor,
-    temperature: float | Tensor,
-) -> tuple[Tensor, Tensor]:
-    """KL of the two groups' masses and the teacher's mass P, each [B]."""
-
-    def logit(side: tuple[_Side, _Side]) -> Tensor:
-        inside, outside = side
-        gap = (inside.top - outside.top) / temperature + (inside.log_sum - outside.log_sum)
-        return gap.squeeze(1)
-
-    log_sigmoid = torch.nn.functional.logsigmoid
-    known = both & ~logit(teacher).isnan() & ~logit(student).isnan()
-    u = torch.where(known, logit(teacher), 0.0)
-    v = torch.where(known, logit(student), 0.0)
-    total = torch.zeros_like(u)
-    for sign in (1.0, -1.0):
-        log_p = log_sigmoid(sign * u)
-        term = log_p.exp() * (torch.where(log_p > -_INF, log_p, 0.0) - log_sigmoid(sign * v))
-        total = total + torch.where(log_p > -_INF, term, 0.0)
-    return torch.where(known, total, 0.0), u.sigmoid()
 
 
 @takes_settings_of(operator_loss)
@@ -185,10 +129,10 @@ def loss(
     if chosen is not None:
         inside = inside | chosen
     groups = (inside, ~inside)
-    students = (_side(student, groups[0], temperature), _side(student, groups[1], temperature))
-    teachers = (_side(teacher, groups[0], temperature), _side(teacher, groups[1], temperature))
+    students = (side_of(student, groups[0], temperature), side_of(student, groups[1], temperature))
+    teachers = (side_of(teacher, groups[0], temperature), side_of(teacher, groups[1], temperature))
     both = groups[0].any(1) & groups[1].any(1)
-    binary, mass = _binary(students, teachers, both, temperature)
+    binary, mass = binary_term(students, teachers, both, temperature)
 
     rows = factor - factor  # 0, or NaN in an invalid row for any weights
     primary_weight, binary_weight, secondary_weight = weights
@@ -198,7 +142,7 @@ def loss(
     masses = (torch.where(both, mass, 1.0), torch.where(both, 1.0 - mass, 1.0))
     for g, weight in enumerate((primary_weight, secondary_weight)):
         if isinstance(weight, Tensor) or weight != 0:
-            term = weight * _divergence(students[g], teachers[g], groups[g])
+            term = weight * divergence(students[g], teachers[g], groups[g])
             rows = rows + (masses[g] * term if plain["coupled"] else term)
     rows = torch.where(ignored, 0.0, temperature**2 * rows)
     if plain["reduction"] == "none":
