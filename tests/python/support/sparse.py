@@ -39,7 +39,7 @@ def with_gradient(function, student):
     leaf = student.detach().clone().requires_grad_()
     value = function(leaf)
     total = value.total if isinstance(value, gkd.TrainingLoss) else value
-    weight = torch.linspace(0.5, 1.5, max(1, total.numel())).reshape(total.shape)
+    weight = torch.linspace(0.5, 1.5, total.numel()).reshape(total.shape)
     (gradient,) = torch.autograd.grad(total, leaf, weight.to(total))
     return value, gradient
 
