@@ -139,25 +139,27 @@ struct Loss : public torch::autograd::Function<Loss> {
 namespace {
 
 /// Throws where autograd would need what the operators lack.
-void check_differentiable(const char* name, Ref student, Ref teacher, const char* teacher_name) {
+void check_differentiable(const char* name, Ref student, Ref teacher, const char* teacher_name,
+                          const char* reference = "gkd.reference.loss") {
   TORCH_CHECK_VALUE(!(at::GradMode::is_enabled() && teacher.requires_grad()), name, ": ",
                     teacher_name, " must not require grad; pass ", teacher_name, ".detach()");
   // A tangent would be lost below autograd: an error rather than a silent zero.
   TORCH_CHECK_NOT_IMPLEMENTED(!student._fw_grad(0).defined() && !teacher._fw_grad(0).defined(),
-                              name,
-                              ": there is no forward-mode derivative; gkd.reference.loss has one");
+                              name, ": there is no forward-mode derivative; ", reference,
+                              " has one");
   // What torch would say of a C++ autograd function names neither the operator nor a way out.
   const bool needs_grad = at::GradMode::is_enabled() && student.requires_grad();
   TORCH_CHECK_NOT_IMPLEMENTED(
       !(needs_grad && student.key_set().has(c10::DispatchKey::FuncTorchGradWrapper)), name,
-      ": torch.func.grad, vjp and jacrev are not supported; gkd.reference.loss supports them");
+      ": torch.func.grad, vjp and jacrev are not supported; ", reference, " supports them");
 }
 
 }  // namespace
 
 ForwardTensors with_autograd(const char* name, Ref student, Ref teacher, const char* teacher_name,
-                             const std::function<ForwardTensors(bool need_grad)>& forward) {
-  check_differentiable(name, student, teacher, teacher_name);
+                             const std::function<ForwardTensors(bool need_grad)>& forward,
+                             const char* reference) {
+  check_differentiable(name, student, teacher, teacher_name, reference);
   if (at::GradMode::is_enabled() && student.requires_grad()) {
     ForwardTensors made;
     const at::Tensor loss = Loss::apply(student, std::string(name), [&]() -> LossAndGradients {

@@ -58,10 +58,36 @@ void define_sharded(torch::Library& m) {
         ") -> (Tensor loss, Tensor grad_scale, Tensor cross_entropy, Tensor distillation)");
 }
 
+#define GKD_GROUP "Tensor indptr, Tensor indices, Tensor logits, Tensor rest"
+
+/// A teacher as the group of each row, in compressed sparse row form: classes indices[indptr[b]] to
+/// indices[indptr[b + 1] - 1] of row b, their logits, and rest, log sum exp(u_j/T) of all others.
+void define_sparse(torch::Library& m) {
+  // Of the settings it has those that choose the group, temperature and ignore_index.
+  m.def(
+      "teacher_group(Tensor teacher_logits, Tensor? target=None, ScalarType? dtype=None, "
+      "int? max_classes=None, " GKD_SETTINGS ") -> (" GKD_GROUP ")");
+  // Throws what teacher_group would before it looks at the logits.
+  m.def(
+      "_check_teacher_group(Tensor teacher_logits, Tensor? target=None, ScalarType? dtype=None, "
+      "int? max_classes=None, " GKD_SETTINGS ") -> ()");
+  m.def("sparse_loss(Tensor student_logits, " GKD_GROUP ", Tensor? target=None, " GKD_SETTINGS
+        ") -> Tensor");
+  m.def("training_sparse_loss(Tensor student_logits, " GKD_GROUP
+        ", Tensor target, " GKD_FACTORS GKD_SETTINGS GKD_TRAINING("1.0") ") -> " GKD_PARTS);
+  // As _forward.
+  m.def(
+      "_sparse_forward(Tensor student_logits, " GKD_GROUP
+      ", Tensor? target, bool need_grad=True, bool need_parts=False, " GKD_FACTORS GKD_ALL_SETTINGS
+      ") -> (Tensor loss, Tensor gradient, Tensor grad_scale, Tensor cross_entropy, "
+      "Tensor distillation)");
+}
+
 }  // namespace
 
 TORCH_LIBRARY(gkd, m) {
   define_sharded(m);
+  define_sparse(m);
   m.def("loss(" GKD_LOGITS "=None, " GKD_SETTINGS ") -> Tensor");
   m.def("training_loss(Tensor student_logits, Tensor teacher_logits, Tensor target, " GKD_FACTORS
             GKD_SETTINGS GKD_TRAINING("1.0") ") -> " GKD_PARTS);

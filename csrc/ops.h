@@ -131,9 +131,10 @@ GroupTensors checked_group(const LossOptions& o, Ref student, Ref teacher,
 /// What forward(need_grad) returns, which runs below autograd, with its loss as a function of
 /// `student`; the gradient is undefined. Throws where autograd would need what the operators lack:
 /// a gradient of the teacher's logits, or forward-mode derivatives of either. The names are for
-/// messages.
+/// messages; `reference` has those derivatives.
 ForwardTensors with_autograd(const char* name, Ref student, Ref teacher, const char* teacher_name,
-                             const std::function<ForwardTensors(bool need_grad)>& forward);
+                             const std::function<ForwardTensors(bool need_grad)>& forward,
+                             const char* reference = "gkd.reference.loss");
 
 /// Throws where margins or distillation factor require grad, which they do not get.
 void check_factors_are_constant(const char* name, const OptionalTensor& margins,

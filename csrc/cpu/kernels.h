@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -54,6 +55,15 @@ struct ShardTask {
   bool has_wide_keys = false;  ///< some rank's ranking logits are not all of their dtype
 };
 
+/// A row whose teacher is known in its group alone: `size` classes, ascending, whose logits are
+/// row.teacher, contiguous and scaled already. row.target is one of them, or negative.
+struct SparseTask {
+  RowTask row;
+  const std::int32_t* indices = nullptr;
+  std::int64_t size = 0;
+  double rest = 0;  ///< log sum exp(u_j/T) over all other classes, u_j scaled
+};
+
 /// Sums over the classes of a segment or a row: group[0] is the primary group, group[1] the rest.
 struct RowSums {
   GroupMoments<double> group[2];
@@ -93,6 +103,19 @@ struct Segment {
   double kl[2] = {0, 0};
 };
 
+/// The same of a SparseTask.
+struct SparseSegment {
+  std::int64_t first = 0, last = 0;  ///< places of its classes in the group
+  OtherSum rest;                     ///< of exp((x_j - high)/T), outside the group
+  OtherSum others;                   ///< cross-entropy's, where asked for
+  bool is_valid = true;              ///< neither NaN nor +inf
+  /// Of the group's classes: the largest teacher logit, the student's at it, the largest student's.
+  double teacher_high = -std::numeric_limits<double>::infinity();
+  double student_at_top = teacher_high, student_high = teacher_high;
+  GroupMoments<double> moments;
+  double kl = 0;
+};
+
 /// Cross-entropy of a whole row, and the reference of its sum.
 struct HeadOfRow {
   CrossEntropy cross_entropy;
@@ -102,6 +125,7 @@ struct HeadOfRow {
 /// Working memory of one thread, grown once and reused for every row.
 struct Scratch {
   std::vector<Segment> segments;
+  std::vector<SparseSegment> sparse;
   std::vector<std::int32_t> counts;
   std::vector<long long> histogram;
 };
@@ -136,10 +160,13 @@ struct ShardKernels {
   void (*fill)(const ShardTask&, double value);
 };
 
+using SparseKernel = RowResult (*)(const SparseTask&, const Executor&, Scratch*);
+
 /// The kernels of one instruction set, in float and in double arithmetic.
 struct Kernels {
   struct Arithmetic {
     RowResult (*row)(const RowTask&, const Executor&, Scratch*);
+    SparseKernel sparse_row;
     ShardKernels shard;
   };
   const char* name;

@@ -4,13 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <numeric>
 #include <string>
-#include <vector>
 
-#include "cpu/tensors.h"
+#include "cpu/losses.h"
 
 namespace gkd {
 namespace {
@@ -31,50 +28,22 @@ void run_rows(const cpu::Rows& rows, Store store) {
     cpu::RowResult result;
     if (!target.ignored) {
       result = rows.kernels.row(task, executor, scratch);
-    } else if (task.gradient.data) {
-      std::memset(task.gradient.data, 0, rows.classes() * rows.gradient.itemsize());
+    } else {
+      rows.clear_gradient(row);
     }
     store(row, result, target);
   });
 }
 
-/// t[k] = value, in the dtype of a loss.
-void set(const at::Tensor& t, std::int64_t k, double value) {
-  if (t.scalar_type() == at::kDouble) {
-    t.mutable_data_ptr<double>()[k] = value;
-  } else {
-    t.mutable_data_ptr<float>()[k] = static_cast<float>(value);
-  }
-}
-
 void forward_cpu(const CallOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
                  const ForwardTensors& made) {
-  const auto& [loss, gradient, backward_scale, cross_entropy, distillation] = made;
-  const bool need_parts = cross_entropy.sizes() == loss.sizes();
   cpu::Rows rows(s, student, teacher, target);
-  check_targets(need_parts ? kTrainingLoss : kLoss, rows);
-  const GradScale scale = rows.grad_scale();
-  rows.gradient = gradient;
-  rows.gradient_scale = scale.forward;
-  const std::int64_t count = rows.count();
-  std::vector<double> losses(count), entropies(count), distilled(count);
+  check_targets(cpu::has_parts(made) ? kTrainingLoss : kLoss, rows);
+  cpu::Losses losses(&rows, made);
   run_rows(rows, [&](std::int64_t row, const cpu::RowResult& r, cpu::RowTarget) {
-    losses[row] = r.loss;
-    entropies[row] = r.cross_entropy;
-    distilled[row] = r.distillation;
+    losses.set_row(row, r);
   });
-  const auto report = [&](const at::Tensor& t, std::vector<double>& values) {
-    if (s.reduction != "none") {
-      values = {rows.weight() * std::accumulate(values.begin(), values.end(), 0.0)};
-    }
-    for (std::int64_t k = 0; k < t.numel(); ++k) set(t, k, values[k]);
-  };
-  report(loss, losses);
-  if (need_parts) {
-    report(cross_entropy, entropies);
-    report(distillation, distilled);
-  }
-  set(backward_scale, 0, scale.backward);
+  losses.write(rows);
 }
 
 void group_cpu(const CallOptions& s, Ref student, Ref teacher, const OptionalTensor& target,
@@ -92,7 +61,7 @@ void group_cpu(const CallOptions& s, Ref student, Ref teacher, const OptionalTen
     const double nan = std::numeric_limits<double>::quiet_NaN();
     const double values[6] = {r.summary.p, r.summary.q,      r.cut,
                               r.primary,   r.summary.binary, r.secondary};
-    for (int k = 0; k < 6; ++k) set(columns[k], row, row_target.ignored ? nan : values[k]);
+    for (int k = 0; k < 6; ++k) cpu::set(columns[k], row, row_target.ignored ? nan : values[k]);
     sizes[row] = r.size;
     if (mask_rows.numel() == 0) return;
     at::Tensor mask_row = mask_rows.select(0, row);

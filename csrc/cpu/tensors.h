@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstring>
+
 #include "cpu/parallel.h"
 #include "ops.h"
 
@@ -65,7 +67,8 @@ struct Rows {
   RowTask task(std::int64_t row, std::int64_t target) const {
     RowTask task;
     task.student = logits_row(student, row);
-    task.teacher = logits_row(teacher, row);
+    // Of a TeacherGroup the logits are [n].
+    if (teacher.dim() == 2) task.teacher = logits_row(teacher, row);
     task.gradient = gradient_row(gradient, row);
     task.classes = classes();
     task.target = target;
@@ -80,6 +83,11 @@ struct Rows {
       }
     }
     return task;
+  }
+  /// Of an ignored row.
+  void clear_gradient(std::int64_t row) const {
+    const GradientRow to = gradient_row(gradient, row);
+    if (to.data) std::memset(to.data, 0, classes() * gradient.itemsize());
   }
   /// Calls body(row, executor, scratch) for every row.
   template <class Body>

@@ -11,12 +11,17 @@ from .functional import loss
 from .groups import Group, adaptive_group_size, group
 from .linear import linear_loss, training_linear_loss
 from .module import GKDLoss, GKDTrainingLoss
+from .sparse import sparse_loss, teacher_group, training_sparse_loss
+from .sparse_module import GKDSparseLoss
+from .teacher import TeacherGroup
 from .training import training_loss
 
 __all__ = [
     "GKDLoss",
+    "GKDSparseLoss",
     "GKDTrainingLoss",
     "Group",
+    "TeacherGroup",
     "TrainingLoss",
     "__version__",
     "adaptive_group_size",
@@ -25,7 +30,10 @@ __all__ = [
     "linear_loss",
     "loss",
     "reference",
+    "sparse_loss",
+    "teacher_group",
     "training_linear_loss",
     "training_loss",
+    "training_sparse_loss",
     "utils",
 ]

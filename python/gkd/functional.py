@@ -12,10 +12,17 @@ from ._settings import DEFAULTS, FLAG, call_op, is_dtensor, plain, plain_setting
 
 
 def check_tensors(
-    name: str, student_logits: object, teacher_logits: object, target: object = None
+    name: str,
+    student_logits: object,
+    teacher_logits: object,
+    target: object = None,
+    first: str = "student_logits",
 ) -> None:
-    """TypeError in one line: the dispatcher's own would print every value of a list or array."""
-    for argument, value in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
+    """TypeError in one line: the dispatcher's own would print every value of a list or array.
+
+    ``first``: the name of the first logits, where they are not the student's.
+    """
+    for argument, value in ((first, student_logits), ("teacher_logits", teacher_logits)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: {argument} must be a Tensor, got {_kind(value)}")
         if is_dtensor(value):

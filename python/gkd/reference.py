@@ -1,4 +1,4 @@
-"""gkd.loss and gkd.training_loss in plain PyTorch operations.
+"""gkd.loss, gkd.training_loss, gkd.sparse_loss and the groups of a teacher in plain PyTorch.
 
 Use it where the operator does not reach: double backward (gradient penalties, meta-learning),
 ``torch.func`` transforms, forward-mode derivatives, devices other than CPU and CUDA; and as an
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ._reference_groups import teacher_group
+from ._reference_sparse import sparse_loss
 from ._reference_terms import INF, binary_divergence, divergence, primary_group, side_of
 from ._settings import LossSettings, all_settings, takes_settings_of
 from ._training import (
@@ -31,6 +33,8 @@ from .functional import check_on_meta, check_tensors
 from .functional import loss as operator_loss
 from .training import check_target_is_given
 from .training import training_loss as operator_training_loss
+
+__all__ = ["loss", "sparse_loss", "teacher_group", "training_loss"]
 
 _NAME = "gkd.reference.loss"
 

@@ -62,6 +62,33 @@ TEST(TrainingLoss, IsCrossEntropyAndLoss) {
   EXPECT_TRUE(torch::allclose(found, wanted, 1e-12, 1e-13));
 }
 
+TEST(SparseLoss, IsTheLossOfTheWholeTeacher) {
+  torch::manual_seed(5);
+  const auto x = torch::randn({5, 70}, torch::kDouble).requires_grad_();
+  const auto u = torch::randn({5, 70}, torch::kDouble) * 4;
+  const auto target = torch::randint(70, {5}, torch::kLong);
+  Options choice;
+  choice.group_size = 9;
+  const gkd::TeacherGroup group = gkd::teacher_group(u, target, choice);
+  EXPECT_EQ(group.indptr.size(0), 6);
+  EXPECT_EQ(group.indptr[5].item<std::int64_t>(), group.indices.size(0));
+  EXPECT_EQ(gkd::teacher_group(u, target, choice, torch::kHalf).logits.scalar_type(), torch::kHalf);
+  EXPECT_THROW(gkd::teacher_group(u, target, choice, std::nullopt, 8), c10::ValueError);
+  EXPECT_THROW(gkd::teacher_group(u.to(torch::kMeta)), c10::NotImplementedError);
+  const auto loss = gkd::sparse_loss(x, group, target), dense = gkd::loss(x, u, target, choice);
+  EXPECT_TRUE(torch::allclose(loss, dense, 1e-12, 0));
+  EXPECT_TRUE(torch::allclose(torch::autograd::grad({loss}, {x})[0],
+                              torch::autograd::grad({dense}, {x})[0], 1e-10, 1e-14));
+  EXPECT_THROW(gkd::sparse_loss(x, group, target, choice), c10::ValueError);
+  gkd::TrainingOptions training;
+  training.scale = 16;
+  training.margin = 0.1;
+  const auto value = gkd::training_sparse_loss(x / 16, group, target, training);
+  const auto wanted = gkd::training_loss(x / 16, u / 16, target, training, choice);
+  EXPECT_TRUE(torch::allclose(value.total, wanted.total, 1e-12, 0));
+  EXPECT_TRUE(torch::allclose(value.cross_entropy, wanted.cross_entropy, 1e-12, 0));
+}
+
 TEST(Group, SizeAndMaskAgree) {
   torch::manual_seed(5);
   const auto student = torch::randn({6, 100}), teacher = torch::randn({6, 100}) * 8;

@@ -3,6 +3,7 @@
 from .calls import AUTOGRAD, CHECKS, SHARDING
 from .kernels import KERNELS
 from .maths import CPU, MATHS
+from .sparse import SPARSE
 from .training import TRAINING
 
-MUTANTS = [*MATHS, *CPU, *AUTOGRAD, *CHECKS, *SHARDING, *KERNELS, *TRAINING]
+MUTANTS = [*MATHS, *CPU, *AUTOGRAD, *CHECKS, *SHARDING, *KERNELS, *TRAINING, *SPARSE]

@@ -58,9 +58,10 @@ TRAINING = [
     Mutant(
         name="part-with-its-weight",
         fault="the logged distillation has its weight in it",
-        file="csrc/cpu/ops.cpp",
-        old="distilled[row] = r.distillation;",
-        new="distilled[row] = rows.weights.distillation * r.distillation;",
+        file="csrc/cpu/kernels/row.cpp",
+        old="result.loss = total_loss(task.weights, result.cross_entropy, result.distillation);",
+        new="result.loss = total_loss(task.weights, result.cross_entropy, result.distillation);"
+        " result.distillation *= task.weights.distillation;",
         by=(f"{VALUES} -k test_parts",),
     ),
     Mutant(

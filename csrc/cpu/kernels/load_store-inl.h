@@ -120,6 +120,17 @@ void write_tile(const GradientRow& row, std::int64_t begin, std::int64_t count, 
   }
 }
 
+/// One value for every class.
+template <class T>
+void fill_gradient(const GradientRow& row, std::int64_t classes, T value) {
+  if (!row.data) return;
+  alignas(64) T tile[kTile];
+  std::fill(tile, tile + kTile, value);
+  for (std::int64_t j = 0; j < classes; j += kTile) {
+    write_tile(row, j, std::min(kTile, classes - j), tile);
+  }
+}
+
 /// A tile of logits: [k] is the vector that starts at its class k.
 template <class T>
 struct Tile {

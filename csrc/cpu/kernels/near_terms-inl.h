@@ -8,6 +8,20 @@
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
+/// f(field of each of `coefs`) for every field.
+template <class V, class F, class... Coefs>
+GroupCoef<V> map_fields(F f, const Coefs&... coefs) {
+  return {{f(coefs.shift.teacher...), f(coefs.shift.student...)},
+          f(coefs.inv_sum_teacher...),
+          f(coefs.inv_sum_student...),
+          f(coefs.log_ratio...),
+          f(coefs.coef_q...),
+          f(coefs.coef_diff...)};
+}
+
+template <auto value>
+using Constant = std::integral_constant<decltype(value), value>;
+
 /// exp(-d), expm1(-d) and phi(d).
 template <class V>
 struct WideTerms {

@@ -6,8 +6,9 @@
 
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 
-/// In shard.cpp.
+/// In shard.cpp and sparse.cpp.
 ShardKernels shard_kernels(bool in_double);
+SparseKernel sparse_kernel(bool in_double);
 
 namespace {
 
@@ -140,7 +141,7 @@ struct WholeRow : RowPasses<T> {
     if (this->with_cross_entropy) result.cross_entropy = nan;
     result.primary = result.secondary = result.cut = nan;
     result.summary.p = result.summary.q = result.summary.binary = nan;
-    Passes::fill_gradient(static_cast<T>(nan));
+    fill_gradient(task.gradient, task.classes, static_cast<T>(nan));
     return result;
   }
 };
@@ -177,8 +178,8 @@ void scale_row(const void* in, void* out, Dtype dtype, std::int64_t count, doubl
 
 Kernels kernels() {
   return {GKD_STRING(GKD_CPU_CAPABILITY),
-          {&run_row<float>, shard_kernels(/*in_double=*/false)},
-          {&run_row<double>, shard_kernels(/*in_double=*/true)},
+          {&run_row<float>, sparse_kernel(/*in_double=*/false), shard_kernels(/*in_double=*/false)},
+          {&run_row<double>, sparse_kernel(/*in_double=*/true), shard_kernels(/*in_double=*/true)},
           &scale_row};
 }
 

@@ -7,20 +7,6 @@
 namespace gkd::cpu::GKD_CPU_CAPABILITY {
 namespace {
 
-/// f(field of each of `coefs`) for every field.
-template <class V, class F, class... Coefs>
-GroupCoef<V> map_fields(F f, const Coefs&... coefs) {
-  return {{f(coefs.shift.teacher...), f(coefs.shift.student...)},
-          f(coefs.inv_sum_teacher...),
-          f(coefs.inv_sum_student...),
-          f(coefs.log_ratio...),
-          f(coefs.coef_q...),
-          f(coefs.coef_diff...)};
-}
-
-template <auto value>
-using Constant = std::integral_constant<decltype(value), value>;
-
 template <class T>
 struct RowPasses : RowMoments<T> {
   using Moments = RowMoments<T>;
@@ -168,15 +154,6 @@ struct RowPasses : RowMoments<T> {
           });
       for (int g = 0; g < 2; ++g) segment.kl[g] = sum[g].sum();
     });
-  }
-
-  void fill_gradient(T value) {
-    if (!task.gradient.data) return;
-    alignas(64) T tile[kTile];
-    std::fill(tile, tile + kTile, value);
-    for (std::int64_t j = 0; j < row.classes; j += kTile) {
-      write_tile(task.gradient, j, std::min(kTile, row.classes - j), tile);
-    }
   }
 };
 

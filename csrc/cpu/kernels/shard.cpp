@@ -180,8 +180,7 @@ void shard_gradient(const ShardTask& task, const Executor& executor, Scratch* sc
 
 template <class T>
 void shard_fill(const ShardTask& task, double value) {
-  Scratch scratch;
-  RowPasses<T>(task.row, Executor(), &scratch).fill_gradient(static_cast<T>(value));
+  fill_gradient(task.row.gradient, task.row.classes, static_cast<T>(value));
 }
 
 template <class T>

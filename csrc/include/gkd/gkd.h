@@ -40,6 +40,41 @@ GKD_API TrainingLoss training_loss(const at::Tensor& student_logits,
                                    const TrainingOptions& training = {},
                                    const LossOptions& options = {});
 
+/// A teacher without its logits: the primary group of each of B rows in compressed sparse row form,
+/// and one number for all its other classes. A row of rest NaN has an empty group, and is NaN.
+struct TeacherGroup {
+  at::Tensor indptr;   ///< int64 [B + 1], from 0 to n
+  at::Tensor indices;  ///< int32 [n], classes, ascending within a row
+  at::Tensor logits;   ///< [n], their logits, before T
+  at::Tensor rest;     ///< float32 or float64 [B], log sum exp(u_j/T) of all others; -inf: none
+};
+
+/// The groups that `loss` would use with the same options, of which those that choose the group,
+/// temperature and ignore_index are used; a row of that target has a group without it. `dtype`: of
+/// the logits that are kept, the teacher's own unless given. Throws c10::ValueError where a group
+/// has more than `max_classes`, c10::IndexError for a target out of bounds. Waits for the device.
+GKD_API TeacherGroup teacher_group(const at::Tensor& teacher_logits,
+                                   const std::optional<at::Tensor>& target = std::nullopt,
+                                   const LossOptions& options = {},
+                                   std::optional<at::ScalarType> dtype = std::nullopt,
+                                   std::optional<std::int64_t> max_classes = std::nullopt);
+
+/// `loss` of a teacher that was grouped before, with the temperature that it was grouped with: one
+/// read of the student's logits and one write of their gradient. Throws c10::ValueError for options
+/// that a group cannot serve (secondary_weight, rank_by, and what chose the group), and
+/// c10::IndexError for a class out of bounds or a target outside its row's group. On the CPU.
+GKD_API at::Tensor sparse_loss(const at::Tensor& student_logits, const TeacherGroup& teacher_group,
+                               const std::optional<at::Tensor>& target = std::nullopt,
+                               const LossOptions& options = {});
+
+/// `training_loss` of such a teacher. Its logits are those of scaled cosines, finished: the scale
+/// multiplies the student's logits alone.
+GKD_API TrainingLoss training_sparse_loss(const at::Tensor& student_logits,
+                                          const TeacherGroup& teacher_group,
+                                          const at::Tensor& target,
+                                          const TrainingOptions& training = {},
+                                          const LossOptions& options = {});
+
 /// One rank's shard of a row's classes, and the ranks that hold the others.
 struct Shard {
   std::int64_t class_start = 0;  ///< the shard's first class

@@ -1,0 +1,124 @@
+"""Bugs in teacher_group and sparse_loss."""
+
+from .mutant import Mutant
+
+VALUES = "tests/python/sparse/test_sparse_values.py"
+FAULTS = "tests/python/sparse/test_sparse_faults.py"
+GROUPS = "tests/python/sparse/test_teacher_groups.py"
+WHOLE = f"{VALUES} -k 'test_equals_the_loss_of_the_whole_teacher and flat'"
+TRAINING = f"{VALUES} -k 'test_training_equals and flat'"
+
+SPARSE = [
+    Mutant(
+        name="group-in-the-rest",
+        fault="the rest's sum holds the group's classes too",
+        file="csrc/cpu/kernels/sparse_passes-inl.h",
+        old="buffer[*next - j] = -kInfinity<T>;",
+        new="(void)0;",
+        by=(WHOLE,),
+    ),
+    Mutant(
+        name="rest-not-rescaled",
+        fault="a larger logit becomes the reference of a sum that keeps its old scale",
+        file="csrc/cpu/kernels/rest_sums-inl.h",
+        old="sum.multiply(std::exp(gap * terms.inv_t));",
+        new="",
+        by=(WHOLE,),
+    ),
+    Mutant(
+        name="other-powers-not-rescaled",
+        fault="likewise of cross-entropy's sum",
+        file="csrc/cpu/kernels/rest_sums-inl.h",
+        old="sum_others.multiply(std::exp(gap * terms.scale));",
+        new="",
+        by=(TRAINING,),
+    ),
+    Mutant(
+        name="nan-outside-the-group-unseen",
+        fault="a NaN of the student outside the group is taken for a class without mass",
+        file="csrc/cpu/kernels/rest_sums-inl.h",
+        old="has_nan |= is_number != kAllTrue<V>;",
+        new="",
+        by=(f"{FAULTS} -k 'nan_alone'",),
+    ),
+    Mutant(
+        name="group-teacher-nan-unseen",
+        fault="a NaN that is kept as a teacher's logit does not make its row NaN",
+        file="csrc/cpu/kernels/sparse_passes-inl.h",
+        old="is_valid &= u[k] < kInfinity<T>;",
+        new="",
+        by=(f"{FAULTS} -k 'nan_alone and logits'",),
+    ),
+    Mutant(
+        name="teacher-scaled-too",
+        fault="the scale multiplies the finished logits of the group",
+        file="csrc/cpu/kernels/sparse_passes-inl.h",
+        old="u[k] = static_cast<T>(u[k] / scale);",
+        new="u[k] = static_cast<T>(u[k]);",
+        by=(TRAINING,),
+    ),
+    Mutant(
+        name="target-in-the-groups-others",
+        fault="cross-entropy's sum over the group holds the target",
+        file="csrc/cpu/kernels/sparse_passes-inl.h",
+        old="if (found != end && *found == task.target) s[found - begin] = -kInfinity<T>;",
+        new="(void)found;",
+        by=(TRAINING,),
+    ),
+    Mutant(
+        name="rest-mass-of-the-student",
+        fault="the rest's teacher mass is not that of the stored number",
+        file="csrc/cpu/kernels/sparse.cpp",
+        old="has_mass ? sparse.rest / inv_temperature : 0",
+        new="has_mass ? sparse.rest : 0",
+        by=(WHOLE,),
+    ),
+    Mutant(
+        name="index-past-the-end",
+        fault="a class of the group that the student does not have is read",
+        file="csrc/cpu/sparse_ops.cpp",
+        old="TORCH_CHECK_INDEX(*k >= 0 && *k < classes,",
+        new="TORCH_CHECK_INDEX(*k >= 0,",
+        by=(f"{FAULTS} -k 'test_values'",),
+    ),
+    Mutant(
+        name="class-twice",
+        fault="a class may be in a group twice",
+        file="csrc/cpu/sparse_ops.cpp",
+        old="k == first || k[-1] < *k,",
+        new="k == first || k[-1] <= *k,",
+        by=(f"{FAULTS} -k 'test_classes_must_ascend'",),
+    ),
+    Mutant(
+        name="target-outside-its-group",
+        fault="a target that the group has not is taken",
+        file="csrc/cpu/sparse_ops.cpp",
+        old="std::binary_search(first, last, target.value)",
+        new="true",
+        by=(f"{FAULTS} -k 'test_target_outside'",),
+    ),
+    Mutant(
+        name="secondary-accepted",
+        fault="a weight of Secondary-KD is ignored in silence",
+        file="csrc/sparse.cpp",
+        old="s.secondary_weight == 0, name,",
+        new="true, name,",
+        by=(f"{FAULTS} -k 'test_settings'",),
+    ),
+    Mutant(
+        name="rest-of-all-classes",
+        fault="the log-sum-exp that is kept is over the group too",
+        file="csrc/teacher_group.cpp",
+        old="masked_fill(mask, -std::numeric_limits<double>::infinity())",
+        new="clone()",
+        by=(f"{GROUPS} -k 'masks_of_the_loss and flat'",),
+    ),
+    Mutant(
+        name="rows-of-a-chunk",
+        fault="the rows of a later chunk are counted from its start",
+        file="csrc/teacher_group.cpp",
+        old="rest.narrow(0, row, count)",
+        new="rest.narrow(0, 0, count)",
+        by=(f"{GROUPS} -k 'number_of_chunks'",),
+    ),
+]
