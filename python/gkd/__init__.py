@@ -10,12 +10,14 @@ from ._training import TrainingLoss
 from .functional import Group, adaptive_group_size, group, loss
 from .linear import linear_loss, training_linear_loss
 from .module import GKDLoss, GKDTrainingLoss
+from .teacher import TeacherGroup
 from .training import training_loss
 
 __all__ = [
     "GKDLoss",
     "GKDTrainingLoss",
     "Group",
+    "TeacherGroup",
     "TrainingLoss",
     "__version__",
     "adaptive_group_size",

@@ -1,4 +1,4 @@
-"""gkd.loss and gkd.training_loss in plain PyTorch operations.
+"""gkd.loss, gkd.training_loss and the groups of a teacher in plain PyTorch operations.
 
 Use it where the operator does not reach: double backward (gradient penalties, meta-learning),
 ``torch.func`` transforms, forward-mode derivatives, devices other than CPU and CUDA; and as an
@@ -18,17 +18,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ._settings import (
-    DEFAULT_THRESHOLD,
-    LossSettings,
-    all_settings,
-    call_op,
-    takes_settings_of,
-)
+from ._reference_groups import primary_mask, teacher_group
+from ._settings import LossSettings, all_settings, call_op, takes_settings_of
 from ._training import Training, TrainingLoss, training_of
 from .functional import check_tensors
 from .functional import loss as operator_loss
 from .training import check_target_is_given
+
+__all__ = ["loss", "teacher_group", "training_loss"]
 
 _INF = float("inf")
 _NAME = "gkd.reference.loss"
@@ -66,31 +63,6 @@ def _check(
     more = {k: shadow(v) if isinstance(v, Tensor) else v for k, v in more.items()}
     call_op(name, torch.ops.gkd._forward, *shadows, False, training is not None, **more, **plain)
     return plain
-
-
-def _primary(
-    rank: Tensor, threshold: float | None, group_size: int | None, temperature: float
-) -> Tensor:
-    """bool [B, C]: the classes whose ranking logit reaches the row's cut."""
-    if threshold is not None and group_size is not None:  # the shorter of the two groups
-        return _primary(rank, threshold, None, temperature) & _primary(
-            rank, None, group_size, temperature
-        )
-    if threshold is None:
-        threshold = DEFAULT_THRESHOLD
-    classes = rank.shape[1]
-    if group_size == 0:
-        return torch.zeros_like(rank, dtype=torch.bool)
-    if group_size is None and threshold == 1.0:
-        return rank > -_INF
-    ordered = rank.sort(dim=1, descending=True).values
-    if group_size is not None:
-        return rank >= ordered[:, min(group_size, classes) - 1 : min(group_size, classes)]
-    # A float32 running sum over many classes would move the cut; MPS has nothing wider.
-    precise = ordered if ordered.device.type == "mps" else ordered.double()
-    mass = ((precise - precise[:, :1]) / temperature).softmax(1).cumsum(1)
-    last = (mass < threshold).sum(1, keepdim=True).clamp(max=classes - 1)
-    return rank >= ordered.gather(1, last)
 
 
 class _Side(NamedTuple):
@@ -209,7 +181,7 @@ def loss(
 
     rank = student.detach() if plain["rank_by"] == "student" else teacher
     group_temperature = plain["group_temperature"] or plain["temperature"]
-    inside = _primary(rank, plain["threshold"], plain["group_size"], group_temperature)
+    inside = primary_mask(rank, plain["threshold"], plain["group_size"], group_temperature)
     if chosen is not None:
         inside = inside | chosen
     groups = (inside, ~inside)

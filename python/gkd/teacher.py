@@ -1,0 +1,32 @@
+"""Teachers without their logits: the group of every row and one number for all other classes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class TeacherGroup(NamedTuple):
+    """What a loss without Secondary-KD needs of a teacher: B rows in compressed sparse row form.
+
+    With the teacher's ranking and ``secondary_weight=0`` the loss depends on the teacher through
+    nothing else. Row b's classes are ``indices[indptr[b] : indptr[b + 1]]``, their logits are
+    ``logits`` at the same places, n = indptr[B] in all. T and T_g, threshold or size are not in it:
+    whoever keeps it keeps them beside it, as `gkd.cache` does.
+
+    Attributes:
+        indptr: int64 [B + 1], where each row begins; indptr[0] = 0, and no entry is less than the
+            one before it.
+        indices: int32 [n], the classes of the primary groups, strictly ascending within a row.
+        logits: [n], the teacher's logits of these classes, before T; float16, bfloat16, float32 or
+            float64.
+        rest: float32 [B], float64 where ``logits`` are: log sum exp(u_j / T) over all classes
+            outside the row's group; -inf where there are none. NaN, with an empty group, for a row
+            that held NaN or +inf, no finite logit, or one that the dtype of ``logits`` cannot hold.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    logits: Tensor
+    rest: Tensor
