@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._settings import DEFAULT_THRESHOLD, INTEGER, all_settings, call_op, plain
-from .teacher import TeacherGroup
+from ._settings import DEFAULT_THRESHOLD, INTEGER, plain
+from .teacher import TeacherGroup, grouping_of
 
 _INF = float("inf")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -90,18 +90,7 @@ def teacher_group(
     """
     name = "gkd.reference.teacher_group"
     _check(name, teacher_logits, target, dtype)
-    given = all_settings(
-        name,
-        {
-            "threshold": threshold,
-            "group_size": group_size,
-            "temperature": temperature,
-            "group_temperature": group_temperature,
-        },
-    )
-    # The operator's own checks of the settings.
-    shadow = torch.empty(1, 1, device="meta")
-    call_op(name, torch.ops.gkd._forward, shadow, shadow, None, False, False, **given)
+    given = grouping_of(name, threshold, group_size, temperature, group_temperature)
     if max_classes is not None:
         max_classes = plain(name, "max_classes", max_classes, INTEGER)
     dtype = teacher_logits.dtype if dtype is None else dtype
@@ -111,8 +100,7 @@ def teacher_group(
     kept = own.to(dtype)
     # `kept`: what its dtype cannot hold is +inf there.
     invalid = ~(wide < _INF).all(1) | (wide == -_INF).all(1) | (kept == _INF).any(1)
-    group_temperature = given["group_temperature"] or given["temperature"]
-    inside = primary_mask(wide, given["threshold"], given["group_size"], group_temperature)
+    inside = primary_mask(wide, given.threshold, given.group_size, given.group_temperature)
     if target is not None:
         inside = inside | _chosen(name, target.reshape(rows), own.shape[1])
     inside = inside & ~invalid.unsqueeze(1)
@@ -123,7 +111,7 @@ def teacher_group(
             f"{name}: the group of row {row} has {int(sizes[row])} classes, more than "
             f"max_classes = {max_classes}"
         )
-    outside = torch.where(inside, -_INF, _precise(wide) / given["temperature"])
+    outside = torch.where(inside, -_INF, _precise(wide) / given.temperature)
     rest = torch.where(invalid, float("nan"), outside.logsumexp(1))
     return TeacherGroup(
         torch.nn.functional.pad(sizes.cumsum(0), (1, 0)),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from ._settings import DEFAULT_THRESHOLD, all_settings, call_op
 
 
 class TeacherGroup(NamedTuple):
@@ -30,3 +33,39 @@ class TeacherGroup(NamedTuple):
     indices: Tensor
     logits: Tensor
     rest: Tensor
+
+
+class Grouping(NamedTuple):
+    """The settings of a teacher's groups, each resolved where it was not given."""
+
+    threshold: float | None
+    group_size: int | None
+    temperature: float
+    group_temperature: float
+
+
+def grouping_of(
+    name: str,
+    threshold: float | None,
+    group_size: int | None,
+    temperature: float,
+    group_temperature: float | None,
+) -> Grouping:
+    """Plain values, checked as `gkd.loss` checks them; errors name the function ``name``."""
+    given = all_settings(
+        name,
+        {
+            "threshold": threshold,
+            "group_size": group_size,
+            "temperature": temperature,
+            "group_temperature": group_temperature,
+        },
+    )
+    # The operator's own checks, of one class on a device without memory.
+    logit = torch.empty(1, 1, device="meta")
+    call_op(name, torch.ops.gkd._forward, logit, logit, None, False, False, **given)
+    if given["threshold"] is None and given["group_size"] is None:
+        given["threshold"] = DEFAULT_THRESHOLD
+    if given["group_temperature"] is None:
+        given["group_temperature"] = given["temperature"]
+    return Grouping(**{field: given[field] for field in Grouping._fields})
