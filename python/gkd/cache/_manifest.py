@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -16,6 +17,10 @@ NAME = "gkd.json"
 Manifest = dict[str, Any]
 
 
+def _digest(manifest: Manifest) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def load(name: str, directory: Path, kind: str | None = None) -> Manifest:
     """The manifest of a cache of this kind, or of any.
 
@@ -24,17 +29,22 @@ def load(name: str, directory: Path, kind: str | None = None) -> Manifest:
         ValueError: it cannot be read, or is of another kind or format.
     """
     path = directory / NAME
+    damaged = ValueError(f"{name}: {path} is damaged")
     try:
         found = json.loads(path.read_text())
-        kept = {"kind": found["kind"], "format": found["format"]}
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: {directory} is no cache: it has no {NAME}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{name}: {path} is damaged") from None
-    compare(name, directory, kept, {"format": FORMAT})
+    except ValueError:
+        raise damaged from None
+    if not isinstance(found, dict):
+        raise damaged
+    compare(name, directory, found, {"format": FORMAT})
+    digest = found.pop("digest", None)
+    if digest != _digest(found):
+        raise damaged
     if kind is not None:
-        compare(name, directory, kept, {"kind": kind})
-    return dict(found)
+        compare(name, directory, found, {"kind": kind})
+    return found
 
 
 def compare(name: str, directory: Path, stored: Manifest, asked: Manifest) -> None:
@@ -57,7 +67,7 @@ def create_or_join(name: str, directory: Path, manifest: Manifest) -> None:
         if any(directory.glob("*.arrow")):
             raise FileNotFoundError(f"{name}: {directory} has batches, but no {NAME}")
         with own.open("w") as file:
-            file.write(json.dumps(manifest, indent=2) + "\n")
+            file.write(json.dumps({**manifest, "digest": _digest(manifest)}, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
         try:
