@@ -206,11 +206,12 @@ class EmbeddingReader(Reader[NDArray[Any]]):
             KeyError: naming keys that are not there.
         """
         keys, files, rows = self._locate(samples, views)
-        found = empty([len(files), self._manifest["dimension"]], self._dtype.torch, pin_memory)
+        dimension = self._manifest["dimension"]
+        found = empty([len(files), dimension], self._dtype.torch, pin_memory)
         array = self._dtype.array(found)
         for columns, places in self._by_file(files):
             array[places] = columns[rows[places]]
-        return found.reshape(*keys.shape, -1)
+        return found.reshape(*keys.shape, dimension)
 
     def _view(self, rows: pa.RecordBatch) -> NDArray[Any]:
         return values_of(rows).reshape(-1, self._manifest["dimension"])
