@@ -1,8 +1,9 @@
 """All mutants."""
 
+from .cache import CACHE
 from .calls import AUTOGRAD, CHECKS, SHARDING
 from .kernels import KERNELS
 from .maths import CPU, MATHS
 from .training import TRAINING
 
-MUTANTS = [*MATHS, *CPU, *AUTOGRAD, *CHECKS, *SHARDING, *KERNELS, *TRAINING]
+MUTANTS = [*MATHS, *CPU, *AUTOGRAD, *CHECKS, *SHARDING, *KERNELS, *TRAINING, *CACHE]

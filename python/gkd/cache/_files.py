@@ -104,6 +104,8 @@ def read(name: str, path: Path, schema: pa.Schema) -> pa.RecordBatch:
         if rows is not None:
             rows.validate()
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # not the file's fault: no right to read it, too many open files
         raise ValueError(
             f"{name}: {path} is truncated or damaged ({str(error).splitlines()[0]}); "
             "python -m gkd.cache verify names every such file"
@@ -127,10 +129,12 @@ def leftovers(directory: Path, writer: int | None = None) -> list[Path]:
 class Lock:
     """One process at a time is writer number ``writer``; the lock dies with its process."""
 
-    _held: set[tuple[Path, int]] = set()  # the system's own lock does not stop its own process
+    # The system's own lock does not stop its own process. With that process's number, which a
+    # forked one does not have.
+    _held: set[tuple[Path, int, int]] = set()
 
     def __init__(self, name: str, directory: Path, writer: int) -> None:
-        self._key = (directory.resolve(), writer)
+        self._key = (directory.resolve(), writer, os.getpid())
         self._file = (directory / f".lock-{writer:05d}").open("a")
         try:
             if self._key in self._held:

@@ -123,7 +123,7 @@ class Index:
         order = np.argsort(code, kind="stable")
         runs, code = runs.chosen(order), code[order]
         self.doubles = Runs.joined([])
-        if (code[1:] < np.maximum.accumulate(code + runs.length)[:-1]).any():
+        if (code[1:] < (code + runs.length)[:-1]).any():  # where any overlap, neighbours do
             single = runs.expanded()
             single = single.chosen(np.lexsort((single.row, single.file)))
             code, kept = np.unique(self._code(single.sample, single.first)[0], return_index=True)

@@ -51,6 +51,15 @@ def test_a_flipped_bit_anywhere_is_found(folder):
     assert gkd.cache.verify(folder) == []
 
 
+def test_a_flipped_bit_far_from_the_beginning_is_found(tmp_path):
+    """Of a file that is read in several pieces."""
+    written(tmp_path, range(60_000), step=20_000)
+    (path,) = batches(tmp_path)
+    assert path.stat().st_size > 3 * 2**20 and gkd.cache.verify(tmp_path) == []
+    flipped(path, path.stat().st_size - 1000, 5)
+    assert gkd.cache.verify(tmp_path) == [f"{path.name}: its bytes are not those that were written"]
+
+
 def test_a_flipped_bit_of_the_manifest_is_found(folder):
     path = folder / "gkd.json"
     whole = path.read_bytes()

@@ -25,7 +25,15 @@ def test_rows_come_back_to_the_bit_in_any_order(tmp_path, dtype):
     reader = gkd.cache.GroupReader(tmp_path, num_classes=CLASSES, dtype=dtype, **SETTINGS)
     assert len(reader) == 1000
     mixed = np.random.default_rng(0).permutation(1000)
-    for samples in (range(1000), mixed, mixed[:7], [3], [5, 5, 999, 5], []):
+    for samples in (
+        range(1000),
+        mixed,
+        mixed[:7],
+        [3],
+        [5, 5, 999, 5],
+        [0, 999, 1],  # together in a file, apart here
+        [],
+    ):
         assert same(reader.read(samples), made(samples, dtype=dtype))
     assert same(reader.read(torch.from_numpy(mixed)), made(mixed, dtype=dtype))
 

@@ -96,6 +96,8 @@ def test_killed_at_this_moment(tmp_path, moment):
     there = 200 if moment.startswith("its name") else 100
     assert len(gkd.cache.GroupReader(tmp_path)) == there and gkd.cache.verify(tmp_path) == []
     assert len(_files.leftovers(tmp_path)) == (there == 100)
+    written(tmp_path, [])
+    assert not _files.leftovers(tmp_path)
     written(tmp_path, range(200))
     assert not _files.leftovers(tmp_path) and gkd.cache.verify(tmp_path) == []
     assert same(gkd.cache.GroupReader(tmp_path).read(range(200)), made(range(200)))

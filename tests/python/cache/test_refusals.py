@@ -66,6 +66,18 @@ def test_groups(tmp_path, value, kind, text):
         assert writer.write([7, 8], group()) == 2, "the writer is of use afterwards"
 
 
+@pytest.mark.parametrize("bad", [NAN, INF])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_logits_of_every_dtype(tmp_path, dtype, bad):
+    rest = torch.zeros(2, dtype=torch.promote_types(dtype, torch.float32))
+    good = group()._replace(logits=torch.tensor([-INF, 3e38, -0.0], dtype=dtype), rest=rest)
+    wrong = good._replace(logits=torch.tensor([0.0, bad, -INF], dtype=dtype))
+    with gkd.cache.GroupWriter(tmp_path, num_classes=10, dtype=dtype) as writer:
+        with pytest.raises(ValueError, match=r"logits must be neither NaN nor .* \(row 0: sam"):
+            writer.write([7, 8], wrong)
+        assert writer.write([7, 8], good) == 2
+
+
 def test_logits_of_minus_infinity_and_empty_rows_are_legal(tmp_path):
     value = group(indptr=(0, 0, 3), indices=(0, 5, 9), logits=(-INF, 1.0, 2.0))
     with gkd.cache.GroupWriter(tmp_path, num_classes=10) as writer:
@@ -140,6 +152,10 @@ def test_settings_of_the_loss_are_read_as_the_loss_reads_them(tmp_path):
     for settings, text in refused:
         with pytest.raises(ValueError, match=text):
             gkd.cache.GroupReader(tmp_path, **settings)
+    other = tmp_path / "other"
+    gkd.cache.GroupWriter(other, num_classes=9, temperature=2.0, group_temperature=1.0).close()
+    with pytest.raises(ValueError, match=r"group_temperature = 1.0, asked for 2.0"):
+        gkd.cache.GroupReader(other, temperature=2.0)
     with pytest.raises(TypeError, match="unexpected keyword argument 'heat'"):
         gkd.cache.GroupReader(tmp_path, heat=1.0)
 
