@@ -135,18 +135,20 @@ class Lock:
 
     def __init__(self, name: str, directory: Path, writer: int) -> None:
         self._key = (directory.resolve(), writer, os.getpid())
+        taken = ValueError(
+            f"{name}: another writer {writer} is at work in {directory}; give each process a "
+            "number of its own"
+        )
+        # Before the file is opened: to close it again would end the lock that is held.
+        if self._key in self._held:
+            raise taken
         self._file = (directory / f".lock-{writer:05d}").open("a")
         try:
-            if self._key in self._held:
-                raise BlockingIOError
             # Not flock(): children of a killed process would go on holding that one.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             self._file.close()
-            raise ValueError(
-                f"{name}: another writer {writer} is at work in {directory}; give each process a "
-                "number of its own"
-            ) from None
+            raise taken from None
         self._held.add(self._key)
 
     def release(self) -> None:
