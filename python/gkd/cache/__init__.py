@@ -1,8 +1,8 @@
 """Offline teachers: groups of logits, or embeddings, kept on disk.
 
 A cache is a folder: ``gkd.json`` holds its settings, and every other file is one complete batch of
-rows in Arrow's IPC format, which pandas, polars, DuckDB, R and others read. A batch's name ends in
-the SHA-256 of its bytes, and it takes that name only when it is whole and on the disk.
+rows in Arrow's IPC format, which pyarrow, pandas and polars read too. A batch's name ends in the
+SHA-256 of its bytes, and it takes that name only when it is whole and on the disk.
 
 ``python -m gkd.cache info DIR`` says what a cache is, ``python -m gkd.cache verify DIR`` reads all
 of it. Needs pyarrow and numpy: ``pip install "gkd[cache]"``.

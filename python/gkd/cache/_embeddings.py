@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._dtypes import named as dtype_named
-from ._keys import Keys
+from ._keys import Keys, Numbers
 from ._keys import named as keys_named
 from ._manifest import FORMAT, Manifest
 from ._reader import Reader, empty, opened
@@ -99,11 +99,11 @@ class EmbeddingWriter(Writer):
         }
         super().__init__(name, directory, manifest, schema_of(manifest), writer, batch_bytes)
 
-    def missing(self, samples: object, views: object = 0) -> Tensor:
+    def missing(self, samples: Numbers, views: Numbers = 0) -> Tensor:
         """bool, of the shape that samples and views broadcast to: True where no row is there."""
         return self._missing(samples, views)
 
-    def write(self, samples: object, embeddings: Tensor, views: object = 0) -> int:
+    def write(self, samples: Numbers, embeddings: Tensor, views: Numbers = 0) -> int:
         """Keeps one embedding per key; keys that are there already are passed over.
 
         Args:
@@ -186,11 +186,11 @@ class EmbeddingReader(Reader[NDArray[Any]]):
         self._dtype = dtype_named(name, manifest["dtype"])
         super().__init__(name, path, manifest, schema_of(manifest))
 
-    def missing(self, samples: object, views: object = 0) -> Tensor:
+    def missing(self, samples: Numbers, views: Numbers = 0) -> Tensor:
         """bool, of the shape that samples and views broadcast to: True where no row is there."""
         return self._missing(samples, views)
 
-    def read(self, samples: object, views: object = 0, *, pin_memory: bool = False) -> Tensor:
+    def read(self, samples: Numbers, views: Numbers = 0, *, pin_memory: bool = False) -> Tensor:
         """The embeddings of these keys, in this order.
 
         Args:

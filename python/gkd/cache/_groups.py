@@ -17,7 +17,7 @@ from ..teacher import TeacherGroup, grouping_of
 from . import _rows
 from ._asked import Asked, asked_of
 from ._dtypes import named as dtype_named
-from ._keys import Keys
+from ._keys import Keys, Numbers
 from ._manifest import FORMAT, Manifest
 from ._reader import Reader, empty, opened
 from ._rows import Rows, rest_of
@@ -105,11 +105,11 @@ class GroupWriter(Writer):
         }
         super().__init__(name, directory, manifest, schema_of(manifest), writer, batch_bytes)
 
-    def missing(self, samples: object, parts: object = 0) -> Tensor:
+    def missing(self, samples: Numbers, parts: Numbers = 0) -> Tensor:
         """bool, of the shape that samples and parts broadcast to: True where no row is there."""
         return self._missing(samples, parts)
 
-    def write(self, samples: object, group: TeacherGroup, parts: object = 0) -> int:
+    def write(self, samples: Numbers, group: TeacherGroup, parts: Numbers = 0) -> int:
         """Keeps one row per key; keys that are there already are passed over.
 
         Args:
@@ -176,11 +176,13 @@ class GroupReader(Reader[Rows]):
         self._dtype = dtype_named(name, manifest["dtype"])
         super().__init__(name, path, manifest, schema_of(manifest))
 
-    def missing(self, samples: object, parts: object = 0) -> Tensor:
+    def missing(self, samples: Numbers, parts: Numbers = 0) -> Tensor:
         """bool, of the shape that samples and parts broadcast to: True where no row is there."""
         return self._missing(samples, parts)
 
-    def read(self, samples: object, parts: object = 0, *, pin_memory: bool = False) -> TeacherGroup:
+    def read(
+        self, samples: Numbers, parts: Numbers = 0, *, pin_memory: bool = False
+    ) -> TeacherGroup:
         """The rows of these keys, in this order.
 
         Args:

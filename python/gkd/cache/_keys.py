@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 Integers = NDArray[np.int64]
+#: Samples, parts and views as they are given: integers of any shape.
+Numbers = Tensor | ArrayLike
 _INT32 = np.iinfo(np.int32)
 
 
-def integers(name: str, argument: str, value: object) -> Integers:
+def integers(name: str, argument: str, value: Numbers) -> Integers:
     """int64, of any shape.
 
     Raises:
@@ -39,7 +41,7 @@ class Keys(NamedTuple):
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, name: str, samples: object, parts: object, word: str) -> Keys:
+    def of(cls, name: str, samples: Numbers, parts: Numbers, word: str) -> Keys:
         """Samples and parts, of shapes that fit as in arithmetic.
 
         Raises:
@@ -71,11 +73,11 @@ def named(word: str, samples: Iterable[int], parts: Iterable[int], limit: int = 
 class Runs(NamedTuple):
     """Rows ``row + i`` of batch ``file``, i < length, have the keys (sample, first + i)."""
 
-    sample: Integers
-    first: Integers
-    length: Integers
-    file: Integers
-    row: Integers
+    sample: NDArray[np.int64]
+    first: NDArray[np.int32]
+    length: NDArray[np.int32]
+    file: NDArray[np.int32]
+    row: NDArray[np.int32]
 
     @classmethod
     def of_rows(cls, samples: NDArray[Any], parts: NDArray[Any], file: int) -> Runs:
@@ -84,19 +86,24 @@ class Runs(NamedTuple):
         follows = (samples[1:] == samples[:-1]) & (parts[1:] == parts[:-1] + 1)
         row = np.flatnonzero(np.concatenate([[True], ~follows])[: len(samples)])
         length = np.diff(np.append(row, len(samples)))
-        return cls(samples[row].astype(np.int64), parts[row], length, np.full_like(row, file), row)
+        return cls._of(samples[row], parts[row], length, np.full_like(row, file), row)
+
+    @classmethod
+    def _of(cls, sample: Any, *columns: Any) -> Runs:
+        return cls(sample.astype(np.int64, copy=False), *(x.astype(np.int32) for x in columns))
 
     @classmethod
     def joined(cls, parts: Sequence[Runs]) -> Runs:
         if not parts:
-            return cls(*(np.empty(0, np.int64) for _ in cls._fields))
+            return cls._of(*(np.empty(0, np.int64) for _ in cls._fields))
         return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def expanded(self) -> Runs:
         """One row a run."""
         index = np.repeat(np.arange(len(self.length)), self.length)
-        step = np.arange(len(index)) - np.repeat(np.cumsum(self.length) - self.length, self.length)
-        return Runs(
+        ends = np.cumsum(self.length, dtype=np.int64)
+        step = np.arange(len(index)) - np.repeat(ends - self.length, self.length)
+        return Runs._of(
             self.sample[index],
             self.first[index] + step,
             np.ones_like(index),
@@ -109,47 +116,62 @@ class Runs(NamedTuple):
 
 
 class Index:
-    """Finds keys.
+    """Finds keys, in 20 bytes a run and 8 a sample.
 
     Attributes:
-        runs: sorted by key; no key is twice in them.
-        doubles: the rows left out for that, one a run; the row that is first in file order stays.
+        doubles: the rows left out because their keys are there already, one a run; the row that is
+            first in file order stays.
         rows: how many keys there are.
     """
 
     def __init__(self, runs: Runs) -> None:
-        self._samples = np.unique(runs.sample)
-        code = self._code(runs.sample, runs.first)[0]
-        order = np.argsort(code, kind="stable")
-        runs, code = runs.chosen(order), code[order]
         self.doubles = Runs.joined([])
-        if (code[1:] < (code + runs.length)[:-1]).any():  # where any overlap, neighbours do
-            single = runs.expanded()
-            single = single.chosen(np.lexsort((single.row, single.file)))
-            code, kept = np.unique(self._code(single.sample, single.first)[0], return_index=True)
-            double = np.ones(len(single.row), dtype=bool)
-            double[kept] = False
-            self.doubles, runs = single.chosen(double), single.chosen(kept)
-        self.runs, self._codes = runs, code
-        self.rows = int(runs.length.sum())
+        runs, codes = self._sorted(runs)
+        if (codes[1:] < (codes + runs.length)[:-1]).any():  # where any overlap, neighbours do
+            runs = runs.expanded()
+            runs, codes = self._sorted(runs.chosen(np.lexsort((runs.row, runs.file))))
+            double = np.concatenate([[False], codes[1:] == codes[:-1]])
+            self.doubles, runs, codes = runs.chosen(double), runs.chosen(~double), codes[~double]
+        # Sample and first are in the codes.
+        self._codes, self._length, self._file, self._row = codes, *runs[2:]
+        self.rows = int(runs.length.sum(dtype=np.int64))
 
-    def _code(self, samples: Integers, parts: Integers) -> tuple[Integers, NDArray[np.bool_]]:
-        """One number a key, in order of the keys: the sample's rank above, the part below; and
-        whether the sample is known. Ranks, since two keys' samples may be 2^64 apart."""
-        rank = np.searchsorted(self._samples, samples)
-        known = rank < len(self._samples)
-        known[known] = self._samples[rank[known]] == samples[known]
-        return (rank << 32) + (parts - _INT32.min), known
+    def _sorted(self, runs: Runs) -> tuple[Runs, Integers]:
+        """By key, the order of equal ones kept; and one number a key, in order of the keys: the
+        sample's rank above, the part below. Ranks, since samples may be 2^64 apart."""
+        sample, first = runs.sample, runs.first
+        ascends = (sample[1:] > sample[:-1]) | (
+            (sample[1:] == sample[:-1]) & (first[1:] >= first[:-1])
+        )
+        if not ascends.all():
+            runs = runs.chosen(np.lexsort((first, sample)))
+        new = np.concatenate([[True], runs.sample[1:] != runs.sample[:-1]])[: len(runs.sample)]
+        self._samples = runs.sample[new]
+        return runs, self._code(np.cumsum(new) - 1, runs.first)
+
+    @staticmethod
+    def _code(rank: Integers, parts: NDArray[Any]) -> Integers:
+        return (rank << 32) + (parts.astype(np.int64) - _INT32.min)
+
+    @property
+    def runs(self) -> Runs:
+        """Sorted by key; no key is twice in them."""
+        sample = self._samples[self._codes >> 32]
+        first = (self._codes & 0xFFFFFFFF) + _INT32.min
+        return Runs(sample, first.astype(np.int32), self._length, self._file, self._row)
 
     def find(self, samples: Integers, parts: Integers) -> tuple[Integers, Integers]:
         """File and row of each key; file -1 where there is none."""
         if not len(self._codes):
             return np.full_like(samples, -1), np.zeros_like(samples)
-        code, known = self._code(samples, parts)
+        rank = np.searchsorted(self._samples, samples)
+        known = rank < len(self._samples)
+        known[known] = self._samples[rank[known]] == samples[known]
+        code = self._code(rank, parts)
         at = np.searchsorted(self._codes, code, side="right") - 1
         step = code - self._codes[at]
-        found = known & (at >= 0) & (step < self.runs.length[at])
-        return np.where(found, self.runs.file[at], -1), self.runs.row[at] + step
+        found = known & (at >= 0) & (step < self._length[at])
+        return np.where(found, self._file[at], -1).astype(np.int64), self._row[at] + step
 
 
 def tensor(values: NDArray[Any]) -> Tensor:

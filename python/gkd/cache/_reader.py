@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import _files, _manifest
-from ._keys import Index, Integers, Keys, Runs, named, tensor
+from ._keys import Index, Integers, Keys, Numbers, Runs, named, tensor
 from ._manifest import Manifest
 
 Columns = TypeVar("Columns")
@@ -62,11 +62,11 @@ class Reader(Generic[Columns]):
         rows = self._index.runs.expanded()
         return torch.from_numpy(rows.sample), torch.from_numpy(rows.first.astype(np.int32))
 
-    def _missing(self, samples: object, parts: object) -> Tensor:
+    def _missing(self, samples: Numbers, parts: Numbers) -> Tensor:
         keys = Keys.of(self._name, samples, parts, self.word)
         return tensor((self._index.find(keys.samples, keys.parts)[0] < 0).reshape(keys.shape))
 
-    def _locate(self, samples: object, parts: object) -> tuple[Keys, Integers, Integers]:
+    def _locate(self, samples: Numbers, parts: Numbers) -> tuple[Keys, Integers, Integers]:
         """Keys, and the file and row of each.
 
         Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from . import _files, _manifest
-from ._keys import Index, Keys, Runs, named, tensor
+from ._keys import Index, Keys, Numbers, Runs, named, tensor
 from ._manifest import Manifest
 from ._reader import index_of
 
@@ -66,7 +66,7 @@ class Writer:
             absent &= index.find(keys.samples, keys.parts)[0] < 0
         return absent
 
-    def _missing(self, samples: object, parts: object) -> Tensor:
+    def _missing(self, samples: Numbers, parts: Numbers) -> Tensor:
         keys = Keys.of(self._name, samples, parts, self.word)
         return tensor(self._absent(keys).reshape(keys.shape))
 
