@@ -205,8 +205,7 @@ class GroupReader(Reader[Rows]):
         found = list(self._by_file(files))
         for columns, places in found:
             own = rows[places]
-            starts[places] = columns.indptr[own]
-            sizes[places] = columns.indptr[own + 1] - starts[places]
+            starts[places], sizes[places] = _rows.extents(self._name, columns, own)
             rest.numpy()[places] = columns.rest[own]
         indptr[0] = 0
         ends = np.cumsum(sizes, out=indptr.numpy()[1:])

@@ -114,6 +114,19 @@ def check(name: str, rows: Rows, num_classes: int, dtype: Dtype, keys: Keys, wor
         raise ValueError(f"{name}: {text} (row {row}: {key})")
 
 
+def extents(name: str, rows: Rows, which: NDArray[Any]) -> tuple[Integers, Integers]:
+    """Where each of these rows of a file begins, and its size.
+
+    Raises:
+        ValueError: a place outside the file, which only damage can name.
+    """
+    starts = rows.indptr[which].astype(np.int64)
+    sizes = rows.indptr[which + 1] - starts
+    if ((starts < 0) | (sizes < 0) | (starts + sizes > len(rows.indices))).any():
+        raise ValueError(f"{name}: a file is damaged: python -m gkd.cache verify names it")
+    return starts, sizes
+
+
 def chosen(rows: Rows, which: NDArray[Any]) -> Rows:
     """Some rows, as copies."""
     starts, sizes = rows.indptr[which], np.diff(rows.indptr)[which]

@@ -90,6 +90,22 @@ def test_a_truncated_file_is_refused_and_mended(folder, kept):
         assert same(gkd.cache.GroupReader(folder).read(range(90)), made(range(90)))
 
 
+def test_damage_that_nobody_looked_for_is_an_error_or_other_values(tmp_path):
+    """A reader that is opened without verify: no crash, no memory without bounds."""
+    written(tmp_path, range(200))
+    (path,) = batches(tmp_path)
+    whole, picked, refused = path.read_bytes(), random.Random(7), 0
+    for _ in range(400):
+        flipped(path, picked.randrange(len(whole)), picked.randrange(8))
+        try:
+            group = gkd.cache.GroupReader(tmp_path).read(range(0, 200, 3))
+            assert len(group.indices) < 10_000
+        except (ValueError, KeyError):
+            refused += 1
+        path.write_bytes(whole)
+    assert refused
+
+
 def test_a_batch_that_is_gone_is_named(folder):
     batches(folder)[1].unlink()
     assert gkd.cache.verify(folder) == ["batch 1 of writer 0 is gone"]

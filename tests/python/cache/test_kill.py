@@ -1,5 +1,6 @@
 """Writers that are killed, at random and at chosen moments: nothing is lost, nothing double."""
 
+import errno
 import multiprocessing
 import os
 import random
@@ -50,7 +51,7 @@ def test_killed_ten_times_every_row_is_there_once_and_equal(tmp_path):
     steady, moments = start(tmp_path, 0), random.Random(18)
     for kill in range(KILLS):
         before, end = len(own_batches(tmp_path)), time.monotonic() + 60
-        victim = start(tmp_path, 1, pause=0.01)
+        victim = start(tmp_path, 1, pause=0.02)
         # Every other one as soon as it may be, while it opens the cache; the others at work.
         while kill % 2 and len(own_batches(tmp_path)) == before and time.monotonic() < end:
             time.sleep(0.001)
@@ -123,6 +124,24 @@ def test_an_error_in_the_loop_keeps_the_rows_before_it(tmp_path):
         writer.write(range(30), made(range(30)))
         raise RuntimeError("the teacher ran out of memory")
     assert len(gkd.cache.GroupReader(tmp_path)) == 30
+
+
+def test_a_full_disk_loses_and_doubles_nothing(tmp_path, monkeypatch):
+    writer = gkd.cache.GroupWriter(tmp_path, num_classes=CLASSES, **SETTINGS)
+    writer.write(range(30), made(range(30)))
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            writer.flush()
+    assert len(gkd.cache.GroupReader(tmp_path)) == 0
+    assert writer.write(range(40), made(range(40))) == 10
+    writer.close()
+    assert gkd.cache.verify(tmp_path) == [] and not _files.leftovers(tmp_path)
+    assert same(gkd.cache.GroupReader(tmp_path).read(range(40)), made(range(40)))
 
 
 def test_one_process_is_one_writer(tmp_path):
