@@ -100,9 +100,11 @@ def test_what_is_given_may_change_afterwards(tmp_path):
 def test_a_reader_stays_as_it_was_opened_and_survives_pickling(tmp_path):
     written(tmp_path, range(50))
     reader = gkd.cache.GroupReader(tmp_path)
+    pickled = pickle.dumps(reader)
     reader.read([1])
+    assert pickle.dumps(reader) == pickled, "files travel with their reader"
     written(tmp_path, range(50, 90), writer=3)
-    again = pickle.loads(pickle.dumps(reader))
+    again = pickle.loads(pickled)
     assert len(reader) == len(again) == 50 and len(gkd.cache.GroupReader(tmp_path)) == 90
     assert same(again.read([49, 0]), made([49, 0]))
 
