@@ -67,7 +67,9 @@ def test_it_carries_the_package_and_no_stranger(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     libraries = {name for name in names if ".so" in name}
     assert libraries == {"gkd/libgkd.so"}
-    sources = {f"gkd/{file.name}" for file in (ROOT / "python" / "gkd").glob("*.py*")}
+    python = ROOT / "python"
+    sources = {str(file.relative_to(python)) for file in python.glob("gkd/**/*.py*")}
+    sources = {name for name in sources if "__pycache__" not in name}
     headers = {f"gkd/include/gkd/{f.name}" for f in (ROOT / "csrc/include/gkd").iterdir()}
     assert sources | headers | {
         "gkd/py.typed",

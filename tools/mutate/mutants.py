@@ -1,9 +1,10 @@
 """All mutants."""
 
+from .cache import CACHE
 from .calls import AUTOGRAD, CHECKS, SHARDING
 from .kernels import KERNELS
 from .maths import CPU, MATHS
 from .sparse import SPARSE
 from .training import TRAINING
 
-MUTANTS = [*MATHS, *CPU, *AUTOGRAD, *CHECKS, *SHARDING, *KERNELS, *TRAINING, *SPARSE]
+MUTANTS = [*MATHS, *CPU, *AUTOGRAD, *CHECKS, *SHARDING, *KERNELS, *TRAINING, *SPARSE, *CACHE]
