@@ -249,7 +249,14 @@ def training_sparse_loss(
     check_target_is_given(name, target)
     check_group(name, teacher_group)
     training = training_of(
-        name, target.shape, cross_entropy_weight, distillation_weight, scale, margin, False
+        name,
+        target.shape,
+        {
+            "cross_entropy_weight": cross_entropy_weight,
+            "distillation_weight": distillation_weight,
+            "scale": scale,
+            "margin": margin,
+        },
     )
     given = {**plain_settings(name, settings), **training.arguments()}
     op = torch.ops.gkd.training_sparse_loss
