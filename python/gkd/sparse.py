@@ -104,7 +104,8 @@ def teacher_group(
     return TeacherGroup(*parts)
 
 
-@torch.library.register_fake("gkd::teacher_group")  # type: ignore[untyped-decorator]
+# The override is for a second import into one process.
+@torch.library.register_fake("gkd::teacher_group", allow_override=True)  # type: ignore[untyped-decorator]
 def _(
     teacher_logits: Tensor,
     target: Tensor | None = None,
