@@ -75,12 +75,13 @@ void define_sparse(torch::Library& m) {
         ") -> Tensor");
   m.def("training_sparse_loss(Tensor student_logits, " GKD_GROUP
         ", Tensor target, " GKD_FACTORS GKD_SETTINGS GKD_TRAINING("1.0") ") -> " GKD_PARTS);
-  // As _forward.
-  m.def(
-      "_sparse_forward(Tensor student_logits, " GKD_GROUP
-      ", Tensor? target, bool need_grad=True, bool need_parts=False, " GKD_FACTORS GKD_ALL_SETTINGS
-      ") -> (Tensor loss, Tensor gradient, Tensor grad_scale, Tensor cross_entropy, "
-      "Tensor distillation)");
+  // As _forward. With first_row the call's rows are some of a longer group, from that one on:
+  // indptr, [rows + 1] entries of the group's, leads into all of its indices and logits.
+  m.def("_sparse_forward(Tensor student_logits, " GKD_GROUP
+        ", Tensor? target, bool need_grad=True, bool need_parts=False, "
+        "int? first_row=None, " GKD_FACTORS GKD_ALL_SETTINGS
+        ") -> (Tensor loss, Tensor gradient, Tensor grad_scale, Tensor cross_entropy, "
+        "Tensor distillation)");
 }
 
 }  // namespace

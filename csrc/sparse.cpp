@@ -58,7 +58,8 @@ ForwardTensors forward(const CallOptions& options, Ref student, const TeacherGro
                        const OptionalTensor& distillation_factor = {}) {
   return call_op<ForwardTensors>("gkd::_sparse_forward", options, student, group.indptr,
                                  group.indices, group.logits, group.rest, target, need_grad,
-                                 need_parts, margins, distillation_factor);
+                                 need_parts, std::optional<std::int64_t>(), margins,
+                                 distillation_factor);
 }
 
 /// forward() as a function of the student; the group is a constant.
@@ -105,7 +106,8 @@ TensorTriple training_autograd(const CallOptions& options, Ref student, Ref indp
 
 /// Rather than copying to the CPU and back.
 ForwardTensors no_cuda_kernel(const CallOptions&, Ref, Ref, Ref, Ref, Ref, const OptionalTensor&,
-                              bool, bool need_parts, const OptionalTensor&, const OptionalTensor&) {
+                              bool, bool need_parts, std::optional<std::int64_t>,
+                              const OptionalTensor&, const OptionalTensor&) {
   TORCH_CHECK_NOT_IMPLEMENTED(false, sparse_name(need_parts),
                               ": has no CUDA kernel yet; gkd.reference.sparse_loss runs on CUDA");
 }

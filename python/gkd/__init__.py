@@ -12,6 +12,7 @@ from .groups import Group, adaptive_group_size, group
 from .linear import linear_loss, training_linear_loss
 from .module import GKDLoss, GKDTrainingLoss
 from .sparse import sparse_loss, teacher_group, training_sparse_loss
+from .sparse_linear import sparse_linear_loss, training_sparse_linear_loss
 from .sparse_module import GKDSparseLoss
 from .teacher import TeacherGroup
 from .training import training_loss
@@ -30,10 +31,12 @@ __all__ = [
     "linear_loss",
     "loss",
     "reference",
+    "sparse_linear_loss",
     "sparse_loss",
     "teacher_group",
     "training_linear_loss",
     "training_loss",
+    "training_sparse_linear_loss",
     "training_sparse_loss",
     "utils",
 ]

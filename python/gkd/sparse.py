@@ -30,6 +30,14 @@ class SparseSettings(TypedDict, total=False):
     ignore_index: int
 
 
+class SparseTrainingSettings(SparseSettings, total=False):
+    """Those that the training losses of a grouped teacher take, but the scale."""
+
+    cross_entropy_weight: float
+    distillation_weight: float | Tensor
+    margin: float | Tensor
+
+
 def teacher_group(
     teacher_logits: Tensor,
     target: Tensor | None = None,
