@@ -8,8 +8,8 @@
 namespace gkd {
 
 void check_sparse(const char* name, Ref student, const TeacherGroup& group,
-                  const OptionalTensor& target, const CallOptions& s) {
-  check_inputs(name, student, student, target, s);
+                  const OptionalTensor& target, const CallOptions& s, bool is_shard) {
+  check_inputs(name, student, student, target, s, is_shard);
   TORCH_CHECK_VALUE(s.secondary_weight == 0, name, ": secondary_weight must be 0, got ",
                     s.secondary_weight,
                     ": a teacher group has not the logits that Secondary-KD compares");

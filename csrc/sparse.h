@@ -15,7 +15,7 @@ inline const char* sparse_name(bool is_training) {
 /// Throws unless shapes, dtypes, devices and settings are usable. The group's values are the
 /// backend's to check.
 void check_sparse(const char* name, Ref student, const TeacherGroup& group,
-                  const OptionalTensor& target, const CallOptions& options);
+                  const OptionalTensor& target, const CallOptions& options, bool is_shard = false);
 
 /// The rows of a call among those of a group.
 struct GroupPart : TeacherGroup {

@@ -164,7 +164,8 @@ def check_call(
         given = (logits, logits, shadow(target), False, False, *more)
     op = ops._sparse_forward if call.is_sparse else ops._forward
     call_op(name, op, *given, **settings, **(call.training or {}))
-    if call.is_sparse and student[0].device.type == "cpu" and not torch.compiler.is_compiling():
+    on_cpu = student[0].device.type == "cpu"
+    if call.is_sparse and on_cpu and not torch.compiler.is_compiling():
         # The chunks see parts of it.
         ends, count = teacher[0][[0, -1]].tolist(), teacher[1].shape[0]
         if ends != [0, count]:
@@ -173,5 +174,5 @@ def check_call(
                 f"got {ends[0]} and {ends[1]}"
             )
     # On CUDA a row out of bounds becomes NaN, as in gkd.loss: no wait for the device.
-    if target is not None and target.device.type == "cpu":
+    if target is not None and on_cpu:
         call_op(name, torch.ops.gkd._check_target, target, num_classes, settings["ignore_index"])

@@ -71,13 +71,14 @@ class Plan:
         if where is not None:
             ranks = (dist.get_world_size(where.group), where.group.group_name)
             of_shard = (where.class_start, where.num_classes, *ranks)
-        if self.call.is_sparse:
-            of_call = (*of_call, first_row)
+        elif self.call.is_sparse:
+            of_call = (*of_call, first_row)  # a shard's rows raise nothing that names them
         ops = torch.ops.gkd
         op = {
             (False, False): ops._forward,
             (False, True): ops._sharded_forward,
             (True, False): ops._sparse_forward,
+            (True, True): ops._sharded_sparse_forward,
         }[self.call.is_sparse, where is not None]
         given = (student, *teacher, target, *of_shard, *of_call, *factors)
         loss, gradient, grad_scale, *parts = call_op(name, op, *given, **settings)

@@ -101,6 +101,21 @@ GKD_API TrainingLoss sharded_training_loss(const at::Tensor& student_shard,
                                            const TrainingOptions& training = {},
                                            const LossOptions& options = {});
 
+/// `sparse_loss` of a shard: of each row's group the classes that fall in it, counted from
+/// class_start, and the whole row's `rest`. Two collectives. A row whose numbers cannot be used, or
+/// whose target is not in its group, is NaN. On the CPU.
+GKD_API at::Tensor sharded_sparse_loss(const at::Tensor& student_shard,
+                                       const TeacherGroup& group_shard,
+                                       const std::optional<at::Tensor>& target, const Shard& shard,
+                                       const LossOptions& options = {});
+
+/// `training_sparse_loss` of a shard, with no collective more.
+GKD_API TrainingLoss sharded_training_sparse_loss(const at::Tensor& student_shard,
+                                                  const TeacherGroup& group_shard,
+                                                  const at::Tensor& target, const Shard& shard,
+                                                  const TrainingOptions& training = {},
+                                                  const LossOptions& options = {});
+
 /// Per-row diagnostics, each [...]; NaN in a row that holds NaN or +inf, or that is ignored.
 struct Group {
   at::Tensor size;          ///< int64, classes in the primary group
