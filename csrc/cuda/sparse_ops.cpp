@@ -22,6 +22,7 @@ void sparse_cuda(const CallOptions& s, Ref student, const TeacherGroup& given,
   const cuda::TensorCall tensors(student, group.logits.unsqueeze(0), target, s,
                                  need_parts || !is_plain(s.training));
   cuda::SparseCall c{tensors, {}};
+  c.p.teacher.row_stride = 0;       // one row, whose places the indices' are
   c.p.selection.by_student = true;  // the kernels read the student's logits as the ranking ones
   c.group = {group.indptr.const_data_ptr<std::int64_t>(),
              group.indices.const_data_ptr<std::int32_t>(),

@@ -23,12 +23,15 @@ __device__ __forceinline__ std::int64_t place_of(const std::int32_t* indices, st
   return begin;
 }
 
-/// Where the group's classes of a segment of the row are. The row's group must have been checked.
+/// Where the group's classes of a segment are, in a row of `classes`. The row's group must have
+/// been checked.
 __device__ __forceinline__ Segment group_of(const SparseGroup& group, std::int64_t row,
-                                            Segment segment) {
+                                            std::int64_t classes, Segment segment) {
   const std::int64_t begin = group.begin(row), end = group.end(row);
-  const std::int64_t first = place_of(group.indices, begin, end, segment.begin);
-  return {first, place_of(group.indices, first, end, segment.end)};
+  // Where the row has one segment, without a search: its loads wait for each other.
+  const std::int64_t first =
+      segment.begin == 0 ? begin : place_of(group.indices, begin, end, segment.begin);
+  return {first, segment.end >= classes ? end : place_of(group.indices, first, end, segment.end)};
 }
 
 /// The place of `target` in a part of the group; -1 where it is not there.
@@ -54,14 +57,15 @@ struct GroupLoader {
   Student student;
   const Problem* p;
   const std::int32_t* indices;
-  std::int64_t offset;  ///< of the row's gradient
+  std::int64_t first_class;  ///< what `student` calls class 0
+  std::int64_t offset;       ///< of that class's gradient
 
   __device__ __forceinline__ void load(std::int64_t place, T* s, T* u) const {
-    *s = student.rank(indices[place]);
+    *s = student.rank(indices[place] - first_class);
     *u = teacher_at<T>(*p, place);
   }
   __device__ __forceinline__ void store(void* gradient, std::int64_t place, T value) const {
-    student.store(gradient, offset + indices[place], value);
+    student.store(gradient, offset + indices[place] - first_class, value);
   }
 };
 

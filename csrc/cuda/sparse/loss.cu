@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kPassThreads) check_kernel(SparseRows<T> c) {
 
 template <class T, class Student>
 __device__ GroupLoader<T, Student> group_loader(const SparseRows<T>& c, std::int64_t row) {
-  return {Student(c.p, row), &c.p, c.group.indices, row * c.p.classes};
+  return {Student(c.p, row), &c.p, c.group.indices, 0, row * c.p.classes};
 }
 
 template <class Student, class T, bool kCrossEntropy>
@@ -59,14 +59,16 @@ __global__ void __launch_bounds__(kPassThreads) moments_kernel(SparseRows<T> c, 
   const std::int64_t row = chunk.row(blockIdx.x);
   const RowState<T>& r = c.w.state[row];
   if (r.kind != RowKind::kCounted) return;  // the whole block: no barrier is left waiting
-  const Segment segment = chunk.segment(blockIdx.x), part = group_of(c.group, row, segment);
+  const Segment segment = chunk.segment(blockIdx.x),
+                part = group_of(c.group, row, c.p.classes, segment);
   const T scale = static_cast<T>(c.p.weights.scale);
   ThreadRest<T, kCrossEntropy> thread_rest{c.inv_temperature, scale};
   for (std::int64_t begin = segment.begin; begin < segment.end; begin += kMarkedClasses) {
     const std::int64_t end = begin + kMarkedClasses;
     const Segment window{begin, end < segment.end ? end : segment.end};
     __syncthreads();  // the last window's marks have been read
-    mark_group<kPassThreads>(c.group, group_of(c.group, row, window), begin, storage.marks);
+    mark_group<kPassThreads>(c.group, group_of(c.group, row, c.p.classes, window), begin,
+                             storage.marks);
     __syncthreads();  // the window is marked
     const RestLoader<T, Student> loader{Student(c.p, row), storage.marks, begin};
     for_each_tile<T, kPassThreads>(
@@ -141,10 +143,10 @@ __global__ void __launch_bounds__(kPassThreads) gradient_kernel(SparseRows<T> c,
     const T scale = static_cast<T>(c.p.weights.scale);
     const auto head = kCrossEntropy ? c.w.head[row].coef : CrossEntropyCoef<T>{};
     if (c.gradient != nullptr) {
-      // As if every class were in the rest: what the group's classes get is no number that means
-      // anything, and is written over.
+      // As if every class were in the rest: the group's are written over.
       const Student student(c.p, row);
-      const GroupCoef<T> rest = r.coef[1];
+      const RestGradient<T, kCrossEntropy> gradient(r.coef[1], c.inv_temperature, head,
+                                                    c.p.weights.scale);
       for (std::int64_t first = segment.begin + threadIdx.x; first < segment.end;
            first += kTileClasses) {
         T s[kItems];  // every load before the first store: kItems of them are in flight
@@ -156,15 +158,12 @@ __global__ void __launch_bounds__(kPassThreads) gradient_kernel(SparseRows<T> c,
 #pragma unroll
         for (int k = 0; k < kItems; ++k) {
           const std::int64_t j = first + k * kPassThreads;
-          if (j >= segment.end) continue;
-          T value = rest.coef_q * class_student(s[k], rest, c.inv_temperature);
-          if constexpr (kCrossEntropy) value += head.factor * exp_of((s[k] - head.high) * scale);
-          student.store(c.gradient, offset + j, value);
+          if (j < segment.end) student.store(c.gradient, offset + j, gradient(s[k]));
         }
       }
       __syncthreads();  // other threads' values of the group's classes lie before this thread's
     }
-    const Segment part = group_of(c.group, row, segment);
+    const Segment part = group_of(c.group, row, c.p.classes, segment);
     r.cut = -std::numeric_limits<T>::infinity();
     r.target = target_place(c.group, part, r.target);
     const bool all_kl = c.p.head.is_on && c.p.all_weights().distillation == 0;

@@ -8,6 +8,14 @@
 
 namespace gkd::cuda {
 
+/// exp(offset factor) for offset <= 0: in float by the special function unit, to 2 ulp.
+__device__ __forceinline__ float exp_of_rest(float offset, float factor) {
+  return exp2_approx(offset * (factor * kLog2e));
+}
+__device__ __forceinline__ double exp_of_rest(double offset, double factor) {
+  return exp_of(offset * factor);
+}
+
 /// Sums of exp((S_j - high)/T), and of exp(scale (S_j - high)) for cross-entropy.
 struct RestSums {
   double student, others;
@@ -39,18 +47,19 @@ struct ThreadRest {
   /// Makes the sums relative to `next`, which is not below `high`.
   __device__ __forceinline__ void raise(T next) {
     if (next == high) return;  // also -inf, whose distance from itself is NaN
-    sums.student *= static_cast<double>(exp_of((high - next) * inv_temperature));
+    sums.student *= static_cast<double>(exp_of_rest(high - next, inv_temperature));
     if constexpr (kCrossEntropy) {
-      sums.others *= static_cast<double>(exp_of((high - next) * scale));
+      sums.others *= static_cast<double>(exp_of_rest(high - next, scale));
     }
     high = next;
   }
-  /// Adds the classes of a tile; those to leave out are -inf.
-  __device__ __forceinline__ void add(const T (&s)[kItems]) {
+  /// Adds classes; those to leave out are -inf.
+  template <int kN>
+  __device__ __forceinline__ void add(const T (&s)[kN]) {
     constexpr T kInfinity = std::numeric_limits<T>::infinity();
     T top = high;
 #pragma unroll
-    for (int k = 0; k < kItems; ++k) {
+    for (int k = 0; k < kN; ++k) {
       sums.invalid |= !(s[k] < kInfinity);
       top = Largest()(top, s[k]);
     }
@@ -58,9 +67,9 @@ struct ThreadRest {
     const T finite = finite_or_zero(high);
     T student = T(0), others = T(0);
 #pragma unroll
-    for (int k = 0; k < kItems; ++k) {
-      student += exp_of((s[k] - finite) * inv_temperature);
-      if constexpr (kCrossEntropy) others += exp_of((s[k] - finite) * scale);
+    for (int k = 0; k < kN; ++k) {
+      student += exp_of_rest(s[k] - finite, inv_temperature);
+      if constexpr (kCrossEntropy) others += exp_of_rest(s[k] - finite, scale);
     }
     sums.student += static_cast<double>(student);
     if constexpr (kCrossEntropy) sums.others += static_cast<double>(others);
@@ -81,7 +90,8 @@ __device__ SegmentRest reduce_rest(ThreadRest<T, kCrossEntropy> rest,
   if (threadIdx.x == 0) storage.common = high;
   __syncthreads();  // thread 0 has written the largest logit, and the reduction's memory is free
   rest.raise(storage.common);
-  const RestSums sums = cub::BlockReduce<RestSums, kThreads>(storage.sums).Reduce(rest.sums, Merge{});
+  const RestSums sums =
+      cub::BlockReduce<RestSums, kThreads>(storage.sums).Reduce(rest.sums, Merge{});
   const auto top = static_cast<double>(rest.high);
   return {{top, sums.student}, {top, sums.others}, sums.invalid};
 }
@@ -102,5 +112,28 @@ __device__ GroupMoments<double> merge_rest(Part part, std::int64_t count, double
   rest.sum_diff = rest.sum_student - rest.sum_teacher;
   return rest;
 }
+
+/// The gradient of classes outside the group. For the group's classes it is no number that means
+/// anything.
+template <class T, bool kCrossEntropy>
+struct RestGradient {
+  T factor, high, inv_temperature;
+  CrossEntropyCoef<T> head;
+  T scale;
+
+  __device__ RestGradient(const GroupCoef<T>& rest, T inv_temperature,
+                          const CrossEntropyCoef<T>& head, double scale)
+      : factor(rest.coef_q * rest.inv_sum_student),
+        high(rest.shift.student),
+        inv_temperature(inv_temperature),
+        head(head),
+        scale(static_cast<T>(scale)) {}
+
+  __device__ __forceinline__ T operator()(T s) const {
+    T value = factor * exp_of_rest(s - high, inv_temperature);
+    if constexpr (kCrossEntropy) value += head.factor * exp_of_rest(s - head.high, scale);
+    return value;
+  }
+};
 
 }  // namespace gkd::cuda
