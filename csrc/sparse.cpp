@@ -104,14 +104,6 @@ TensorTriple training_autograd(const CallOptions& options, Ref student, Ref indp
   }));
 }
 
-/// Rather than copying to the CPU and back.
-ForwardTensors no_cuda_kernel(const CallOptions&, Ref, Ref, Ref, Ref, Ref, const OptionalTensor&,
-                              bool, bool need_parts, std::optional<std::int64_t>,
-                              const OptionalTensor&, const OptionalTensor&) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, sparse_name(need_parts),
-                              ": has no CUDA kernel yet; gkd.reference.sparse_loss runs on CUDA");
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) {
@@ -124,7 +116,6 @@ TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
   m.impl("_sparse_forward", torch::autograd::autogradNotImplementedFallback());
 }
 TORCH_LIBRARY_IMPL(gkd, Meta, m) { register_sparse<>(m); }
-TORCH_LIBRARY_IMPL(gkd, CUDA, m) { m.impl("_sparse_forward", &SettingsOp<no_cuda_kernel>::call); }
 
 at::Tensor sparse_loss(const at::Tensor& student, const TeacherGroup& group,
                        const std::optional<at::Tensor>& target, const LossOptions& options) {

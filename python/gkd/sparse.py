@@ -164,7 +164,7 @@ def sparse_loss(
     KL divergence over the K classes and one class for all others together.
 
     Args:
-        student_logits: [..., C], as in `gkd.loss`, on the CPU.
+        student_logits: [..., C], as in `gkd.loss`.
         teacher_group: of as many rows, on the same device, made with the same ``temperature``; its
             logits may have another dtype than the student's. ``rest`` in float64 is taken too.
         target: int64 or int32 [...], each a class of its row's group, or ``ignore_index``.
@@ -174,7 +174,9 @@ def sparse_loss(
 
     Returns:
         A scalar, or [...] with reduction "none"; float32, or float64 where the student or the
-        group's logits are. A row whose ``rest`` is NaN has a loss and a gradient of NaN.
+        group's logits are. A row whose ``rest`` is NaN has a loss and a gradient of NaN; on CUDA so
+        has one whose classes, ``indptr`` or target would raise on the CPU, because an exception
+        would wait for the device.
 
     Raises:
         ValueError: as in `gkd.loss`; a group whose ``indptr`` does not lead from 0 to n, or whose
@@ -182,8 +184,7 @@ def sparse_loss(
         TypeError: a dtype that is not supported.
         IndexError: a class of the group that the student does not have; a target that is not in
             its row's group.
-        NotImplementedError: tensors on CUDA; derivatives that do not exist, which
-            `gkd.reference.sparse_loss` has.
+        NotImplementedError: derivatives that do not exist, which `gkd.reference.sparse_loss` has.
 
     Examples:
         >>> teacher, student = torch.randn(4, 500), torch.randn(4, 500, requires_grad=True)
