@@ -101,17 +101,6 @@ ForwardTensors sharded_forward(const SparseShardCall& c, std::int64_t world_size
   return forward(c, need_grad, need_parts, {world_size, std::string(group_name)});
 }
 
-/// Rather than copying to the CPU and back.
-template <auto make>
-struct NoKernel;
-template <class R, class... More, R (*make)(const SparseShardCall&, More...)>
-struct NoKernel<make> {
-  static R run(const SparseShardCall& c, More...) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, sparse_shard_name(c.has_cross_entropy()),
-                                ": has no CUDA kernel yet");
-  }
-};
-
 }  // namespace
 
 void check_sparse_shard(const SparseShardCall& c) { check_call(c.has_cross_entropy(), c); }
@@ -129,10 +118,6 @@ TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
   m.impl("sharded_training_sparse_loss", sparse_shard_op<training_autograd>);
 }
 TORCH_LIBRARY_IMPL(gkd, Meta, m) { register_sparse_stages<>(m); }
-TORCH_LIBRARY_IMPL(gkd, CUDA, m) {
-  m.impl("_shard_sparse_moments", sparse_shard_op<&NoKernel<empty::sparse_moments>::run>);
-  m.impl("_shard_sparse_gradient", sparse_shard_op<&NoKernel<empty::sparse_gradient>::run>);
-}
 
 at::Tensor sharded_sparse_loss(const at::Tensor& student, const TeacherGroup& group,
                                const OptionalTensor& target, const Shard& shard,

@@ -26,12 +26,6 @@ _NAME = "gkd.distributed.sparse_loss"
 _TRAINING = "gkd.distributed.training_sparse_loss"
 
 
-class ShardSettings(SparseTrainingSettings, total=False):
-    """The keywords of `gkd.training_sparse_loss`."""
-
-    scale: float
-
-
 def shard_group(teacher_group: TeacherGroup, class_start: int, class_end: int) -> TeacherGroup:
     """The part of a whole row's groups that falls in a run of the classes.
 
@@ -84,7 +78,7 @@ def sparse_loss(
     row: a group needs no search for a cut.
 
     Args:
-        student_shard: [..., C_r], on the CPU; else as in `gkd.distributed.loss`, but no DTensor.
+        student_shard: [..., C_r], as in `gkd.distributed.loss`, but no DTensor.
         group_shard: the part of each row's group that falls in this shard, counted from
             ``class_start``, and the whole row's ``rest``: what `gkd.distributed.shard_group` makes
             of a whole group.
@@ -103,7 +97,6 @@ def sparse_loss(
 
     Raises:
         ValueError: as in `gkd.distributed.loss` and `gkd.sparse_loss`, as are the other errors.
-        NotImplementedError: tensors on CUDA.
 
     Examples:
         One process that holds all the classes; under torchrun, `init_process_group()` alone.
@@ -126,7 +119,7 @@ def sparse_loss(
     return value
 
 
-@takes_settings_of(unsharded_training_sparse_loss, ShardSettings)
+@takes_settings_of(unsharded_training_sparse_loss, SparseTrainingSettings)
 def training_sparse_loss(
     student_shard: Tensor,
     group_shard: TeacherGroup,
@@ -137,7 +130,7 @@ def training_sparse_loss(
     process_group: dist.ProcessGroup | None = None,
     local_target: bool = False,
     validate: bool | None = None,
-    **settings: Unpack[ShardSettings],
+    **settings: Unpack[SparseTrainingSettings],
 ) -> TrainingLoss:
     """`gkd.training_sparse_loss` of logits of which this rank holds a shard.
 

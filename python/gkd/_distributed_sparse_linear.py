@@ -11,7 +11,7 @@ from ._settings import takes_settings_of
 from ._sharded import attempt, run_sharded_linear
 from ._training import OFF, Training, TrainingLoss, split_settings, training_of
 from .functional import loss
-from .sparse import SparseSettings, SparseTrainingSettings, check_group, training_sparse_loss
+from .sparse import LinearSparseSettings, SparseSettings, check_group, training_sparse_loss
 from .teacher import TeacherGroup
 from .training import check_target_is_given
 
@@ -41,7 +41,7 @@ def sparse_linear_loss(
     this rank's own. The ranks compare their calls in a group's first one.
 
     Args:
-        student_features: [..., D], the same on every rank, on the CPU.
+        student_features: [..., D], the same on every rank.
         student_weight: [C_r, D], or a DTensor, as in `gkd.distributed.linear_loss`.
         group_shard: as in `gkd.distributed.sparse_loss`.
         target: as in `gkd.distributed.linear_loss`.
@@ -79,7 +79,7 @@ def sparse_linear_loss(
     )[0]
 
 
-@takes_settings_of(training_sparse_loss, SparseTrainingSettings)
+@takes_settings_of(training_sparse_loss, LinearSparseSettings)
 def training_sparse_linear_loss(
     student_features: Tensor,
     student_weight: Tensor,
@@ -93,7 +93,7 @@ def training_sparse_linear_loss(
     scale: float | None = None,
     normalize: bool = True,
     chunk_rows: int | None = None,
-    **settings: Unpack[SparseTrainingSettings],
+    **settings: Unpack[LinearSparseSettings],
 ) -> TrainingLoss:
     """`gkd.training_sparse_linear_loss` where every rank holds the weights of some classes.
 

@@ -30,12 +30,18 @@ class SparseSettings(TypedDict, total=False):
     ignore_index: int
 
 
-class SparseTrainingSettings(SparseSettings, total=False):
-    """Those that the training losses of a grouped teacher take, but the scale."""
+class LinearSparseSettings(SparseSettings, total=False):
+    """Those of `gkd.training_sparse_linear_loss`, which has a default of its own for the scale."""
 
     cross_entropy_weight: float
     distillation_weight: float | Tensor
     margin: float | Tensor
+
+
+class SparseTrainingSettings(LinearSparseSettings, total=False):
+    """The keywords of `gkd.training_sparse_loss`."""
+
+    scale: float
 
 
 def teacher_group(

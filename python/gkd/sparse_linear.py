@@ -11,7 +11,7 @@ from ._settings import takes_settings_of
 from ._training import TrainingLoss, split_settings, training_of
 from .functional import loss
 from .linear import run_linear
-from .sparse import SparseSettings, SparseTrainingSettings, check_group, training_sparse_loss
+from .sparse import LinearSparseSettings, SparseSettings, check_group, training_sparse_loss
 from .teacher import TeacherGroup
 from .training import check_target_is_given
 
@@ -68,7 +68,7 @@ def sparse_linear_loss(
     return run_linear(tensors, target, call)[0]
 
 
-@takes_settings_of(training_sparse_loss, SparseTrainingSettings)
+@takes_settings_of(training_sparse_loss, LinearSparseSettings)
 def training_sparse_linear_loss(
     student_features: Tensor,
     student_weight: Tensor,
@@ -78,7 +78,7 @@ def training_sparse_linear_loss(
     scale: float | None = None,
     normalize: bool = True,
     chunk_rows: int | None = None,
-    **settings: Unpack[SparseTrainingSettings],
+    **settings: Unpack[LinearSparseSettings],
 ) -> TrainingLoss:
     """`gkd.training_sparse_loss` of a head's logits, of which no [B, C] tensor is ever made.
 

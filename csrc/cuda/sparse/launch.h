@@ -16,6 +16,7 @@ struct SparseGroup {
   const void* rest = nullptr;
   std::int64_t rest_stride = 1;
   bool rest_is_double = false;
+  bool is_part = false;  ///< the rows are some of a longer group's
 
   GKD_HD std::int64_t begin(std::int64_t row) const { return indptr[row]; }
   GKD_HD std::int64_t end(std::int64_t row) const { return indptr[row + 1]; }
@@ -36,5 +37,17 @@ std::size_t sparse_workspace_bytes(const Problem& problem, const Device& device)
 
 /// Loss, and the gradient unless `results.gradient` is null.
 cudaError_t sparse_forward(const SparseCall& call, const Results& results, void* workspace);
+
+/// The stages of a class-sharded call, as sharded/launch.h has them: the group's classes count from
+/// the shard's first one, and `rest` is the whole row's.
+std::size_t sparse_shard_workspace_bytes(const SparseCall& call);
+
+/// -> moments [rows, kMsgMoments], with cross-entropy [rows, kMsgWithHead]
+cudaError_t sparse_shard_moments(const SparseCall& call, double* moments, void* workspace);
+
+/// moments [ranks, rows, ...] of all ranks and, last, of the teacher's rest -> gradient as in
+/// Results, kl [rows, 2]
+cudaError_t sparse_shard_gradient(const SparseCall& call, const double* moments, std::int64_t ranks,
+                                  void* gradient, double* kl, void* workspace);
 
 }  // namespace gkd::cuda

@@ -12,9 +12,6 @@
 namespace gkd::cuda {
 namespace {
 
-/// What the segments of a chunk pass on, beside moments[].group[0], and others[] of cross-entropy.
-OtherSum* __host__ __device__ rest_of(void* scratch) { return static_cast<OtherSum*>(scratch); }
-
 /// One block per row.
 template <class T>
 __global__ void __launch_bounds__(kPassThreads) check_kernel(SparseRows<T> c) {
@@ -25,12 +22,14 @@ __global__ void __launch_bounds__(kPassThreads) check_kernel(SparseRows<T> c) {
   const std::int64_t begin = group.begin(row), end = group.end(row), target = r.target;
   const double rest = group.rest_of(row);
   bool valid = begin >= 0 && begin <= end && end <= group.count;
-  valid &= row > 0 || begin == 0;
-  valid &= row + 1 < c.p.rows || end == group.count;
-  bool found = target < 0;
-  if (valid) {  // the same for all threads
+  valid &= group.is_part || row > 0 || begin == 0;
+  valid &= group.is_part || row + 1 < c.p.rows || end == group.count;
+  const bool is_shard = c.p.all_classes > 0;
+  bool found = target < 0 || target >= c.p.classes;  // not of this shard
+  if (valid) {                                       // the same for all threads
     valid = rest < std::numeric_limits<double>::infinity();
-    valid &= end - begin < c.p.classes || rest == -std::numeric_limits<double>::infinity();
+    valid &=
+        is_shard || end - begin < c.p.classes || rest == -std::numeric_limits<double>::infinity();
     for (std::int64_t k = begin + threadIdx.x; k < end; k += kPassThreads) {
       const std::int64_t j = group.indices[k];
       valid &= j >= 0 && j < c.p.classes && (k == begin || group.indices[k - 1] < j);
@@ -194,15 +193,20 @@ cudaError_t check_groups(const SparseRows<T>& c, cudaStream_t stream) {
 GKD_INSTANTIATE(check_groups)
 
 template <class T>
-cudaError_t run_sparse_loss(const SparseRows<T>& c, const Chunk& chunk, cudaStream_t stream) {
+cudaError_t sparse_moments(const SparseRows<T>& c, const Chunk& chunk, cudaStream_t stream) {
   const bool has_head = c.p.weights.cross_entropy != 0;
-  GKD_TRY(with_student<T>(c.p, [&](auto student) {
+  return with_student<T>(c.p, [&](auto student) {
     using Student = decltype(student);
     const auto kernel =
         has_head ? &moments_kernel<Student, T, true> : &moments_kernel<Student, T, false>;
     return launch_segments(kernel, chunk, stream, c, chunk);
-  }));
-  GKD_TRY(launch_warps(coefficients_kernel<T>, chunk.rows, stream, c, chunk));
+  });
+}
+GKD_INSTANTIATE(sparse_moments)
+
+template <class T>
+cudaError_t sparse_gradients(const SparseRows<T>& c, const Chunk& chunk, cudaStream_t stream) {
+  const bool has_head = c.p.weights.cross_entropy != 0;
   GKD_TRY(with_student<T>(c.p, [&](auto student) {
     using Student = decltype(student);
     const auto kernel =
@@ -210,6 +214,14 @@ cudaError_t run_sparse_loss(const SparseRows<T>& c, const Chunk& chunk, cudaStre
     return launch_segments(kernel, chunk, stream, c, chunk);
   }));
   return finalize_rows<T>(c, chunk, stream);
+}
+GKD_INSTANTIATE(sparse_gradients)
+
+template <class T>
+cudaError_t run_sparse_loss(const SparseRows<T>& c, const Chunk& chunk, cudaStream_t stream) {
+  GKD_TRY(sparse_moments(c, chunk, stream));
+  GKD_TRY(launch_warps(coefficients_kernel<T>, chunk.rows, stream, c, chunk));
+  return sparse_gradients(c, chunk, stream);
 }
 GKD_INSTANTIATE(run_sparse_loss)
 

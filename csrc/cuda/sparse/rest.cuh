@@ -76,6 +76,11 @@ struct ThreadRest {
   }
 };
 
+/// What the segments of a chunk pass on, beside moments[].group[0], and others[] of cross-entropy.
+__host__ __device__ inline OtherSum* rest_of(void* scratch) {
+  return static_cast<OtherSum*>(scratch);
+}
+
 /// A segment's rest: both sums with one `high`.
 struct SegmentRest {
   OtherSum student, others;

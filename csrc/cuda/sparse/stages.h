@@ -22,6 +22,14 @@ std::int64_t sparse_chunk_rows(const Problem& problem);
 std::size_t sparse_scratch_bytes(const Problem& problem, const Device& device,
                                  std::int64_t chunk_rows);
 
+/// The moments of a chunk's segments.
+template <class T>
+cudaError_t sparse_moments(const SparseRows<T>& call, const Chunk& chunk, cudaStream_t stream);
+
+/// The gradient of a chunk's rows, whose coefficients are in place, and their reports.
+template <class T>
+cudaError_t sparse_gradients(const SparseRows<T>& call, const Chunk& chunk, cudaStream_t stream);
+
 /// The loss of a chunk by several kernels: moments, coefficients, then the gradient unless it is
 /// null, and each row's report.
 template <class T>

@@ -103,7 +103,7 @@ GKD_API TrainingLoss sharded_training_loss(const at::Tensor& student_shard,
 
 /// `sparse_loss` of a shard: of each row's group the classes that fall in it, counted from
 /// class_start, and the whole row's `rest`. Two collectives. A row whose numbers cannot be used, or
-/// whose target is not in its group, is NaN. On the CPU.
+/// whose target is not in its group, is NaN.
 GKD_API at::Tensor sharded_sparse_loss(const at::Tensor& student_shard,
                                        const TeacherGroup& group_shard,
                                        const std::optional<at::Tensor>& target, const Shard& shard,

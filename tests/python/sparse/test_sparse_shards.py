@@ -55,36 +55,50 @@ def by_hand(student, group, target, sizes, part_of=gkd.distributed.shard_group, 
     return loss, ops._scale(gradient, torch.ones_like(grad_scale), grad_scale), *of_parts
 
 
+def check_stages(device, head, layout, dtype, kind, grouping):
+    settings = HEADS[head]
+    student, teacher = (x.to(device) for x in pair(kind, (5, C), dtype))
+    target = targets((5, C // 2), device)
+    target[3] = -100
+    how = {**GROUPINGS[grouping], "temperature": settings.get("temperature", 4.0)}
+    group = gkd.teacher_group(teacher, target, **how)
+    student = (student / settings.get("scale", 1.0)).to(dtype)
+    whole = gkd.training_sparse_loss if head == "head" else gkd.sparse_loss
+    leaf = student.clone().requires_grad_()
+    wanted = whole(leaf, group, target, **settings)
+    total = wanted.total if head == "head" else wanted
+    total.backward()
+    found = by_hand(student, group, target, LAYOUTS[layout], **settings)
+    assert error(found[0], total) <= 3 * BOUND[dtype], (kind, grouping)
+    assert error(found[1], leaf.grad) <= 3 * gradient_bound(dtype, 0.51), (kind, grouping)
+    if head == "head":
+        for a, b in zip(found[2:], wanted[1:], strict=True):
+            assert error(a, b) <= 3 * BOUND[dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("head", HEADS)
 def test_stages_equal_the_whole(head, layout, dtype, filled_with_nan):
-    settings = {**HEADS[head]}
     for kind, grouping in itertools.product(KINDS, GROUPINGS):
-        student, teacher = pair(kind, (5, C), dtype)
-        scale = settings.get("scale", 1.0)
-        target = targets((5, C // 2))
-        target[3] = -100
-        how = {**GROUPINGS[grouping], "temperature": settings.get("temperature", 4.0)}
-        group = gkd.teacher_group(teacher, target, **how)
-        student = (student / scale).to(dtype)
-
-        whole = gkd.training_sparse_loss if head == "head" else gkd.sparse_loss
-        leaf = student.clone().requires_grad_()
-        wanted = whole(leaf, group, target, **settings)
-        total = wanted.total if head == "head" else wanted
-        total.backward()
-        found = by_hand(student, group, target, LAYOUTS[layout], **settings)
-        assert error(found[0], total) <= 3 * BOUND[dtype], (kind, grouping)
-        assert error(found[1], leaf.grad) <= 3 * gradient_bound(dtype, 0.51), (kind, grouping)
-        if head == "head":
-            for a, b in zip(found[2:], wanted[1:], strict=True):
-                assert error(a, b) <= 3 * BOUND[dtype]
+        check_stages("cpu", head, layout, dtype, kind, grouping)
 
 
-def test_bad_rows_are_nan_and_alone(filled_with_nan):
-    student, teacher = pair("flat", (8, C), torch.float32)
-    target = targets((8, C))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+def test_stages_of_every_device(device, head, dtype, filled_with_nan):
+    for layout, kind, grouping in (
+        ("uneven", "peaked", "threshold"),
+        ("empty", "padded", "size"),
+        ("empty", "flat", "nothing"),
+        ("uneven", "tied", "everything"),
+    ):
+        check_stages(device, head, layout, dtype, kind, grouping)
+
+
+def test_bad_rows_are_nan_and_alone(device, filled_with_nan):
+    student, teacher = (x.to(device) for x in pair("flat", (8, C), torch.float32))
+    target = targets((8, C), device)
     group = gkd.teacher_group(teacher, target, group_size=6)
     start = group.indptr.tolist()
     bad = edited(

@@ -182,3 +182,36 @@ def test_reference_agrees(kind, how, dtype):
         assert got.isnan().equal(wanted.isnan()) and gradient.isnan().equal(slope.isnan())
         assert error(got.nan_to_num(), wanted.nan_to_num()) <= bound
         assert error(gradient.nan_to_num(), slope.nan_to_num()) <= bound
+
+
+@pytest.mark.parametrize("head", [{}, {"scale": 8.0, "margin": 0.2, "distillation_weight": 0.5}])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_reference_of_training(head, reduction):
+    student, teacher = pair("peaked", (5, 40))
+    target = targets((5, 40))
+    target[2] = -100
+    kept = gkd.teacher_group(teacher, target, group_size=7)
+    student = student / head.get("scale", 1.0)
+    settings = {**head, "reduction": reduction, "coupled": True, "cross_entropy_weight": 0.3}
+    found, wanted = (
+        with_gradient(lambda s, call=call: call(s, kept, target, **settings), student)
+        for call in (gkd.training_sparse_loss, gkd.reference.training_sparse_loss)
+    )
+    for a, b in zip(found[0], wanted[0], strict=True):
+        assert error(a, b.detach()) <= 1e-12
+    assert error(found[1], wanted[1]) <= 1e-12
+
+
+def test_the_reference_of_training_is_differentiable_twice():
+    student, teacher = pair("flat", (2, 9))
+    target = targets((2, 9))
+    kept = gkd.teacher_group(teacher, target, group_size=3)
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(
+        lambda s, w: (
+            gkd.reference.training_sparse_loss(
+                s, kept, target, margin=0.2, distillation_weight=w
+            ).total
+        ),
+        (student.requires_grad_(), weight),
+    )
