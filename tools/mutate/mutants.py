@@ -5,6 +5,8 @@ from .calls import AUTOGRAD, CHECKS, SHARDING
 from .kernels import KERNELS
 from .maths import CPU, MATHS
 from .sparse import SPARSE
+from .sparse_kernels import SPARSE_KERNELS
 from .training import TRAINING
 
 MUTANTS = [*MATHS, *CPU, *AUTOGRAD, *CHECKS, *SHARDING, *KERNELS, *TRAINING, *SPARSE, *CACHE]
+MUTANTS += SPARSE_KERNELS

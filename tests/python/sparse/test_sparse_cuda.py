@@ -6,7 +6,7 @@ import torch
 import gkd
 from cases import targets
 from oracle import error, same_bits
-from sparse import edited, on, pair, with_gradient
+from sparse import GROUPINGS, KINDS, edited, on, pair, with_gradient
 
 pytestmark = pytest.mark.cuda
 OPS = torch.ops.gkd
@@ -50,6 +50,35 @@ def test_a_bad_row_is_nan_alone(how, dtype):
     )
     assert got[3].isnan() and gradient[3].isnan().all()
     assert same_bits(got[:3], wanted[:3]) and same_bits(gradient[:3], slope[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_training(kind, dtype):
+    """As the CPU has it, which test_sparse_values.py judges."""
+    student, teacher = pair(kind, (5, 33), dtype)
+    target = targets((5, 33)) % 2
+    target[-1] = -100
+    margin = torch.linspace(0.0, 0.3, 5)
+    settings = {"scale": 64.0, "distillation_weight": 0.7, "reduction": "none"}
+    bound = 1e-12 if dtype == torch.float64 else 4e-6  # both may be off
+    for how in GROUPINGS.values():
+        kept = gkd.teacher_group(teacher, target, **how)
+        results = []
+        for device in ("cuda", "cpu"):
+            there = on(device, kept, target, margin)
+            results.append(
+                with_gradient(
+                    lambda s, x=there: gkd.training_sparse_loss(
+                        s, x[0], x[1], margin=x[2], **settings
+                    ),
+                    (student / 64).to(device),
+                )
+            )
+        (got, gradient), (wanted, slope) = results
+        for a, b in zip(got, wanted, strict=True):
+            assert error(a, b) <= bound
+        assert error(gradient, slope) <= bound
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)

@@ -56,9 +56,8 @@ def test_equals_the_loss_of_the_whole_teacher(kind, how, weights, reduction):
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0, 4.0, 8.0])
 @pytest.mark.parametrize("how", GROUPINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_equals_that_of_the_whole_teacher(device, kind, how, temperature, scale):
-    shapes = ((3, 16), (5, 33), (2, 511), (1, 8193))
-    for shape in shapes if device == "cpu" else shapes[2:3]:
+def test_training_equals_that_of_the_whole_teacher(kind, how, temperature, scale):
+    for shape in ((3, 16), (5, 33), (2, 511), (1, 8193)):
         student, teacher = pair(kind, shape)
         target = targets(shape)
         if kind == "padded":  # a target of -inf has an infinite cross-entropy
@@ -68,12 +67,11 @@ def test_training_equals_that_of_the_whole_teacher(device, kind, how, temperatur
         given = {"scale": scale, "margin": margin, "distillation_weight": 0.7}
         settings = {"temperature": temperature, "reduction": "none"}
         kept = gkd.teacher_group(teacher, target, temperature=temperature, **GROUPINGS[how])
-        there = on(device, kept, target)
         got, gradient = with_gradient(
-            lambda s, there=there, given=given, settings=settings: gkd.training_sparse_loss(
-                s, *there, **given, **settings
+            lambda s, kept=kept, target=target, given=given, settings=settings: (
+                gkd.training_sparse_loss(s, kept, target, **given, **settings)
             ),
-            (student / scale).to(device),
+            student / scale,
         )
         wanted, slope = with_gradient(
             lambda s, teacher=teacher, target=target, given=given, settings=settings: (
