@@ -18,14 +18,16 @@ from torch import Tensor
 import gkd.cache
 
 from . import report, text
-from .losses import Cached, Live, Loss, Renormalised, labels
+from .losses import SHARES, Cached, Live, Loss, Renormalised, labels
 from .model import LanguageModel, parameters
 from .train import (
     Settings,
     built,
     described,
     keep,
-    perplexity,
+    likeliest,
+    scored,
+    share_outside,
     step_times,
     train_student,
     train_teacher,
@@ -105,33 +107,50 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
     )
     teacher = opened_teacher(options.out / "teacher.pt", train, settings)
     reader = keep(teacher, kept, settings, options.out / "cache")
-    losses: dict[str, Loss] = {
-        "labels": labels,
-        "live": Live(teacher),
-        "cached": Cached(reader),
-        "renormalised": Renormalised(reader, settings.group_size),
-    }
+    losses: dict[tuple[str, float], Loss] = {("labels", 1.0): labels}
+    for share in SHARES:
+        losses["live", share] = Live(teacher, share)
+        losses["cached", share] = Cached(reader, share)
+        losses["renormalised", share] = Renormalised(reader, share, settings.group_size)
     if not options.times:
-        score = perplexity(teacher, validation)
-        print(f"teacher, {parameters(teacher):,} parameters: perplexity {score:.1f}", flush=True)
-        rows: list[dict[str, Any]] = [
-            {"method": "teacher", "seed": 0, "perplexity": f"{score:.4f}"}
-        ]
-        for seed in range(options.seeds):
-            for name, loss in losses.items():
-                student = train_student(loss, kept, settings, seed=seed, name=f"{seed} {name:<12}")
-                score = perplexity(student, validation)
-                rows.append({"method": name, "seed": seed, "perplexity": f"{score:.4f}"})
-                write(options.out / "runs.csv", rows)
-        print(f"students, {parameters(student):,} parameters each")
-    times = step_times(losses, kept, settings, steps=5, rounds=options.rounds)
+        train_all(losses, teacher, kept, validation, options, settings)
+    timed = {name: loss for (name, share), loss in losses.items() if share in (1.0, SHARES[0])}
+    times = step_times(timed, kept, settings, steps=5, rounds=options.rounds)
     write(options.out / "times.csv", [{**x, "seconds": f"{x['seconds']:.5f}"} for x in times])
-    write(options.out / "sizes.csv", sizes(options.out, kept, settings))
+    write(options.out / "sizes.csv", sizes(options.out, len(reader), settings))
 
 
-def sizes(out: Path, kept: Tensor, settings: Settings) -> list[dict[str, Any]]:
+def train_all(
+    losses: dict[tuple[str, float], Loss],
+    teacher: LanguageModel,
+    kept: Tensor,
+    validation: Tensor,
+    options: argparse.Namespace,
+    settings: Settings,
+) -> None:
+    """Each kind of student from each seed, into runs.csv."""
+    likely = likeliest(teacher, validation, settings.group_size)
+    outside = share_outside(validation, likely)
+    rows: list[dict[str, Any]] = []
+
+    def add(method: str, share: float | str, seed: int, score: tuple[float | str, float]) -> None:
+        found = [x if isinstance(x, str) else f"{x:.4f}" for x in score]
+        about = {"method": method, "cross_entropy": share, "seed": seed}
+        rows.append({**about, "perplexity": found[0], "tail": found[1]})
+        write(options.out / "runs.csv", rows)
+
+    add("text", "", 0, ("", outside))
+    add("teacher", 1.0, 0, scored(teacher, validation, likely))
+    for seed in range(options.seeds):
+        for (name, share), loss in losses.items():
+            label = f"{seed} {name:<12} {share:.1f}"
+            student = train_student(loss, kept, settings, seed=seed, name=label)
+            add(name, share, seed, scored(student, validation, likely))
+    print(f"parameters: teacher {parameters(teacher):,}, a student {parameters(student):,}")
+
+
+def sizes(out: Path, tokens: int, settings: Settings) -> list[dict[str, Any]]:
     """Bytes of what is on disk, and of what would be without groups."""
-    tokens = kept[:, 1:].numel()
     found = {
         "cache": sum(path.stat().st_size for path in (out / "cache").iterdir()),
         "all logits in float16": 2 * settings.vocabulary * tokens,

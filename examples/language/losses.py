@@ -1,7 +1,7 @@
 """What a student learns from: labels, a live teacher, or one kept on disk, used in two ways.
 
 Each is called with the student's logits, the batch's sequences by number, and its tokens, and
-returns a scalar. All but the first are CROSS_ENTROPY times cross-entropy plus the rest times a
+returns a scalar. All but the first are `share` times cross-entropy plus (1 - `share`) times a
 Kullback-Leibler divergence at temperature 1, over:
 
 * live: all V classes;
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 import gkd
 import gkd.cache
 
-CROSS_ENTROPY = 0.5
-WEIGHTS = {"cross_entropy_weight": CROSS_ENTROPY, "distillation_weight": 1 - CROSS_ENTROPY}
+#: Of cross-entropy: what students are trained with.
+SHARES = (0.5, 0.1)
 #: Plain KD of the groups given: the terms with their natural weights.
 KL: dict[str, Any] = {
     "temperature": 1.0,
@@ -37,6 +37,10 @@ KL: dict[str, Any] = {
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+def _weights(share: float) -> dict[str, float]:
+    return {"cross_entropy_weight": share, "distillation_weight": 1 - share}
+
+
 def labels(logits: Tensor, samples: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy, without a teacher."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -47,12 +51,13 @@ class Live:
     """The teacher runs in every step."""
 
     teacher: nn.Module
+    share: float
 
     def __call__(self, logits: Tensor, samples: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
             teacher = self.teacher(inputs)
         # Every group gives the same loss here; the empty one needs no search.
-        settings = {**KL, **WEIGHTS, "secondary_weight": 1.0, "group_size": 0}
+        settings = {**KL, **_weights(self.share), "secondary_weight": 1.0, "group_size": 0}
         return gkd.training_loss(logits, teacher, targets, **settings).total
 
 
@@ -61,10 +66,12 @@ class Cached:
     """The teacher's groups, read from disk."""
 
     reader: gkd.cache.GroupReader
+    share: float
 
     def __call__(self, logits: Tensor, samples: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         group = self.reader.read(samples[:, None], parts=torch.arange(logits.shape[1]))
-        return gkd.training_sparse_loss(logits, group, targets, **KL, **WEIGHTS).total
+        settings = {**KL, **_weights(self.share)}
+        return gkd.training_sparse_loss(logits, group, targets, **settings).total
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class Renormalised:
     """The same groups, of which the k likeliest classes are used, and the tail is not."""
 
     reader: gkd.cache.GroupReader
-    size: int
+    share: float
+    size: int  #: k
 
     def __call__(self, logits: Tensor, samples: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         group = self.reader.read(samples[:, None], parts=torch.arange(logits.shape[1]))
@@ -81,7 +89,7 @@ class Renormalised:
         share = teacher.log_softmax(1)
         divergence = (share.exp() * (share - student.gather(1, classes))).sum(1).mean()
         entropy = F.nll_loss(student, targets.flatten())
-        return CROSS_ENTROPY * entropy + (1 - CROSS_ENTROPY) * divergence
+        return self.share * entropy + (1 - self.share) * divergence
 
 
 def likeliest(group: gkd.TeacherGroup, size: int) -> tuple[Tensor, Tensor]:

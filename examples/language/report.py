@@ -1,7 +1,8 @@
 """The table of a run from its CSV files, and nothing else: see `--help`.
 
-runs.csv has the validation perplexity of each student, times.csv seconds of a step in interleaved
-rounds, sizes.csv bytes.
+runs.csv has the validation perplexity of each student, and the probability that it gives to classes
+outside the teacher's k likeliest, its tail; times.csv seconds of a step in interleaved rounds;
+sizes.csv bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 from examples.glyphs.study import markdown
+
+from .losses import SHARES
 
 RESULTS = Path(__file__).parent / "results"
 PAGES = (Path(__file__).parent / "README.md", Path(__file__).parents[2] / "docs" / "offline.md")
@@ -36,16 +39,20 @@ def load(directory: Path) -> Rows:
     return found
 
 
-def perplexities(rows: Rows, method: str) -> list[float]:
-    """In order of seed."""
-    own = [row for row in rows["runs"] if row["method"] == method]
-    return [float(row["perplexity"]) for row in sorted(own, key=lambda row: int(row["seed"]))]
+def values(rows: Rows, field: str, method: str, share: float) -> list[float]:
+    """Of perplexity or tail, in order of seed."""
+    own = [
+        row
+        for row in rows["runs"]
+        if row["method"] == method and float(row["cross_entropy"] or 1) == share
+    ]
+    return [float(row[field]) for row in sorted(own, key=lambda row: int(row["seed"]))]
 
 
-def spread(values: list[float], sign: str = "") -> str:
+def spread(found: list[float], scale: float = 1.0) -> str:
     """Mean and sample standard deviation; one value has no spread."""
-    text = f"{mean(values):{sign}.1f}"
-    return text if len(values) == 1 else f"{text} ± {stdev(values):.1f}"
+    found = [scale * x for x in found]
+    return f"{mean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "")
 
 
 def step_ratio(rows: Rows, method: str, to: str = "labels") -> float:
@@ -57,20 +64,20 @@ def step_ratio(rows: Rows, method: str, to: str = "labels") -> float:
 
 def table(rows: Rows) -> str:
     """One row a student."""
-    sizes = {row["what"]: int(row["bytes"]) for row in rows["sizes"]}
-    tokens = {row["what"]: int(row["rows"]) for row in rows["sizes"]}
-    cells = [["teacher of the student", "perplexity", "to live", "bytes a token", "MB", "step"]]
-    live = perplexities(rows, "live")
+    cache = next(row for row in rows["sizes"] if row["what"] == "cache")
+    a_token = f"{int(cache['bytes']) / int(cache['rows']):.0f}"
+    heads = [f"{name}, {share:g} CE" for name in ("perplexity", "tail %") for share in SHARES]
+    cells = [["teacher of the student", *heads, "bytes a token", "step"]]
     for method, label in LABELS.items():
-        found = perplexities(rows, method)
-        gaps = [] if method == "live" else [a - b for a, b in zip(found, live, strict=True)]
-        a_token, whole = "", ""
-        if method in ON_DISK:
-            a_token = f"{sizes['cache'] / tokens['cache']:.0f}"
-            whole = f"{sizes['cache'] / 1e6:.1f}"
-        step = f"{step_ratio(rows, method):.2f}" if rows["times"] else ""
-        against = spread(gaps, "+") if gaps else ""
-        cells.append([label, spread(found), against, a_token, whole, step])
+        shares = [1.0] * len(SHARES) if method == "labels" else SHARES
+        found = [spread(values(rows, "perplexity", method, share)) for share in shares]
+        found += [spread(values(rows, "tail", method, share), 100) for share in shares]
+        step = f"{step_ratio(rows, method):.2f}"
+        cells.append([label, *found, a_token if method in ON_DISK else "", step])
+    teacher = spread(values(rows, "perplexity", "teacher", 1.0))
+    tails = [spread(values(rows, "tail", name, 1.0), 100) for name in ("teacher", "text")]
+    cells.append(["*the teacher itself*", teacher, "", tails[0], "", "", ""])
+    cells.append(["*the text*", "", "", tails[1], "", "", ""])
     return markdown(cells)
 
 

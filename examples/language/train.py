@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -124,13 +125,29 @@ def train_student(
 
 
 @torch.no_grad()
-def perplexity(model: LanguageModel, sequences: Tensor) -> float:
-    """exp of the mean cross-entropy of a token."""
-    total = 0.0
-    for tokens in sequences.split(32):
-        logits = model(tokens[:, :-1]).flatten(0, 1)
-        total += F.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum").item()
-    return float(torch.tensor(total / sequences[:, 1:].numel()).exp())
+def likeliest(teacher: LanguageModel, sequences: Tensor, size: int) -> Tensor:
+    """int64 [S, L, k], the k likeliest classes of every token; all others are its tail."""
+    return torch.cat([teacher(x[:, :-1]).topk(size).indices for x in sequences.split(32)])
+
+
+class Score(NamedTuple):
+    perplexity: float  #: exp of the mean cross-entropy of a token
+    tail: float  #: mean probability of the tail
+
+
+@torch.no_grad()
+def scored(model: LanguageModel, sequences: Tensor, likely: Tensor) -> Score:
+    entropy, tail, tokens = 0.0, 0.0, sequences[:, 1:].numel()
+    for own, top in zip(sequences.split(32), likely.split(32), strict=True):
+        found = model(own[:, :-1]).log_softmax(-1)
+        entropy += F.nll_loss(found.flatten(0, 1), own[:, 1:].flatten(), reduction="sum").item()
+        tail += (1 - found.gather(2, top).exp().sum(-1)).sum().item()
+    return Score(math.exp(entropy / tokens), tail / tokens)
+
+
+def share_outside(sequences: Tensor, likely: Tensor) -> float:
+    """How often the next token is in the tail: what a tail's probability should be."""
+    return (likely != sequences[:, 1:, None]).all(-1).double().mean().item()
 
 
 def opened(directory: Path, teacher: str, settings: Settings) -> gkd.cache.GroupReader:

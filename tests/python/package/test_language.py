@@ -25,6 +25,8 @@ TINY = train.Settings(
     group_size=7,
     progress=False,
 )
+#: Kinds of students, and the shares of cross-entropy.
+STUDENTS = [("labels", 1.0), *((x, s) for s in losses.SHARES for x in list(report.LABELS)[1:])]
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +69,11 @@ def test_all_classes_on_disk_are_the_live_teacher(sequences, teacher, tmp_path):
     every = dataclasses.replace(TINY, group_size=TINY.vocabulary)
     kept = sequences[: TINY.kept]
     reader = train.keep(teacher, kept, every, tmp_path, torch.float32)
+    likely = train.likeliest(teacher, sequences, TINY.group_size)
     scores, weights = [], []
-    for loss in (losses.Live(teacher), losses.Cached(reader)):
+    for loss in (losses.Live(teacher, 0.5), losses.Cached(reader, 0.5)):
         student = train.train_student(loss, kept, every, seed=0, name="")
-        scores.append(train.perplexity(student, sequences))
+        scores.append(train.scored(student, sequences, likely))
         weights.append(torch.cat([x.detach().flatten() for x in student.parameters()]))
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
     assert error(weights[1], weights[0]) <= 1e-3
@@ -97,12 +100,12 @@ def test_losses_are_what_they_say(sequences, teacher, tmp_path):
     p, q = ((x.exp() * ~inside).sum(1) for x in (theirs, own))
     coarse = (theirs.exp() * (theirs - own) * inside).sum(1) + p * (p / q).log()
     for loss, wanted in (
-        (losses.Cached(reader), coarse),
-        (losses.Renormalised(reader, TINY.group_size), renormalised),
-        (losses.Live(teacher), (theirs.exp() * (theirs - own)).sum(1)),
+        (losses.Cached(reader, 0.3), coarse),
+        (losses.Renormalised(reader, 0.3, TINY.group_size), renormalised),
+        (losses.Live(teacher, 0.3), (theirs.exp() * (theirs - own)).sum(1)),
     ):
         found = loss(logits, samples, inputs, targets)
-        assert error(found, 0.5 * entropy + 0.5 * wanted.mean()) <= 1e-5
+        assert error(found, 0.3 * entropy + 0.7 * wanted.mean()) <= 1e-5
     assert losses.labels(logits, samples, inputs, targets).item() == pytest.approx(entropy.item())
 
 
@@ -113,8 +116,9 @@ def test_a_small_run(texts, tmp_path, monkeypatch, capsys):
     small += ["--group-size", "5", "--rounds", "2", "--quiet", "--out", str(tmp_path)]
     assert main([*small, "--seeds", "2"]) == 0
     rows = report.load(tmp_path)
-    for method in report.LABELS:
-        assert len(report.perplexities(rows, method)) == 2
+    for method, share in STUDENTS:
+        assert len(report.values(rows, "perplexity", method, share)) == 2
+        assert all(0 < x < 1 for x in report.values(rows, "tail", method, share))
         assert report.step_ratio(rows, method) > 0
     assert report.table(rows) in capsys.readouterr().out
     # Again, times alone: the teacher and its cache are there.
@@ -136,9 +140,9 @@ def small_settings(**given):
 
 def test_the_committed_results():
     rows = report.load(report.RESULTS)
-    assert len(report.perplexities(rows, "teacher")) == 1
-    for method in report.LABELS:
-        assert len(report.perplexities(rows, method)) == 3
+    assert len(report.values(rows, "perplexity", "teacher", 1.0)) == 1
+    for method, share in STUDENTS:
+        assert len(report.values(rows, "perplexity", method, share)) == 3
         assert len({row["round"] for row in rows["times"] if row["method"] == method}) >= 9
     assert {row["machine"] for name in report.FILES for row in rows[name]} == {"2 CPU cores"}
     for page in report.PAGES:
