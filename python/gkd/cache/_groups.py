@@ -146,15 +146,15 @@ class GroupReader(Reader[Rows]):
     DataLoader: have its ``collate_fn`` call `read` with a batch's sample numbers. A TeacherGroup is
     a named tuple, which a DataLoader with ``pin_memory=True`` pins.
 
+    The other keywords are settings of `gkd.loss`, as they will be used. A temperature stands for
+    T_g too, and threshold and group size for each other, where only one is given. What needs more
+    than the groups is refused: ``rank_by="student"``, and a ``secondary_weight``.
+
     Args:
         directory: the cache's folder.
         num_classes: what C has to be; not compared unless given, like all others.
         dtype: what the logits' dtype has to be.
         teacher: what the teacher has to be.
-        **settings: of `gkd.loss`, as they will be used, so that one dict serves both. A temperature
-            stands for T_g too, and threshold and group size for each other, where only one is
-            given. What needs more than the groups is refused: ``rank_by="student"``, and a
-            ``secondary_weight``.
 
     Raises:
         FileNotFoundError: the folder is no cache.

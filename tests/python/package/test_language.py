@@ -29,6 +29,15 @@ TINY = train.Settings(
 STUDENTS = [("labels", 1.0), *((x, s) for s in losses.SHARES for x in list(report.LABELS)[1:])]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Networks too small to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def texts():
     return text.documents(100_000, progress=False)
