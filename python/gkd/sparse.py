@@ -58,7 +58,7 @@ def teacher_group(
     """What `gkd.sparse_loss` needs of a teacher: each row's group, and one number for the rest.
 
     The groups are those of `gkd.loss` with ``rank_by="teacher"``. The teacher's logits can be
-    thrown away afterwards: of a row, 6 bytes per class of its group with float16, and 12, are left.
+    thrown away afterwards: of a row, 6 bytes per class of its group with float16, and 16, are left.
     Beside the result it allocates some 100 MiB at most (more where one row is longer than 2 million
     classes), whatever the number of rows; a device is waited for, as n depends on the logits.
 
@@ -131,13 +131,12 @@ def _(
     rows = math.prod(teacher_logits.shape[:-1])
     classes = torch.library.get_ctx().new_dynamic_size()
     kept = teacher_logits.dtype if dtype is None else dtype
-    rest = torch.float64 if kept == torch.float64 else torch.float32
     new = teacher_logits.new_empty
     return (
         new((rows + 1,), dtype=torch.int64),
         new((classes,), dtype=torch.int32),
         new((classes,), dtype=kept),
-        new((rows,), dtype=rest),
+        new((rows,), dtype=torch.float64),
     )
 
 
@@ -172,7 +171,7 @@ def sparse_loss(
     Args:
         student_logits: [..., C], as in `gkd.loss`.
         teacher_group: of as many rows, on the same device, made with the same ``temperature``; its
-            logits may have another dtype than the student's. ``rest`` in float64 is taken too.
+            logits may have another dtype than the student's. ``rest`` in float32 is taken too.
         target: int64 or int32 [...], each a class of its row's group, or ``ignore_index``.
         **settings: as in `gkd.loss`. What cannot be had: ``secondary_weight`` and
             ``rank_by="student"``, which need the teacher's other logits; another group or

@@ -5,6 +5,7 @@ from .mutant import Mutant
 VALUES = "tests/python/sparse/test_sparse_values.py"
 FAULTS = "tests/python/sparse/test_sparse_faults.py"
 GROUPS = "tests/python/sparse/test_teacher_groups.py"
+ACCURACY = "tests/python/sparse/test_sparse_accuracy.py"
 WHOLE = f"{VALUES} -k 'test_equals_the_loss_of_the_whole_teacher and flat'"
 TRAINING = f"{VALUES} -k 'test_training_equals and flat'"
 LINEAR = "tests/python/sparse/test_sparse_linear.py"
@@ -170,5 +171,13 @@ SPARSE = [
         old="indices[kept] - start",
         new="indices[kept]",
         by=(f"{SHARDS} -k 'is_its_part'",),
+    ),
+    Mutant(
+        name="rest-in-float32",
+        fault="the number of the rest is rounded to float32",
+        file="csrc/teacher_group.cpp",
+        old=".copy_(log_sum_outside(part, mask, o.temperature)",
+        new=".copy_(log_sum_outside(part, mask, o.temperature).to(at::kFloat)",
+        by=(f"{ACCURACY} -k 'language_model'",),
     ),
 ]

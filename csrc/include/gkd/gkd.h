@@ -46,7 +46,8 @@ struct TeacherGroup {
   at::Tensor indptr;   ///< int64 [B + 1], from 0 to n
   at::Tensor indices;  ///< int32 [n], classes, ascending within a row
   at::Tensor logits;   ///< [n], their logits, before T
-  at::Tensor rest;     ///< float32 or float64 [B], log sum exp(u_j/T) of all others; -inf: none
+  at::Tensor rest;     ///< float64 [B], log sum exp(u_j/T) of all others; -inf: none; losses
+                       ///< take float32 too
 };
 
 /// The groups that `loss` would use with the same options, of which those that choose the group,
