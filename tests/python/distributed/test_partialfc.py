@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
-import gkd
+import gkd.convert
 import ranks
 from oracle import error
 
@@ -99,12 +98,33 @@ def on_real_code(rank, world_size):
                         "features": local.grad / world_size,
                         "weight": head.weight.grad,
                         "classes": index + start,
-                        "state": sorted(head.state_dict()),
+                        "state": {k: v.clone() for k, v in head.state_dict().items()},
                     }
                 )
             found[case, dtype] = steps
-    dist.barrier()
+    found["linear"] = linear_loss_of_gathered(rank, world_size)
     return found
+
+
+def linear_loss_of_gathered(rank, world_size):
+    """The gradient of the features by way of PartialFC's own AllGather, for both ways to sum it."""
+    from partial_fc_v2 import AllGather
+
+    torch.set_default_dtype(torch.float64)
+    weights, features, labels = batch(torch.float64, False)
+    first, last = (CLASSES * r // world_size for r in (rank, rank + 1))
+    gradients = []
+    for reduce in (False, True):
+        local = features["student"].split(ROWS)[rank].clone().requires_grad_()
+        places = [torch.zeros_like(local) for _ in range(world_size)]
+        value = gkd.distributed.training_linear_loss(
+            torch.cat(AllGather(local, *places)), weights["student"][first:last],
+            features["teacher"], weights["teacher"][first:last], labels, margin=0.4,
+            class_start=first, num_classes=CLASSES, reduce_features_grad=reduce,
+        )  # fmt: skip
+        value.total.backward()
+        gradients.append(local.grad / world_size)
+    return gradients
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +195,22 @@ def test_samples_differ_by_rank_and_step(found):
     assert not torch.equal(first, second)
 
 
-def test_checkpoints_are_partialfcs_own(found):
+def test_checkpoints_are_partialfcs_own(found, tmp_path):
     """The teacher's weight is not in them: arcface_torch resumes with either class."""
-    for rank in found:
-        assert all(step["state"] == ["weight"] for steps in rank.values() for step in steps)
+    shards = [rank["sampled", torch.float32][0]["state"] for rank in found]
+    for rank, state in enumerate(shards):
+        assert list(state) == ["weight"]
+        torch.save({"state_dict_softmax_fc": state}, tmp_path / f"checkpoint_gpu_{rank}.pt")
+    weights, _, _ = batch(torch.float32, False)
+    assert torch.equal(gkd.convert.read(tmp_path, CLASSES).head, weights["student"])
+
+
+def test_linear_loss_leaves_the_sum_to_the_all_gather(found):
+    weights, features, labels = batch(torch.float64, False)
+    whole = features["student"].clone().requires_grad_()
+    gkd.training_linear_loss(
+        whole, weights["student"], features["teacher"], weights["teacher"], labels, margin=0.4
+    ).total.backward()
+    right, wrong = (torch.cat([rank["linear"][k] for rank in found]) for k in (0, 1))
+    assert error(right, whole.grad) <= 1e-12
+    assert error(wrong, RANKS * whole.grad) <= 1e-12
