@@ -2,9 +2,21 @@
 
 from .cache import CACHE
 from .calls import AUTOGRAD, CHECKS, SHARDING
+from .faces import FACES
 from .kernels import KERNELS
 from .maths import CPU, MATHS
 from .sparse import SPARSE
 from .training import TRAINING
 
-MUTANTS = [*MATHS, *CPU, *AUTOGRAD, *CHECKS, *SHARDING, *KERNELS, *TRAINING, *SPARSE, *CACHE]
+MUTANTS = [
+    *MATHS,
+    *CPU,
+    *AUTOGRAD,
+    *CHECKS,
+    *SHARDING,
+    *KERNELS,
+    *TRAINING,
+    *SPARSE,
+    *CACHE,
+    *FACES,
+]
