@@ -31,7 +31,7 @@ FACES = [
         by=(f"{CENTERS} -k ranks",),
     ),
     Mutant(
-        name="convert-order-of-names",
+        name="convert-last-shard-missing",
         fault="the last rank's shard may be missing unnoticed",
         file="python/gkd/_checkpoints.py",
         old="if size != (due := each + (rank < more)):",
