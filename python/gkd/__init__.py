@@ -7,6 +7,7 @@ _load()
 from . import distributed, reference, utils
 from ._build import version as __version__
 from ._training import TrainingLoss
+from .class_centers import ClassCenters, centers
 from .functional import loss
 from .groups import Group, adaptive_group_size, group
 from .linear import linear_loss, training_linear_loss
@@ -18,6 +19,7 @@ from .teacher import TeacherGroup
 from .training import training_loss
 
 __all__ = [
+    "ClassCenters",
     "GKDLoss",
     "GKDSparseLoss",
     "GKDTrainingLoss",
@@ -26,6 +28,7 @@ __all__ = [
     "TrainingLoss",
     "__version__",
     "adaptive_group_size",
+    "centers",
     "distributed",
     "group",
     "linear_loss",
