@@ -10,8 +10,8 @@ magic left out: kinds 1 (first part), 2 (further ones), 3 (last). The bytes of a
 
     u32 flag | f32 label | u64 id | u64 id2 | `flag` f32 labels, if any | the image's file
 
-InsightFace's record 0 has two labels (n1, n2) and no image: images are the keys 1 to n1 - 1, and the
-keys n1 to n2 - 1 are its identities, without images too.
+InsightFace's record 0 has two labels (n1, n2) and no image: images are the keys 1 to n1 - 1, and
+the keys n1 to n2 - 1 are its identities, without images too.
 """
 
 from __future__ import annotations
