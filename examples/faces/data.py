@@ -29,13 +29,11 @@ class Source(Protocol):
 
 
 class Folders:
-    """One folder of images per identity; labels are the folders' places in order of name."""
+    """One folder of images per identity; labels are the folders' places in the list."""
 
-    def __init__(self, root: Path, names: list[str] | None = None) -> None:
-        self.root = root
-        self.names = identities(root) if names is None else names
-        self.identities: int | None = len(self.names)
-        self.files = [(k, f) for k, name in enumerate(self.names) for f in images_of(root / name)]
+    def __init__(self, folders: list[Path]) -> None:
+        self.identities: int | None = len(folders)
+        self.files = [(k, file) for k, folder in enumerate(folders) for file in images_of(folder)]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -51,16 +49,18 @@ class Folders:
         return str(self.files[index][1])
 
 
-def identities(root: Path) -> list[str]:
-    """Names of the folders that have images.
+def folders_of(root: Path) -> list[Path]:
+    """Those that have images, in order of name.
 
     Raises:
         ValueError: there is none.
     """
-    names = [p.name for p in sorted(root.iterdir()) if p.is_dir() and images_of(p)]
-    if not names:
+    if not root.is_dir():
+        raise ValueError(f"data = {str(root)!r}: no such folder")
+    found = [p for p in sorted(root.iterdir()) if p.is_dir() and images_of(p)]
+    if not found:
         raise ValueError(f"{root}: neither a train.rec nor folders of images, one per identity")
-    return names
+    return found
 
 
 def images_of(folder: Path) -> list[Path]:
@@ -68,12 +68,14 @@ def images_of(folder: Path) -> list[Path]:
 
 
 def open_source(path: Path) -> Source:
-    """A .rec file, a folder with train.rec in it, or a folder per identity."""
+    """A .rec file, a folder with train.rec in it, a folder per identity, or a list of such."""
     if path.suffix == ".rec":
         return Records(path)
     if (path / "train.rec").exists():
         return Records(path / "train.rec")
-    return Folders(path)
+    if path.suffix == ".txt":
+        return Folders([Path(line) for line in path.read_text().splitlines()])
+    return Folders(folders_of(path))
 
 
 def count_classes(source: Source) -> int:
