@@ -34,14 +34,23 @@ def parser() -> argparse.ArgumentParser:
     )
     add = build.add_argument
     what = build.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", metavar="FILE", help="a recipe, .toml or .json, or the name of one "
-                      "in examples/faces/configs: authors, recommended")  # fmt: skip
-    what.add_argument("--synthetic", action="store_true", help="a rehearsal: writes a small data "
-                      "set of glyphs in the field's formats and runs a small recipe on it")  # fmt: skip
-    what.add_argument("--data", type=Path, metavar="DIR", help="the same recipe on your images, one "
-                      "folder per identity; a quarter of the identities is for verification")  # fmt: skip
-    add("--set", action="append", default=[], metavar="NAME=VALUE",
-        help="a setting of the recipe, as JSON or text; gkd.NAME=VALUE for one of the loss")  # fmt: skip
+    what.add_argument(
+        "--config", metavar="FILE",
+        help="a recipe, .toml or .json, or the name of one in examples/faces/configs: authors, "
+        "recommended",
+    )  # fmt: skip
+    what.add_argument(
+        "--synthetic", action="store_true",
+        help="a rehearsal: writes a small data set of glyphs in the field's formats and runs a "
+        "small recipe on it",
+    )  # fmt: skip
+    what.add_argument(
+        "--data", type=Path, metavar="DIR",
+        help="the same recipe on your images, one folder per identity; a quarter of the identities "
+        "is for verification",
+    )  # fmt: skip
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe, "
+        "as JSON or text; gkd.NAME=VALUE for one of the loss")  # fmt: skip
     add("--sharded", action="store_true", help="split heads by class over the ranks")
     add("--output", type=Path, default=HERE / "out", metavar="DIR", help="default: %(default)s")
     add("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu",
@@ -93,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
     if options.device == "cpu" and options.config is None:
-        # The networks are too small for more, and a sum must not depend on how many cores there are.
+        # The networks are too small for more, and a sum must not depend on the number of cores.
         torch.set_num_threads(1)
     place = Place(device, options.output, not options.quiet)
     started = time.perf_counter()

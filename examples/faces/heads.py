@@ -26,7 +26,9 @@ class Head:
         self.is_split = recipe.sharded and ranks.count() > 1
         self.start, self.end = ranks.shard(classes) if self.is_split else (0, classes)
         generator = torch.Generator().manual_seed(recipe.seed + 1)
-        whole = 0.01 * torch.randn(classes, recipe.embedding, generator=generator)
+        # Of length 1: the shorter a row, the further a step turns it.
+        whole = torch.randn(classes, recipe.embedding, generator=generator)
+        whole /= recipe.embedding**0.5
         dtype = getattr(torch, recipe.dtype)
         self.weight = nn.Parameter(self.rows(whole).to(device, dtype))
 

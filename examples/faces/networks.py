@@ -21,16 +21,17 @@ class Small(nn.Module):
 
     def __init__(self, width: int, embedding: int, size: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 4), nn.SiLU()]
-        for inputs, outputs in ((width, 2 * width), (2 * width, 4 * width)):
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 4), nn.GroupNorm(4, width), nn.SiLU()]
+        shapes = ((width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))
+        for inputs, outputs, stride in shapes:
             layers += [
-                nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False),
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
                 nn.GroupNorm(4, outputs),
                 nn.SiLU(),
             ]
-        side = -(-(-(-(size // 4) // 2)) // 2)
+        flat = 4 * width * (size // 16) ** 2
         self.layers = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(4 * width * side * side, embedding)
+            *layers, nn.Flatten(), nn.Linear(flat, embedding), nn.LayerNorm(embedding)
         )
 
     def forward(self, images: Tensor) -> Tensor:

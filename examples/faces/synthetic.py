@@ -1,7 +1,7 @@
 """A small data set in the field's formats, of distorted glyphs: a rehearsal without a face.
 
-`train.rec` and `train.idx` as InsightFace writes them, `glyphs.bin` of pairs, and `ijb-glyphs/` with
-the template files of IJB. The identities of the last two are not in the first.
+`train.rec` and `train.idx` as InsightFace writes them, `glyphs.bin` of pairs, and `ijb-glyphs/`
+with the template files of IJB. The identities of the last two are not in the first.
 """
 
 from __future__ import annotations
