@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
     "learning_rate": 0.02,
     "warmup_epochs": 1,
     "margin_size": 0.2,
-    "scale": 32.0,
+    "scale": 16.0,
     "distillation_weight": 0.1,
     "distillation_warmup": 2,
     "log_every": 1,
