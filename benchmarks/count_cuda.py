@@ -143,7 +143,10 @@ def sparse_quantities(
     """The same of a sparse row, whose device memory is that of all kernels."""
     main, part = fused(long, "sparse_kernel"), fused(short, "sparse_kernel")
     yield from of_instructions(main, part, classes, fewer)
-    total, less = (sum(map(moved, launches)) for launches in (long, short))
+    total, less = (
+        sum(moved(launch) for launch in launches if "gkd::cuda::" in launch["kernel"])
+        for launches in (long, short)
+    )
     yield "global_elements_per_class", (total - less) / (classes - fewer) / element_bytes
     yield "group_bytes", (total - 2 * classes * element_bytes) / GROUP_CLASSES
 
