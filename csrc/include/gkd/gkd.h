@@ -63,8 +63,8 @@ GKD_API TeacherGroup teacher_group(const at::Tensor& teacher_logits,
 /// `loss` of a teacher that was grouped before, with the temperature that it was grouped with: one
 /// read of the student's logits and one write of their gradient. Throws c10::ValueError for options
 /// that a group cannot serve (secondary_weight, rank_by, and what chose the group), and
-/// c10::IndexError for a class out of bounds or a target outside its row's group; on CUDA such a row
-/// is NaN.
+/// c10::IndexError for a class out of bounds or a target outside its row's group; on CUDA such a
+/// row is NaN.
 GKD_API at::Tensor sparse_loss(const at::Tensor& student_logits, const TeacherGroup& teacher_group,
                                const std::optional<at::Tensor>& target = std::nullopt,
                                const LossOptions& options = {});
