@@ -55,7 +55,9 @@ ForwardTensors forward(const SparseShardCall& given, bool need_grad, bool need_p
   const at::Tensor teacher =
       at::empty({1, 1}, c.group.logits.options()).expand_symint(student.sym_sizes());
   const ShardCall dense{options, student, teacher, target, c.class_start, c.num_classes};
-  const auto made = call_stage<LossTensors>("gkd::_shard_loss", dense, moments, ranks.gather(kl));
+  // As many ranks as there are moments: the rest has no KL.
+  const at::Tensor kls = at::cat({ranks.gather(kl), at::zeros_like(kl).unsqueeze(0)});
+  const auto made = call_stage<LossTensors>("gkd::_shard_loss", dense, moments, kls);
   return shaped_as(given.student, options, gradient, need_grad, made);
 }
 

@@ -107,7 +107,7 @@ def test_graph_replays_with_other_groups(dtype):
     margin = torch.full((4,), 0.4, dtype=dtype, device="cuda")
 
     def work():
-        given = (target, True, True, margin, weight)
+        given = (target, True, True, None, margin, weight)
         return OPS._sparse_forward(student, *kept, *given, scale=2.0, cross_entropy_weight=1.0)
 
     stream = torch.cuda.Stream()

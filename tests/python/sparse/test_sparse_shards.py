@@ -36,17 +36,18 @@ def by_hand(student, group, target, sizes, part_of=gkd.distributed.shard_group, 
     gathered = torch.stack([ops._shard_sparse_moments(*part, **settings) for part in parts])
     # The teacher's other classes, as one rank that the student has nothing on.
     scaled = settings["temperature"] / settings["scale"]
-    rest = torch.zeros_like(gathered[:1])
+    outside = group.rest.double().cpu()
+    rest = torch.zeros(gathered[:1].shape, dtype=torch.float64)
     rest[0, :, [0, 1, 7]] = -torch.inf
-    rest[0, :, 6] = group.rest.double() * scaled
-    rest[0, :, [8, 11]] = (group.rest > -torch.inf).double().unsqueeze(1)
+    rest[0, :, 6] = outside * scaled
+    rest[0, :, [8, 11]] = (outside > -torch.inf).double().unsqueeze(1)
     rest[0, :, 10] = -rest[0, :, 8]
-    rest[0, :, 12] = group.rest.isnan().double()
+    rest[0, :, 12] = outside.isnan().double()
     if settings["cross_entropy_weight"]:
         rest[0, :, [13, 15]] = -torch.inf
-    moments = torch.cat([gathered, rest])
+    moments = torch.cat([gathered, rest.to(gathered.device)])
     made = [ops._shard_sparse_gradient(*part, moments, True, **settings) for part in parts]
-    kl = torch.stack([k for _, k in made])
+    kl = torch.stack([*(k for _, k in made), torch.zeros_like(made[0][1])])
     shadow = group.logits.new_empty((1, 1)).expand(student.shape)
     loss, grad_scale, *of_parts = ops._shard_loss(
         student, shadow, target, 0, classes, moments, kl, **settings
@@ -98,8 +99,8 @@ def test_stages_of_every_device(device, head, dtype, filled_with_nan):
 
 def test_bad_rows_are_nan_and_alone(device, filled_with_nan):
     student, teacher = (x.to(device) for x in pair("flat", (8, C), torch.float32))
-    target = targets((8, C), device)
-    group = gkd.teacher_group(teacher, target, group_size=6)
+    target = targets((8, C))
+    group = gkd.teacher_group(teacher, target.to(device), group_size=6)
     start = group.indptr.tolist()
     bad = edited(
         group,
@@ -108,9 +109,9 @@ def test_bad_rows_are_nan_and_alone(device, filled_with_nan):
         logits={start[4]: float("nan")},
     )
     bad.indices[start[5] + 1] = bad.indices[start[5]]  # twice
-    target[6] = (target[6] + 1) % C  # almost surely not in the group
-    while (group.indices[start[6] : start[7]] == target[6]).any():
-        target[6] = (target[6] + 1) % C
+    held = group.indices[start[6] : start[7]].tolist()
+    target[6] = next(j for j in range(C) if j not in held)
+    target = target.to(device)
     loss, gradient, *_ = by_hand(
         student, bad, target, (C,), part_of=lambda *whole: whole[0], reduction="none"
     )
