@@ -125,6 +125,15 @@ def test_bad_rows_are_nan_and_alone(device, filled_with_nan):
     assert loss[[0, 7]].isfinite().all() and gradient[[0, 7]].isfinite().all()
 
 
+@pytest.mark.cuda
+def test_the_last_stage_needs_as_many_ranks_of_both():
+    """On a device one number leads through both messages."""
+    logits = torch.randn(2, 9, device="cuda")
+    moments = torch.zeros(3, 2, 13, dtype=torch.float64, device="cuda")
+    with pytest.raises(ValueError, match="kl must be of 3 ranks as moments, got 2"):
+        ops._shard_loss(logits, logits, None, 0, 9, moments, moments[:2, :, :2], **DEFAULTS, **OFF)
+
+
 def test_shard_group_is_its_part():
     group = gkd.teacher_group(torch.randn(4, 50), group_size=9)
     for a, b in bounds((0, 20, 1, 29)):
