@@ -46,6 +46,16 @@ def _number(value: object) -> int:
     return int.from_bytes(str(value).encode()[-7:], "big")
 
 
+def _digest(values: Tensor | None) -> int | None:
+    """Two tensors of one shape that differ in any element have the same one by accident only."""
+    if not isinstance(values, Tensor) or values.is_meta:
+        return None
+    whole = values.detach().flatten()
+    bits = whole.double().view(torch.int64) if whole.is_floating_point() else whole.long()
+    odd = 2 * torch.arange(bits.numel(), device=bits.device) + 1
+    return int((bits * (odd * 0x9E3779B97F4A7C1)).sum())  # modulo 2^64
+
+
 def check_agreement(
     name: str,
     shard: Shard,
@@ -56,11 +66,13 @@ def check_agreement(
     local_target: bool = False,
     training: Training | None = None,
     more: dict[str, Any] | None = None,
+    rest: Tensor | None = None,
 ) -> None:
     """Raises the same error on every rank, or on none; see ``validate`` of the operators.
 
     tensors: logits of the class-sharded operator ``name``, and targets. settings, training: of the
-    operator; more: what else must be equal; own_check: raises where this rank's call is wrong.
+    operator; more: what else must be equal; own_check: raises where this rank's call is wrong;
+    rest: of sparse groups.
     """
     known = shard.group in _agreed
     if validate is None:
@@ -79,6 +91,8 @@ def check_agreement(
         **(more or {}),
         **settings,
         "num_classes": shard.num_classes,
+        "the targets": None if local_target else _digest(target),
+        "teacher_group.rest": _digest(rest),
     }
     own = {
         "status": 0 if fault is None else 1 + _ERRORS.index(fault.kind),

@@ -87,9 +87,9 @@ def sparse_loss(
         num_classes: of the whole row.
         process_group: as in `gkd.distributed.loss`.
         local_target: as in `gkd.distributed.loss`.
-        validate: as in `gkd.distributed.loss`, and the group's numbers are checked. Without it, a
-            row whose numbers cannot be used, or whose target is not in its group, has loss and
-            gradient NaN.
+        validate: as in `gkd.distributed.loss`; ``rest`` is compared, and the group's numbers are
+            checked. Without it, a row whose numbers cannot be used, or whose target is not in its
+            group, has loss and gradient NaN.
         **settings: as in `gkd.sparse_loss`.
 
     Returns:
@@ -191,7 +191,7 @@ def _run(
     check_group(name, group)
     (student, _), shard = part_of(name, (student, student), 1, *place)
     where = (shard.class_start, shard.num_classes)
-    more = {} if training is None else training.arguments()
+    arguments = {} if training is None else training.arguments()
 
     def check() -> None:
         fault()
@@ -200,7 +200,7 @@ def _run(
             ignored = (target == -1) | (target == given["ignore_index"])
             shared = torch.where(ignored, given["ignore_index"], target + shard.class_start)
         op = torch.ops.gkd._check_sparse_shard
-        call_op(name, op, student, *group, shared, *where, **given, **more)
+        call_op(name, op, student, *group, shared, *where, **given, **arguments)
 
     with ranks_kept(name):
         # A rank that raised alone would leave the others waiting: see check_agreement.
@@ -209,10 +209,11 @@ def _run(
             shadow = group.logits.new_empty((1,) * student.dim()).expand(student.shape)
             tensors = (student, shadow, target)
             settings = {**given, "secondary_weight": 0.0}
-            check_agreement(name, shard, tensors, settings, check, validate, local_target, training)
+            more = (validate, local_target, training)
+            check_agreement(name, shard, tensors, settings, check, *more, rest=group.rest)
         fault()
         if plain(name, "local_target", local_target, FLAG) and target is not None:
             target = global_target(target, student.shape[-1], shard, given["ignore_index"])
         ops, ranks = torch.ops.gkd, (dist.get_world_size(shard.group), shard.group.group_name)
         op = ops.sharded_sparse_loss if training is None else ops.sharded_training_sparse_loss
-        return call_op(name, op, student, *group, target, *where, *ranks, **given, **more)
+        return call_op(name, op, student, *group, target, *where, *ranks, **given, **arguments)

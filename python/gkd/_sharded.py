@@ -110,7 +110,10 @@ def run_sharded_linear(
         }
         settings = {**call.settings, **({"secondary_weight": 0.0} if group else {})}
         given = (student, teacher, target)
-        check_agreement(name, shard, given, settings, check, training=training, more=more)
+        rest = None if group is None else group.rest
+        check_agreement(
+            name, shard, given, settings, check, training=training, more=more, rest=rest
+        )
     fault()
     shard = shard._replace(reduce_features_grad=summed)
     return run_linear(tensors, target, call, shard, factors)

@@ -146,7 +146,7 @@ def fault_of(make):
 
 #: Of a call, what must be the same on all ranks: one of each kind.
 DIFFER = ("temperature", "reduction", "rows", "the teacher's dtype")
-DIFFER += ("whether there is a target", "local_target")
+DIFFER += ("whether there is a target", "local_target", "the targets")
 
 
 def disagreements(rank, world_size):
@@ -164,8 +164,9 @@ def disagreements(rank, world_size):
         )
 
     last = rank == world_size - 1
-    bad = target.clone()
+    bad, other = target.clone(), target.clone()
     bad[3] = 600 if last else bad[3]
+    other[2:4] = target[2:4].flip(0) if last else target[2:4]
     found = {
         "temperature": fault_of(lambda: call(temperature=4.5 if last else 4.0)),
         "reduction": fault_of(lambda: call(reduction="sum" if last else "mean")),
@@ -175,6 +176,7 @@ def disagreements(rank, world_size):
         ),
         "whether there is a target": fault_of(lambda: call(target=None if last else target)),
         "local_target": fault_of(lambda: call(local_target=last)),
+        "the targets": fault_of(lambda: call(target=other)),
         "overlap": fault_of(lambda: call(class_start=start - 1 if last else start)),
         "too few": fault_of(lambda: call(num_classes=600)),
         "bad setting": fault_of(lambda: call(temperature=-1.0 if last else 4.0)),

@@ -254,6 +254,7 @@ def errors(rank, world_size):
         (part, {"temperature": 2.0 + rank}),
         (part, {"secondary_weight": 1.0}),
         (part._replace(rest=part.rest[rank:]), {}),
+        (part._replace(rest=part.rest + rank), {}),
         (part._replace(indices=part.indices + 20 * rank), {}),
         (other, {}),
     ):
@@ -285,6 +286,7 @@ def test_ranks_raise_alike():
         "ValueError: gkd.distributed.sparse_loss: ranks 0 and 1 disagree on temperature",
         "ValueError: gkd.distributed.sparse_loss: rank 0: secondary_weight must be 0",
         "ValueError: gkd.distributed.sparse_loss: rank 1: teacher_group.rest must be",
+        "ValueError: gkd.distributed.sparse_loss: ranks 0 and 1 disagree on teacher_group.rest",
         "IndexError: gkd.distributed.sparse_loss: rank 1: teacher_group.indices: class",
         "IndexError: gkd.distributed.sparse_loss: rank 0: target 1 is not in its row's group",
     )
