@@ -15,10 +15,12 @@ MAGIC = struct.pack("<I", 0xCED7230A)
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 
 
-def data(labels, image=b"", key=0):
+def data(labels, image=b"", key=0, unused=-1.0):
     """A record's data. `labels` is one number (flag 0) or a list (flag: how many), which leaves the
-    header's own label without a meaning: it is -1 then, to be found out where it is read."""
-    flag, label, listed = (len(labels), -1.0, labels) if isinstance(labels, list) else (0, labels, [])
+    header's own label unused: MXNet writes 0 there, and -1 is found out where it is read."""
+    flag, label, listed = 0, labels, []
+    if isinstance(labels, list):
+        flag, label, listed = len(labels), unused, labels
     return struct.pack(f"<IfQQ{flag}f", flag, label, key, 0, *listed) + image
 
 

@@ -18,7 +18,8 @@ def drawing(marks):
     return b"P6 7 5 255\n" + b"".join(b"\xff\xc0\x40" if m == "#" else bytes(3) for m in marks)
 
 
-#: (key, labels, image). Data begin with 24 bytes, 32 with two labels: where the magic is is aligned.
+#: (key, labels, image). An image begins at a multiple of 4 in its record, which is cut where the
+#: magic is at another.
 RECORDS = [
     (0, [8.0, 10.0], b""),
     (1, 0.0, drawing(L)),
