@@ -68,7 +68,7 @@ class Records:
         end = int(images_end)
         self.identities = int(identities_end) - end
         self.images = np.flatnonzero((self.keys >= 1) & (self.keys < end))
-        if not np.array_equal(self.keys[self.images], np.arange(1, end)):
+        if len(self.images) != end - 1:
             raise self._error(0, f"{end - 1} images, and the index has {len(self.images)} of them")
         # A float32 is rounded above 2^24: the range could take an identity in or leave images out.
         after = int(np.searchsorted(self.keys, end))
@@ -105,8 +105,8 @@ class Records:
     def label(self, index: int) -> int:
         """The label of an image, of which no more than the part's beginning is read."""
         place = int(self.images[index])
-        kind, start, end = self._part(place, int(self.offsets[place]))
-        if kind == _WHOLE and end - start > _HEADER.size:
+        _, start, end = self._part(place, int(self.offsets[place]))
+        if end - start > _HEADER.size:
             flag, label, _, _ = _HEADER.unpack_from(self._bytes, start)
             if start + _HEADER.size + 4 * flag < end:
                 if flag:
@@ -159,7 +159,7 @@ class Records:
         if magic != MAGIC:
             raise self._error(place, f"no magic number at {position} but {magic.hex()}")
         kind, length = word >> 29, word & _LONGEST
-        if start + length + -length % 4 > size:
+        if start + length > size:
             raise self._error(place, f"the file ends at {size}, and {length} bytes are at {start}")
         return kind, start, start + length
 
