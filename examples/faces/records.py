@@ -19,17 +19,18 @@ from __future__ import annotations
 import mmap
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-MAGIC = 0xCED7230A
-_MAGIC = struct.pack("<I", MAGIC)
-_PART = struct.Struct("<II")
+MAGIC = struct.pack("<I", 0xCED7230A)
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+_PART = struct.Struct("<4sI")
 _HEADER = struct.Struct("<IfQQ")
+_LABEL = struct.Struct("<f")
 _LONGEST = 2**29 - 1
 
 
@@ -41,26 +42,41 @@ class Records:
     """The images of a .rec file by position, 0 to len - 1, each a label and an image file's bytes.
 
     The file is mapped, so that workers share its pages, and nothing is shared that a fork breaks.
+
+    Raises:
+        RecordError: when opened, of an index that is none, of a file that ends too early and of a
+            first record that others contradict; when read, of a damaged record. Its bytes have no
+            checksum: damage inside an image is not noticed, nor a length that is wrong by so little
+            that the padding makes up for it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.keys, self.offsets = _index(self.path.with_suffix(".idx"))
         self._open()
+        self.record(int(self.offsets.argmax()))  # a file that was cut short is found at once
         self.identities: int | None = None  #: where the first record says so
+        self.images: NDArray[np.int64] = np.arange(len(self.keys))
         labels, image = self.record(0)
         if len(labels) == 2 and not image:
-            end, last = (int(x) for x in labels)
-            self.identities = last - end
-            is_image = (self.keys >= 1) & (self.keys < end)
-            self.images: NDArray[np.int64] = np.flatnonzero(is_image)
-            if len(self.images) != end - 1:
-                raise RecordError(
-                    f"{self.path}: record {self.keys[0]} at offset {self.offsets[0]} tells of "
-                    f"{end - 1} images, the index of {len(self.images)}"
-                )
-        else:
-            self.images = np.arange(len(self.keys))
+            self._restrict(*labels)
+
+    def _restrict(self, images_end: float, identities_end: float) -> None:
+        """To the images that InsightFace's record 0 tells of."""
+        if not (1 <= images_end <= identities_end < np.inf) or images_end % 1 or identities_end % 1:
+            raise self._error(0, f"labels {images_end} and {identities_end} are no ranges of keys")
+        end = int(images_end)
+        self.identities = int(identities_end) - end
+        self.images = np.flatnonzero((self.keys >= 1) & (self.keys < end))
+        if len(self.images) != end - 1:
+            raise self._error(0, f"{end - 1} images, and the index has {len(self.images)} of them")
+        # A float32 is rounded above 2^24: the range could take an identity in or leave images out.
+        after = int(np.searchsorted(self.keys, end))
+        for place in (after - 1, after):
+            is_image = place < after
+            if 0 < place < len(self.keys) and bool(self.record(place)[1]) != is_image:
+                kind = "no image" if is_image else "an image"
+                raise self._error(0, f"{end - 1} images, and record {self.keys[place]} is {kind}")
 
     def _open(self) -> None:
         with self.path.open("rb") as file:
@@ -84,29 +100,29 @@ class Records:
         labels, image = self.record(place)
         if not image:
             raise self._error(place, "it has no image")
-        return self._whole(place, labels[0]), image
+        return self._class(place, labels[0]), image
 
-    def _whole(self, place: int, label: float) -> int:
+    def label(self, index: int) -> int:
+        """The label of an image, of which no more than the part's beginning is read."""
+        place = int(self.images[index])
+        _, start, end = self._part(place, int(self.offsets[place]))
+        if end - start > _HEADER.size:
+            flag, label, _, _ = _HEADER.unpack_from(self._bytes, start)
+            if start + _HEADER.size + 4 * flag < end:
+                if flag:
+                    (label,) = _LABEL.unpack_from(self._bytes, start + _HEADER.size)
+                return self._class(place, label)
+        return self[index][0]  # which joins the parts, or says what is wrong
+
+    def _class(self, place: int, label: float) -> int:
         # Not negative, and not NaN, for which no comparison holds.
         if not (0 <= label < 2**24 and label == int(label)):
             raise self._error(place, f"its label is {label}, not a class")
         return int(label)
 
-    def label(self, index: int) -> int:
-        """The label of an image, of which no more than that is read."""
-        place = int(self.images[index])
-        start = int(self.offsets[place])
-        self._part(place, start)
-        if start + _PART.size + _HEADER.size + 4 > len(self._bytes):
-            return self[index][0]
-        flag, label, _, _ = _HEADER.unpack_from(self._bytes, start + _PART.size)
-        if flag > 0:
-            return self[index][0]
-        return self._whole(place, label)
-
     def record(self, place: int) -> tuple[tuple[float, ...], bytes]:
-        """All labels and the image of the record on a line of the index."""
-        data = b"".join(self._parts(place))
+        """All labels and the image of a record; its place is that of its key among all keys."""
+        data = MAGIC.join(self._parts(place))
         if len(data) < _HEADER.size:
             raise self._error(place, f"it has {len(data)} bytes, fewer than a header's")
         flag, label, _, _ = _HEADER.unpack_from(data)
@@ -116,41 +132,46 @@ class Records:
         labels = struct.unpack_from(f"<{flag}f", data, _HEADER.size) if flag else (label,)
         return labels, data[end:]
 
-    def _parts(self, place: int) -> Iterator[bytes]:
-        position = int(self.offsets[place])
-        kind, length, position = self._part(place, position)
-        if kind not in (0, 1):
-            raise self._error(place, f"it begins with a part of kind {kind}")
-        yield self._bytes[position : position + length]
-        while kind in (1, 2):
-            kind, length, position = self._part(place, position + length + -length % 4)
-            if kind not in (2, 3):
-                raise self._error(place, f"a part of kind {kind} follows where 2 or 3 has to")
-            yield _MAGIC
-            yield self._bytes[position : position + length]
+    def _parts(self, place: int) -> list[bytes]:
+        """What the parts hold. The record ends where another begins, or the file ends."""
+        parts, position = [], int(self.offsets[place])
+        first, further = (_WHOLE, _FIRST), (_MIDDLE, _LAST)
+        kind, allowed = _FIRST, first
+        while kind in (_FIRST, _MIDDLE):
+            kind, start, end = self._part(place, position)
+            if kind not in allowed:
+                raise self._error(place, f"a part of kind {kind} at {position}, not of {allowed}")
+            parts.append(self._bytes[start:end])
+            if _cuts(parts[-1]) or (kind in (_FIRST, _MIDDLE) and len(parts[-1]) % 4):
+                raise self._error(place, f"the part at {position} is not cut where the magic is")
+            position = end + -(end - start) % 4
+            allowed = further
+        if position != len(self._bytes) and self._part(place, position)[0] not in first:
+            raise self._error(place, f"no record begins at {position}, where it ends")
+        return parts
 
     def _part(self, place: int, position: int) -> tuple[int, int, int]:
-        """Kind and length of the part at a position, and where its bytes begin."""
-        if position < 0 or position + _PART.size > len(self._bytes):
-            raise self._error(place, f"the file ends at {len(self._bytes)}, before byte {position}")
+        """Kind of the part at a position, and where its bytes begin and end."""
+        start, size = position + _PART.size, len(self._bytes)
+        if position < 0 or start > size:
+            raise self._error(place, f"the file ends at {size}, and a part is at {position}")
         magic, word = _PART.unpack_from(self._bytes, position)
         if magic != MAGIC:
-            raise self._error(place, f"no magic number at {position} but {magic:#010x}")
+            raise self._error(place, f"no magic number at {position} but {magic.hex()}")
         kind, length = word >> 29, word & _LONGEST
-        if position + _PART.size + length > len(self._bytes):
-            raise self._error(
-                place, f"{length} bytes from {position} on, and the file ends at {len(self._bytes)}"
-            )
-        return kind, length, position + _PART.size
+        if start + length > size:
+            raise self._error(place, f"the file ends at {size}, and {length} bytes are at {start}")
+        return kind, start, start + length
 
     def _error(self, place: int, reason: str) -> RecordError:
-        key, offset = self.keys[place], self.offsets[place]
-        return RecordError(f"{self.path}: record {key} at offset {offset}: {reason}")
+        return RecordError(f"{self._named(place)}: {reason}")
+
+    def _named(self, place: int) -> str:
+        return f"{self.path}: record {self.keys[place]} at offset {self.offsets[place]}"
 
     def described(self, index: int) -> str:
         """An image's record, for an error about the image itself."""
-        place = int(self.images[index])
-        return f"{self.path}: record {self.keys[place]} at offset {self.offsets[place]}"
+        return self._named(int(self.images[index]))
 
 
 def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -164,6 +185,11 @@ def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             raise RecordError(f"{path}: not lines of a key and an offset ({error})") from None
     if not len(keys):
         raise RecordError(f"{path}: no record")
+    for name, column in (("key", keys), ("offset", offsets)):
+        ordered = np.sort(column)
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(twice):
+            raise RecordError(f"{path}: {name} {twice[0]} twice")
     order = np.argsort(keys, kind="stable")
     return keys[order].copy(), offsets[order].copy()
 
@@ -181,11 +207,13 @@ class RecordWriter:
         label = 0.0 if several else float(labels)  # type: ignore[arg-type]
         data = _HEADER.pack(len(several), label, key, 0)
         data += struct.pack(f"<{len(several)}f", *several) + image
+        if len(data) > _LONGEST:
+            raise ValueError(f"record {key}: {len(data)} bytes, more than {_LONGEST}")
         self._index.write(f"{key}\t{self._file.tell()}\n")
-        cuts = [i for i in _found(data, _MAGIC) if i % 4 == 0]
+        cuts = _cuts(data)
         starts, ends = [0, *(cut + 4 for cut in cuts)], [*cuts, len(data)]
-        for start, end in zip(starts, ends, strict=True):
-            kind = 0 if not cuts else 1 if start == 0 else 3 if end == len(data) else 2
+        kinds = [_FIRST, *[_MIDDLE] * (len(cuts) - 1), _LAST] if cuts else [_WHOLE]
+        for kind, start, end in zip(kinds, starts, ends, strict=True):
             self._file.write(_PART.pack(MAGIC, kind << 29 | (end - start)))
             self._file.write(data[start:end] + bytes(-(end - start) % 4))
 
@@ -202,9 +230,11 @@ class RecordWriter:
         self._index.close()
 
 
-def _found(data: bytes, wanted: bytes) -> Iterator[int]:
-    place = data.find(wanted)
+def _cuts(data: bytes) -> list[int]:
+    """The multiples of 4 at which the magic is."""
+    cuts, place = [], data.find(MAGIC)
     while place >= 0:
-        yield place
-        # The next at a multiple of 4 cannot overlap an aligned one; an unaligned one may.
-        place = data.find(wanted, place + 1)
+        if place % 4 == 0:
+            cuts.append(place)
+        place = data.find(MAGIC, place + 1)
+    return cuts

@@ -1,4 +1,4 @@
-"""The reader of .rec files, against a writer that was made from the layout alone."""
+"""The reader of .rec files on what no writer writes, and the loaders of images."""
 
 import multiprocessing
 import struct
@@ -9,119 +9,91 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import written
+import layout_writer as layout
 from examples.faces import data
+from examples.faces import records as records_module
 from examples.faces.images import decode, encode, to_input
-from examples.faces.records import MAGIC, RecordError, Records, RecordWriter
-
-WORD = struct.pack("<I", MAGIC)
-#: Aligned and not, at either end, twice in a row, and half of one.
-BODIES = [
-    b"plain",
-    b"",
-    WORD,
-    WORD + WORD,
-    b"1234" + WORD + b"5",
-    b"12" + WORD + b"345",
-    WORD[:2] + WORD + WORD[2:] + WORD,
-    b"abcd" + WORD + WORD + b"efgh" + WORD,
-    b"abc" + WORD[:3],
-]
+from examples.faces.records import RecordError, Records, RecordWriter
 
 
-def records_of(bodies):
-    """InsightFace's: a header record, images with one label and with two, identities."""
-    count = len(bodies)
-    made = [(0, written.header_bytes([count + 1, count + 4], 0))]
-    for k, body in enumerate(bodies):
-        labels = [7 * k] if k % 2 else [7 * k, 0.5]
-        made.append((k + 1, written.header_bytes(labels, k + 1) + b"!" + body))
-    identities = [(count + 1 + k, written.header_bytes([1, 2], 9)) for k in range(3)]
-    return made + identities
-
-
-def test_what_another_program_wrote(tmp_path):
-    path = tmp_path / "train.rec"
-    written.write(path, records_of(BODIES))
-    records = Records(path)
-    assert len(records) == len(BODIES) and records.identities == 3
-    for k, body in enumerate(BODIES):
-        assert records[k] == (7 * k, b"!" + body)
-        assert records.label(k) == 7 * k
+def records_of(images):
+    """InsightFace's {key: data}: an identity for each image."""
+    return layout.people([[(7 * k, image)] for k, image in enumerate(images)])
 
 
 def test_one_label_and_no_header_record(tmp_path):
     """im2rec and shuffle_rec.py: flag 0, keys in any order, all of them images."""
     path = tmp_path / "shuffled.rec"
-    keys = [5, 0, 3]
-    written.write(path, [(k, written.header_bytes([k], k, flag=0) + b"image") for k in keys])
+    layout.write(path, {k: layout.data(k, b"image", 100 + k) for k in (5, 0, 3)})
     records = Records(path)
     assert records.identities is None and data.count_classes(records) == 6
     assert [records[k] for k in range(3)] == [(k, b"image") for k in (0, 3, 5)]
 
 
-def test_both_writers_agree(tmp_path):
-    generator = np.random.default_rng(0)
-    bodies = BODIES + [
-        b"".join(generator.choice([WORD, b"a", b"bcd", WORD[:1]], 20)) for _ in range(50)
-    ]
-    theirs = tmp_path / "theirs.rec"
-    written.write(theirs, records_of(bodies))
-    ours = tmp_path / "ours.rec"
-    with RecordWriter(ours) as writer:
-        writer.write(0, [len(bodies) + 1, len(bodies) + 4])
-        for k, body in enumerate(bodies):
-            writer.write(k + 1, 7 * k if k % 2 else [7 * k, 0.5], b"!" + body)
-    size = ours.stat().st_size
-    assert ours.read_bytes() == theirs.read_bytes()[:size]
-    one = Records(theirs)
-    for k, body in enumerate(bodies):
-        assert one[k][1] == b"!" + body
-
-
-FAULTS = [
-    (lambda b, at: b[: at[2] + 3], 2, "the file ends at"),
-    (lambda b, at: b[: at[2] + 14], 2, "and the file ends at"),
-    (lambda b, at: b[: at[2]] + b"\0" + b[at[2] + 1 :], 2, "no magic number"),
-    (lambda b, at: b[: at[5] + 4] + struct.pack("<I", 5) + b[at[5] + 8 :], 5, "a header's"),
-    (lambda b, at: b[: at[3] + 7] + b"\x40" + b[at[3] + 8 :], 3, "a part of kind 2"),
-    (lambda b, at: b[: at[2] + 8] + b"\xff\xff" + b[at[2] + 10 :], 2, "labels take"),
-    (lambda b, at: b[: at[2] + 12] + b"\0\0\xc0\x7f" + b[at[2] + 16 :], 2, "label is nan"),
-    (lambda b, at: b[: at[2] + 12] + b"\0\0\0\xbf" + b[at[2] + 16 :], 2, "label is -0.5"),
-]
-
-
-@pytest.mark.parametrize(("damage", "key", "message"), FAULTS)
-def test_damage_is_named(tmp_path, damage, key, message):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"short", "5 bytes, fewer than a header"),
+        (layout.data([3.0, 4.0])[:28], "28 bytes, fewer than 2 labels take"),
+        (layout.data(3.0), "it has no image"),
+        (layout.data([3.0, 4.0]), "it has no image"),
+        (struct.pack("<IfQQ", 65535, 0, 0, 0) + b"image", "fewer than 65535 labels take"),
+        (layout.data(float("nan"), b"image"), "label is nan"),
+        (layout.data([float("inf"), 0], b"image"), "label is inf"),
+        (layout.data([-0.5, 0], b"image"), "label is -0.5"),
+        (layout.data(2**24, b"image"), "label is 16777216"),
+    ],
+)
+def test_data_that_are_no_image(tmp_path, content, message):
     path = tmp_path / "train.rec"
-    bodies = [b"b" * 20] * 5
-    offsets = written.write(path, records_of(bodies))
-    path.write_bytes(damage(path.read_bytes(), offsets))
+    offsets = layout.write(path, {0: layout.data(1, b"image"), 1: content, 2: layout.data(1, b"x")})
     records = Records(path)
-    with pytest.raises(RecordError, match=message) as error:
-        for k in range(len(records)):
-            records[k]
-    assert f"record {key} at offset {offsets[key]}" in str(error.value)
+    for read in (records.__getitem__, records.label):
+        with pytest.raises(RecordError, match=f"record 1 at offset {offsets[1]}: .*{message}"):
+            read(1)
 
 
-def test_a_split_record_that_is_cut_short(tmp_path):
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ([3, 6], "2 images, and record 3 is an image"),
+        ([5, 8], "4 images, and record 4 is no image"),
+        ([9, 9], "8 images, and the index has 6"),
+        ([3.5, 6], "no ranges"),
+        ([4, 3], "no ranges"),
+        ([0, 3], "no ranges"),
+        ([4, float("nan")], "no ranges"),
+        ([4, float("inf")], "no ranges"),
+    ],
+)
+def test_a_record_of_sizes_that_is_wrong(tmp_path, ends, message):
+    """As a float32 above 2^24 is: it may leave an image out, or take an identity in."""
     path = tmp_path / "train.rec"
-    offsets = written.write(path, records_of([b"x", b"abc" + WORD + b"defg"]))
-    path.write_bytes(path.read_bytes()[: offsets[2] + 40])
-    with pytest.raises(RecordError, match=f"record 2 at offset {offsets[2]}"):
-        Records(path)[1]
+    layout.write(path, records_of([b"x"] * 3) | {0: layout.data(ends)})
+    with pytest.raises(RecordError, match=f"record 0 at offset 0: .*{message}"):
+        Records(path)
 
 
 def test_an_index_that_is_none(tmp_path):
     path = tmp_path / "train.rec"
-    written.write(path, records_of([b"x"]))
-    for text in ("0\t0\n1", "zero\t0\n", ""):
+    layout.write(path, records_of([b"x"]))
+    texts = ("0\t0\n1", "zero\t0\n", "", "0\t0\n0\t40\n", "0\t0\n1\t0\n", "0\t0\n1\t4e1\n")
+    for text in texts:
         path.with_suffix(".idx").write_text(text)
         with pytest.raises(RecordError, match="train.idx"):
             Records(path)
-    path.with_suffix(".idx").write_text("0\t0\n")
-    with pytest.raises(RecordError, match="tells of 1 images, the index of 0"):
-        Records(path)
+    for offset in (-4, 4, 10**9):
+        path.with_suffix(".idx").write_text(f"0\t{offset}\n")
+        with pytest.raises(RecordError, match=f"record 0 at offset {offset}"):
+            Records(path)
+
+
+def test_a_record_that_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(records_module, "_LONGEST", 100)
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        writer.write(0, 1.0, bytes(76))
+        with pytest.raises(ValueError, match="record 1: 101 bytes, more than 100"):
+            writer.write(1, 1.0, bytes(77))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +128,7 @@ def test_workers_read_what_the_process_reads(photographs, method):
 
 def test_a_damaged_image_is_named(tmp_path):
     path = tmp_path / "train.rec"
-    offsets = written.write(path, records_of([b"no image"]))
+    offsets = layout.write(path, records_of([b"no image"]))
     with pytest.raises(ValueError, match=f"record 1 at offset {offsets[1]}: no image that can be"):
         data.Photographs(Records(path), 10)[0, False]
 
