@@ -20,7 +20,7 @@ MOST_FENCES = {"block": 0, "cluster": 12, "streamed cluster": 12}
 LATER, ROOM = 100, 1.05
 ROWS = ("flat", "small")
 #: The forms of each pass that a kernel has, and the gradient's paths in each form.
-FORMS = {"maxima": 2, "count": 1, "weigh by mass": 1, "weigh by size": 1, "moments": 2}
+FORMS = {"maxima": 2, "count": 1, "weigh by mass": 1, "moments": 2}
 GRADIENTS = ["near any", "near any", "outside near any", "outside near any"]
 #: What the name of a strategy starts with whose rows are streamed. Their gradient has each form
 #: twice, for either input that ranks.
@@ -72,12 +72,11 @@ class Kernel:
         without_rest = {c.loop for c in self.costs if c.path == "outside"}
         path = "near" if row == "flat" else "outside"
         gradient = max(c["total"] for c in self.costs if c.loop in without_rest and c.path == path)
-        weigh = max(every("weigh by mass"))
         often = visits[self.strategy.removeprefix(STREAMED), self.dtype, row]
-        weigh += often * max(every("weigh by mass", "visit"))
+        moments = max(every("moments")) + often * max(every("moments", "visit"))
         # Of both inputs; the ranking one's smallest logit is found too.
         maxima = sum(every("maxima"))
-        return maxima + max(every("count")) + weigh + max(every("moments")) + gradient
+        return maxima + max(every("count")) + moments + gradient
 
     def faults(self, visits: Visits) -> Iterator[str]:
         """What is above the budget, or was not found."""

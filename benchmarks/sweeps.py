@@ -78,7 +78,7 @@ def _gradient(blocks: list[Block], loop: Loop, name: str, per_vector: int) -> li
     return result
 
 
-def _weigh(blocks: list[Block], around: Loop, visit: Loop, name: str, vector: Cost) -> list[Cost]:
+def _by_word(blocks: list[Block], around: Loop, visit: Loop, name: str, vector: Cost) -> list[Cost]:
     """A loop over 32 classes of a thread has one over vectors, and one over the window's keys."""
     once = max(paths(blocks, around, _features), key=lambda p: p["total"])
     key = max(paths(blocks, visit, _features), key=lambda p: p["total"])
@@ -122,8 +122,8 @@ def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
         elif path["minmax"] and 1 < _vectors(path) <= MOST_AT_A_TIME and not path["fma"]:
             result.append(replace(cost, loop=numbered("maxima")))
         elif len(around.inner) == 2 and len(visits) == 1:
-            name = "weigh by mass" if path["mufu"] else "weigh by size"
-            result += _weigh(blocks, around, visits[0], name, cost)
-        elif path["fma"] > POLYNOMIAL * path["mufu"] // 2 > 0:  # two exponentials a class
-            result.append(replace(cost, loop=numbered("moments"), classes=path["mufu"] // 2))
+            name = "weigh by mass"
+            if path["fma"] > POLYNOMIAL * path["mufu"] // 2:  # two exponentials a class
+                name, cost = numbered("moments"), replace(cost, classes=path["mufu"] // 2)
+            result += _by_word(blocks, around, visits[0], name, cost)
     return result

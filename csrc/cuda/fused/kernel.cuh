@@ -8,7 +8,6 @@
 #pragma once
 
 #include "cuda/fused/find_cut.cuh"
-#include "cuda/fused/plan.h"
 
 namespace gkd::cuda {
 
@@ -30,7 +29,7 @@ template <bool kCrossEntropy, class T, class Loader, class BlockGroup>
 __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t row,
                                             std::int64_t row_target, T cut, double weight,
                                             bool all_kl, std::int64_t begin, const Loader& loader,
-                                            int classes, const VectorRange& range,
+                                            int classes, const VectorRange& range, unsigned* masks,
                                             FusedStorage<T, BlockGroup>& shared,
                                             BlockGroup& group) {
   using Elem = typename Loader::Element;
@@ -53,13 +52,12 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
       vectors &= head.is_accurate();
     }
   }
-  if (!c.constant_cut) {
-    cut = find_cut(p, for_ranking(loader), segment, p.template inv_group_temperature<T>(), vectors,
-                   extremes, shared, group);
+  VectorRow vector_row(extremes, static_cast<float>(c.inv_temperature), static_cast<float>(cut));
+  if (!vectors && !c.constant_cut) {
+    cut = find_cut(p, for_ranking(loader), segment, p.template inv_group_temperature<T>(), shared,
+                   group);
     __syncthreads();  // every thread has left the search before its storage is reused
   }
-  const VectorRow vector_row(extremes, static_cast<float>(c.inv_temperature),
-                             static_cast<float>(cut));
   for (bool done = false; !done;) {  // again by class if the vectors' sums are not accurate
     // The first warp sets the row's coefficients, the second one those of its cross-entropy.
     const auto complete = [&](auto set, auto others) {
@@ -90,7 +88,8 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     if (vectors) {
       if constexpr (kVectors) {
         const auto sums = group.all_gather(vector_moments<kCrossEntropy>(
-            loader, classes, vector_row, range, head, shared.temp.vector_sums));
+            c, loader, classes, extremes, range, head, masks, &vector_row, shared, group));
+        cut = vector_row.cut;
         complete(
             [&] {
               add_sums(sums, group.size(), extremes, p.classes, &shared.temp.merge.row);
@@ -160,6 +159,8 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
   Elem* student_segment = reinterpret_cast<Elem*>(segments);  // of a streamed row the ranking one's
   Elem* teacher_segment =
       reinterpret_cast<Elem*>(segments + Layout::segment_bytes(c.plan.segment_classes));
+  auto* masks = reinterpret_cast<unsigned*>(
+      segments + (kStreamed ? 1 : 2) * Layout::segment_bytes(c.plan.segment_classes));
   BlockGroup group{shared.group};
   group.start(c.w.selection, c.plan.blocks_per_row);
   const std::int64_t begin = min(group.rank() * c.plan.segment_classes, c.p.classes);
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
     }
     if (kind == RowKind::kCounted) {
       process_row<kCrossEntropy>(c, row, target, cut, weight, all_kl, begin, loader, classes, range,
-                                 shared, group);
+                                 masks, shared, group);
       continue;
     }
     fill_gradient<T, kFusedThreads>(loader, Segment{0, classes}, kind, c.gradient,

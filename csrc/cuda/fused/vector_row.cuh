@@ -73,6 +73,8 @@ __device__ __forceinline__ float long_phi(float d) {
   return d * d * fmaf(d, p, 4.99999940e-1f);
 }
 
+constexpr float kLn2 = 0.693147181f;
+
 /// A row's constants in registers. a_j = 2^(U_j c - k) and b_j = 2^(S_j c - l) with c = log2(e)/T:
 /// k is the integer next to the teacher's largest exponent, so that it loses no digits, and l is k
 /// less the difference of the two largest, rounded once.
@@ -116,7 +118,6 @@ struct VectorRow {
                                              float ratio) const {
     return kFromGap ? fmaf(u - s, inv_temperature, ratio - gap) : fmaf(x - y, kLn2, ratio);
   }
-  static constexpr float kLn2 = 0.693147181f;
 };
 
 /// Cross-entropy's exponentials: exp(scale (S_j - high)) = 2^(S_j c - k) with c = scale log2(e) and
