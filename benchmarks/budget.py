@@ -73,7 +73,8 @@ class Kernel:
         path = "near" if row == "flat" else "outside"
         gradient = max(c["total"] for c in self.costs if c.loop in without_rest and c.path == path)
         often = visits[self.strategy.removeprefix(STREAMED), self.dtype, row]
-        moments = max(every("moments")) + often * max(every("moments", "visit"))
+        visit = max(every("moments", "visit")) + max(every("window", "visit"), default=0)
+        moments = max(every("moments")) + often * visit
         # Of both inputs; the ranking one's smallest logit is found too.
         maxima = sum(every("maxima"))
         return maxima + max(every("count")) + moments + gradient

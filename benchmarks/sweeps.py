@@ -95,7 +95,8 @@ def _scaled(once: Counter[str], classes: int) -> Counter[str]:
 
 def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
     """Of every pass of a kernel, in the order of the code. Of a pass that there is in several forms
-    the name has a number. The path "visit" is one visit of a key in the window."""
+    the name has a number. The path "visit" is one visit of a key in the window: "moments" lists it,
+    "window" adds its class to the group that it turned out to be in."""
     per_vector = VECTOR_BYTES // element_bytes
     every = loops(blocks)
     outer = {inner.head: loop for loop in every for inner in loop.inner}
@@ -108,6 +109,10 @@ def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
 
     for loop in sorted(every, key=lambda loop: loop.head):
         body = _body(blocks, loop)
+        if body["find"] and body["mufu"] > 1 and not _vectors(body) and not loop.inner:
+            path = max(paths(blocks, loop, _features), key=lambda p: p["total"])
+            result.append(Cost(numbered("window"), "visit", 1, path))
+            continue
         if not _vectors(body) or loop.inner or body["total"] > MOST_INSTRUCTIONS:
             continue
         if body["store"]:
