@@ -99,9 +99,9 @@ struct VectorSums {
   /// A class of a known group.
   template <bool kFromGap>
   __device__ __forceinline__ void add(const VectorRow& row, float s, float u, bool in) {
-    const float infinity = std::numeric_limits<float>::infinity();
+    const float edge = in ? nanf("") : std::numeric_limits<float>::infinity();
     unsigned unused = 0;
-    add<kFromGap>(row, s, u, {in ? nanf("") : infinity, infinity}, teacher, 0, &unused);
+    add<kFromGap>(row, s, u, {edge, edge}, teacher, 0, &unused);
   }
 };
 
