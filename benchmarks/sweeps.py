@@ -109,7 +109,7 @@ def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
 
     for loop in sorted(every, key=lambda loop: loop.head):
         body = _body(blocks, loop)
-        if body["find"] and body["mufu"] > 1 and not _vectors(body) and not loop.inner:
+        if body["find"] and body["mufu"] == 2 and not _vectors(body) and not loop.inner:
             path = max(paths(blocks, loop, _features), key=lambda p: p["total"])
             result.append(Cost(numbered("window"), "visit", 1, path))
             continue
