@@ -8,6 +8,10 @@ PTXEMU_COUNT names. The check fails if a count is more than 5% above that in
 `results/counts_cuda.csv`. **Nothing is measured**: these are counts of PTX, of which machine code
 has fewer instructions; those that never become machine instructions are left out.
 
+"sparse": `gkd.sparse_loss` of the flat row with a group of 200 classes, for all of its kernels
+together. Device memory sees the student read once and the gradient written once, and the bytes that
+"group_bytes" counts for each class of the group.
+
 One row per call, T = 4, with a gradient. Rows: "flat", normal logits of spread 1; "small", the same
 with 8 of the teacher's logits 80 higher, which are the group. What grows with the classes is the
 slope between two lengths, in warp instructions per 32 classes; "per_row" is what is left for all
@@ -36,6 +40,8 @@ RESULTS = Path(__file__).parent / "results" / "counts_cuda.csv"
 COLUMNS = ("strategy", "dtype", "row", "quantity", "value")
 ROOM = 0.05
 PER_CLASS = "instructions_per_class"
+#: A row of sparse_loss, and the classes of its group.
+SPARSE, GROUP_CLASSES = "sparse", 200
 #: Of training_loss over loss, and the most that may be.
 TRAINING, MOST_TRAINING = "training_over_loss", 1.15
 #: Less than this is no change: a count of nearly nothing has no 5%.
@@ -73,9 +79,15 @@ def run(emulator: str, program: str, *arguments: str) -> list[dict[str, Any]]:
     return launches([emulator, program, *arguments], UNOPTIMIZED)
 
 
-def fused(found: list[dict[str, Any]]) -> dict[str, Any]:
-    (launch,) = [launch for launch in found if "fused_kernel" in launch["kernel"]]
+def fused(found: list[dict[str, Any]], kernel: str = "fused_kernel") -> dict[str, Any]:
+    (launch,) = [launch for launch in found if kernel in launch["kernel"]]
     return launch
+
+
+def moved(launch: dict[str, Any]) -> int:
+    """Bytes that a launch loads from and stores to device memory."""
+    memory: dict[str, dict[str, int]] = launch["memory"]
+    return sum(c["bytes"] for name, c in memory.items() if name.startswith("global."))
 
 
 def instructions(launch: dict[str, Any]) -> Counter[str]:
@@ -91,13 +103,7 @@ def quantities(
     long: dict[str, Any], short: dict[str, Any], classes: int, fewer: int, element_bytes: int
 ) -> Iterator[tuple[str, float]]:
     """What is held of a row of some classes and one of fewer."""
-    whole, part = instructions(long), instructions(short)
-    for kind in ("all", "double"):
-        per_class = (whole[kind] - part[kind]) / (classes - fewer)
-        name = "instructions" if kind == "all" else "double"
-        yield f"{name}_per_class", WARP * per_class
-        yield f"{name}_per_row", whole[kind] - per_class * classes
-    yield "barriers_per_row", whole["barriers"] / long["warps"]
+    yield from of_instructions(long, short, classes, fewer)
     memory = {name: Counter(counts) for name, counts in long["memory"].items()}
     atomic, stores = memory["shared.atomic"], memory["global.store"]
     # Requests of 32-bit atomics: one for each class, which is counted, and one for each visit of a
@@ -112,8 +118,37 @@ def quantities(
         shared = memory[f"shared.{name}"]
         yield f"wavefronts_per_128_bytes_{name}", 128 * shared["wavefronts"] / shared["bytes"]
     yield "wavefronts_per_atomic", atomic["wavefronts"] / atomic["requests"]
-    moved = sum(c["bytes"] for name, c in memory.items() if name.startswith("global."))
-    yield "global_elements_per_class", moved / classes / element_bytes
+    yield "global_elements_per_class", moved(long) / classes / element_bytes
+
+
+def of_instructions(
+    long: dict[str, Any], short: dict[str, Any], classes: int, fewer: int
+) -> Iterator[tuple[str, float]]:
+    whole, part = instructions(long), instructions(short)
+    for kind in ("all", "double"):
+        per_class = (whole[kind] - part[kind]) / (classes - fewer)
+        name = "instructions" if kind == "all" else "double"
+        yield f"{name}_per_class", WARP * per_class
+        yield f"{name}_per_row", whole[kind] - per_class * classes
+    yield "barriers_per_row", whole["barriers"] / long["warps"]
+
+
+def sparse_quantities(
+    long: list[dict[str, Any]],
+    short: list[dict[str, Any]],
+    classes: int,
+    fewer: int,
+    element_bytes: int,
+) -> Iterator[tuple[str, float]]:
+    """The same of a sparse row, whose device memory is that of all kernels."""
+    main, part = fused(long, "sparse_kernel"), fused(short, "sparse_kernel")
+    yield from of_instructions(main, part, classes, fewer)
+    total, less = (
+        sum(moved(launch) for launch in launches if "gkd::cuda::" in launch["kernel"])
+        for launches in (long, short)
+    )
+    yield "global_elements_per_class", (total - less) / (classes - fewer) / element_bytes
+    yield "group_bytes", (total - 2 * classes * element_bytes) / GROUP_CLASSES
 
 
 def count(emulator: str, program: str) -> dict[tuple[str, ...], float]:
@@ -123,6 +158,13 @@ def count(emulator: str, program: str) -> dict[tuple[str, ...], float]:
         strategy, dtype, row = case
         classes, blocks = ROWS[strategy]
         fewer = classes - TILE * blocks
+        if row == SPARSE:
+            long, short = (
+                run(emulator, program, dtype, strategy, "flat", str(length), SPARSE)
+                for length in (classes, fewer)
+            )
+            found = sparse_quantities(long, short, classes, fewer, BYTES[dtype])
+            return {(*case, name): value for name, value in found}
 
         def counted(*loss: str) -> Iterator[tuple[str, float]]:
             long, short = (
@@ -139,8 +181,8 @@ def count(emulator: str, program: str) -> dict[tuple[str, ...], float]:
 
     cases = [
         case
-        for case in product(ROWS, BYTES, ROW_KINDS)
-        if not case[0].startswith(STREAMED) or case[1] == "float32"
+        for case in product(ROWS, BYTES, (*ROW_KINDS, SPARSE))
+        if not case[0].startswith(STREAMED) or (case[1] == "float32" and case[2] != SPARSE)
     ]
     first = list({case[0].removeprefix(STREAMED): case for case in reversed(cases)}.values())
     # The emulator compiles a file of kernels on its first launch, and two processes must not do

@@ -75,12 +75,36 @@ void define_sparse(torch::Library& m) {
         ") -> Tensor");
   m.def("training_sparse_loss(Tensor student_logits, " GKD_GROUP
         ", Tensor target, " GKD_FACTORS GKD_SETTINGS GKD_TRAINING("1.0") ") -> " GKD_PARTS);
-  // As _forward.
-  m.def(
-      "_sparse_forward(Tensor student_logits, " GKD_GROUP
-      ", Tensor? target, bool need_grad=True, bool need_parts=False, " GKD_FACTORS GKD_ALL_SETTINGS
-      ") -> (Tensor loss, Tensor gradient, Tensor grad_scale, Tensor cross_entropy, "
-      "Tensor distillation)");
+  // As _forward. With first_row the call's rows are some of a longer group, from that one on:
+  // indptr, [rows + 1] entries of the group's, leads into all of its indices and logits.
+  m.def("_sparse_forward(Tensor student_logits, " GKD_GROUP
+        ", Tensor? target, bool need_grad=True, bool need_parts=False, "
+        "int? first_row=None, " GKD_FACTORS GKD_ALL_SETTINGS
+        ") -> (Tensor loss, Tensor gradient, Tensor grad_scale, Tensor cross_entropy, "
+        "Tensor distillation)");
+}
+
+#define GKD_SPARSE_SHARD \
+  "Tensor student_shard, " GKD_GROUP ", Tensor? target, int class_start, int num_classes, "
+
+/// As define_sharded(), of a group whose indices count from the shard's first class.
+void define_sharded_sparse(torch::Library& m) {
+  m.def("sharded_sparse_loss(" GKD_SPARSE_SHARD "int world_size, str group_name, " GKD_SETTINGS
+        ") -> Tensor");
+  m.def("sharded_training_sparse_loss(" GKD_SPARSE_SHARD
+        "int world_size, str group_name, " GKD_FACTORS GKD_SETTINGS GKD_TRAINING(
+            "1.0") ") -> " GKD_PARTS);
+  m.def("_sharded_sparse_forward(" GKD_SPARSE_SHARD
+        "int world_size, str group_name, bool need_grad, bool need_parts, " GKD_FACTORS
+            GKD_ALL_SETTINGS
+        ") -> (Tensor loss, Tensor gradient, Tensor grad_scale, Tensor cross_entropy, "
+        "Tensor distillation)");
+  m.def("_check_sparse_shard(" GKD_SPARSE_SHARD GKD_FACTORS GKD_ALL_SETTINGS ") -> ()");
+  m.def("_shard_sparse_moments(" GKD_SPARSE_SHARD GKD_FACTORS GKD_ALL_SETTINGS ") -> Tensor");
+  // moments: all ranks' and, last, that of the teacher's other classes.
+  m.def("_shard_sparse_gradient(" GKD_SPARSE_SHARD
+        "Tensor moments, bool need_grad, " GKD_FACTORS GKD_ALL_SETTINGS
+        ") -> (Tensor gradient, Tensor kl)");
 }
 
 }  // namespace
@@ -88,6 +112,7 @@ void define_sparse(torch::Library& m) {
 TORCH_LIBRARY(gkd, m) {
   define_sharded(m);
   define_sparse(m);
+  define_sharded_sparse(m);
   m.def("loss(" GKD_LOGITS "=None, " GKD_SETTINGS ") -> Tensor");
   m.def("training_loss(Tensor student_logits, Tensor teacher_logits, Tensor target, " GKD_FACTORS
             GKD_SETTINGS GKD_TRAINING("1.0") ") -> " GKD_PARTS);

@@ -84,6 +84,18 @@ inline LossTensors loss(const ShardCall& c, Ref, Ref) {
 }
 }  // namespace empty
 
+/// What a call of logits like `student`, [..., C_r], returns, from what its stages made of rows.
+inline ForwardTensors shaped_as(Ref student, const LossOptions& options, Ref gradient,
+                                bool need_grad, const LossTensors& made) {
+  const auto& [loss, grad_scale, cross_entropy, distillation] = made;
+  const auto shape = student.sym_sizes();
+  const auto reduced = [&](const at::Tensor& t) {
+    return options.reduction == "none" ? t.view_symint(shape.slice(0, shape.size() - 1)) : t;
+  };
+  return {reduced(loss), need_grad ? gradient.view_symint(shape) : gradient, grad_scale,
+          reduced(cross_entropy), reduced(distillation)};
+}
+
 /// The stage that returns make(call, more...), written by a backend's fill(call, more..., results).
 template <auto make, auto fill>
 struct Stage;

@@ -1,45 +1,16 @@
 // gkd::sharded_loss: stages of the local part (shard_call.h) with collectives between them.
 //
-// The collectives are torch's functional ones, called through the dispatcher: NCCL or gloo, traced
-// by torch.compile, and no link to torch's distributed library. Their number depends on dtype and
-// settings alone. See docs/performance.md for the count and the bytes.
+// The number of collectives depends on dtype and settings alone: docs/performance.md counts them.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include "gkd/gkd.h"
 #include "math/radix_select.h"
+#include "ranks.h"
 #include "shard_call.h"
 
 namespace gkd {
 namespace {
-
-/// The ranks that hold the other classes.
-struct Ranks {
-  std::int64_t world_size;
-  std::string group_name;
-
-  at::Tensor reduce(const at::Tensor& t, const char* how) const {
-    return wait(collective("all_reduce", {t, how, group_name}));
-  }
-  /// [...] -> [W, ...]
-  at::Tensor gather(const at::Tensor& t) const {
-    const at::Tensor all = wait(collective("all_gather_into_tensor", {t, world_size, group_name}));
-    auto shape = t.sym_sizes().vec();
-    shape.insert(shape.begin(), world_size);
-    return all.view_symint(shape);
-  }
-
- private:
-  // Boxed: how C++ sees a string argument differs between versions of torch.
-  static at::Tensor collective(const char* name, torch::jit::Stack stack) {
-    const auto op =
-        c10::Dispatcher::singleton().findSchema({std::string("_c10d_functional::") + name, ""});
-    TORCH_CHECK_NOT_IMPLEMENTED(op, "gkd::sharded_loss needs a torch with torch.distributed");
-    op->callBoxed(stack);
-    return stack.front().toTensor();
-  }
-  static at::Tensor wait(const at::Tensor& t) { return collective("wait_tensor", {t}); }
-};
 
 bool compute_in_double(const ShardCall& c) {
   return compute_dtype(c.student, c.teacher) == at::kDouble;
@@ -111,12 +82,8 @@ ForwardTensors forward(const ShardCall& given, bool need_grad, bool need_parts,
       call_stage<TensorPair>("gkd::_shard_gradient", c, cut, moments, need_grad);
   const auto [loss, grad_scale, cross_entropy, distillation] =
       call_stage<LossTensors>("gkd::_shard_loss", c, moments, ranks.gather(kl));
-  const auto shape = given.student.sym_sizes();
-  const auto reduced = [&](const at::Tensor& t) {
-    return options.reduction == "none" ? t.view_symint(shape.slice(0, shape.size() - 1)) : t;
-  };
-  return {reduced(loss), need_grad ? gradient.view_symint(shape) : gradient, grad_scale,
-          reduced(cross_entropy), reduced(distillation)};
+  return shaped_as(given.student, options, gradient, need_grad,
+                   {loss, grad_scale, cross_entropy, distillation});
 }
 
 /// Without a gradient: no [B, C_r] buffer.

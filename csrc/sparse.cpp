@@ -8,8 +8,8 @@
 namespace gkd {
 
 void check_sparse(const char* name, Ref student, const TeacherGroup& group,
-                  const OptionalTensor& target, const CallOptions& s) {
-  check_inputs(name, student, student, target, s);
+                  const OptionalTensor& target, const CallOptions& s, bool is_shard) {
+  check_inputs(name, student, student, target, s, is_shard);
   TORCH_CHECK_VALUE(s.secondary_weight == 0, name, ": secondary_weight must be 0, got ",
                     s.secondary_weight,
                     ": a teacher group has not the logits that Secondary-KD compares");
@@ -58,7 +58,8 @@ ForwardTensors forward(const CallOptions& options, Ref student, const TeacherGro
                        const OptionalTensor& distillation_factor = {}) {
   return call_op<ForwardTensors>("gkd::_sparse_forward", options, student, group.indptr,
                                  group.indices, group.logits, group.rest, target, need_grad,
-                                 need_parts, margins, distillation_factor);
+                                 need_parts, std::optional<std::int64_t>(), margins,
+                                 distillation_factor);
 }
 
 /// forward() as a function of the student; the group is a constant.
@@ -103,13 +104,6 @@ TensorTriple training_autograd(const CallOptions& options, Ref student, Ref indp
   }));
 }
 
-/// Rather than copying to the CPU and back.
-ForwardTensors no_cuda_kernel(const CallOptions&, Ref, Ref, Ref, Ref, Ref, const OptionalTensor&,
-                              bool, bool need_parts, const OptionalTensor&, const OptionalTensor&) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, sparse_name(need_parts),
-                              ": has no CUDA kernel yet; gkd.reference.sparse_loss runs on CUDA");
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gkd, CompositeExplicitAutograd, m) {
@@ -122,7 +116,6 @@ TORCH_LIBRARY_IMPL(gkd, Autograd, m) {
   m.impl("_sparse_forward", torch::autograd::autogradNotImplementedFallback());
 }
 TORCH_LIBRARY_IMPL(gkd, Meta, m) { register_sparse<>(m); }
-TORCH_LIBRARY_IMPL(gkd, CUDA, m) { m.impl("_sparse_forward", &SettingsOp<no_cuda_kernel>::call); }
 
 at::Tensor sparse_loss(const at::Tensor& student, const TeacherGroup& group,
                        const std::optional<at::Tensor>& target, const LossOptions& options) {

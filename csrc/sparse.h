@@ -15,14 +15,21 @@ inline const char* sparse_name(bool is_training) {
 /// Throws unless shapes, dtypes, devices and settings are usable. The group's values are the
 /// backend's to check.
 void check_sparse(const char* name, Ref student, const TeacherGroup& group,
-                  const OptionalTensor& target, const CallOptions& options);
+                  const OptionalTensor& target, const CallOptions& options, bool is_shard = false);
+
+/// The rows of a call among those of a group.
+struct GroupPart : TeacherGroup {
+  /// Set: the group is longer, `indptr` is that of these rows alone, and this is the first of them.
+  std::optional<std::int64_t> first_row;
+};
 
 /// The kernel of _sparse_forward: it checks, makes the results, and lets a backend's fill() write
 /// them from rows.
 template <auto fill>
 ForwardTensors checked_sparse(const CallOptions& given, Ref student, Ref indptr, Ref indices,
                               Ref logits, Ref rest, const OptionalTensor& target, bool need_grad,
-                              bool need_parts, const OptionalTensor& margins,
+                              bool need_parts, std::optional<std::int64_t> first_row,
+                              const OptionalTensor& margins,
                               const OptionalTensor& distillation_factor) {
   CallOptions o = with_factors(given, margins, distillation_factor);
   const TeacherGroup group{indptr, indices, logits, rest};
@@ -30,7 +37,8 @@ ForwardTensors checked_sparse(const CallOptions& given, Ref student, Ref indptr,
   const ForwardTensors made = empty_forward(o, student, logits, need_grad, need_parts);
   if constexpr (!std::is_null_pointer_v<decltype(fill)>) {
     o.training.margins = by_row(margins);
-    const TeacherGroup resolved{indptr, indices, logits.resolve_neg(), rest.resolve_neg()};
+    const GroupPart resolved{{indptr, indices, logits.resolve_neg(), rest.resolve_neg()},
+                             first_row};
     fill(o, by_row(student).resolve_neg(), resolved, by_row(target), made);
   }
   return made;

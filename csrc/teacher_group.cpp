@@ -74,12 +74,12 @@ GroupParts group_rows(const LossOptions& o, Ref given, const OptionalTensor& tar
   const OptionalTensor targets = by_row(target);
   const std::int64_t rows = teacher.size(0), classes = teacher.size(1);
   const at::ScalarType kept_dtype = dtype.value_or(teacher.scalar_type());
-  const at::ScalarType rest_dtype = kept_dtype == at::kDouble ? at::kDouble : at::kFloat;
   LossOptions grouping = o;
   grouping.reduction = "none";
   const auto options = teacher.options();
   at::Tensor indptr = at::zeros({rows + 1}, options.dtype(at::kLong));
-  at::Tensor rest = at::empty({rows}, options.dtype(rest_dtype));
+  // double whatever the logits are: where student and teacher nearly agree, float32 has no digits.
+  at::Tensor rest = at::empty({rows}, options.dtype(at::kDouble));
   std::vector<at::Tensor> indices{at::empty({0}, options.dtype(at::kInt))};
   std::vector<at::Tensor> logits{at::empty({0}, options.dtype(kept_dtype))};
   const std::int64_t chunk = std::max<std::int64_t>(1, kChunkBytes / (classes * 8));

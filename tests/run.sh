@@ -4,7 +4,8 @@
 #                                   take 5 GiB, and 10^5 calls whose memory must stay within 1%
 #   tests/run.sh sanitize           ASAN, UBSAN, TSAN, valgrind and, where a GPU is,
 #                                   compute-sanitizer; about ten minutes
-#   tests/run.sh fuzz [SECONDS]     libFuzzer on rows, shards and the C++ entry, each so long (600)
+#   tests/run.sh fuzz [SECONDS]     libFuzzer on rows, shards, rows of grouped teachers and the C++
+#                                   entry, each so long (600)
 #   tests/run.sh mutate [OPTIONS]   puts seeded bugs into a copy of the sources and says which tests
 #                                   notice; hours. Options: --help
 #   tests/run.sh all-archs          compiles the kernels for every architecture that is supported
@@ -41,7 +42,7 @@ case $command in
     configure build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DGKD_BUILD_FUZZERS=ON -DGKD_WITH_CUDA=OFF \
       -DGKD_BUILD_PYTHON=OFF -DGKD_BUILD_TESTS=OFF
     cmake --build build/fuzz --parallel "$jobs"
-    for target in row shard loss; do
+    for target in row shard sparse loss; do
       mkdir -p "build/fuzz/$target"
       log=build/fuzz/$target.log
       OMP_NUM_THREADS=1 "build/fuzz/gkd_${target}_fuzzer" "build/fuzz/$target" \

@@ -160,13 +160,23 @@ struct ShardKernels {
   void (*fill)(const ShardTask&, double value);
 };
 
-using SparseKernel = RowResult (*)(const SparseTask&, const Executor&, Scratch*);
+/// A row of a grouped teacher; and the stages of one whose classes are sharded, whose task has the
+/// shard's classes, which may be 0, and whose target may lie outside it.
+struct SparseKernels {
+  RowResult (*row)(const SparseTask&, const Executor&, Scratch*);
+  /// What the teacher has outside the group is not in the message.
+  void (*moments)(const SparseTask&, const Executor&, Scratch*, double* message);
+  /// The gradient of this shard; returns its part of the group's KL. `group` and `head`: the whole
+  /// row's, where the student's shift of the rest is the largest logit of it on any rank.
+  double (*write_gradient)(const SparseTask&, const Executor&, Scratch*,
+                           const GroupMoments<double>* group, const HeadOfRow& head);
+};
 
 /// The kernels of one instruction set, in float and in double arithmetic.
 struct Kernels {
   struct Arithmetic {
     RowResult (*row)(const RowTask&, const Executor&, Scratch*);
-    SparseKernel sparse_row;
+    SparseKernels sparse;
     ShardKernels shard;
   };
   const char* name;

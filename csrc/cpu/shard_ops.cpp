@@ -75,35 +75,10 @@ void moments(const ShardCall& c, Ref cut, Ref out) {
   });
 }
 
-/// A row's moments over all ranks.
-struct Merged {
-  GroupMoments<double> group[2];
-  cpu::HeadOfRow head;
-  bool invalid = false;
-};
-Merged merge(const ShardRows& rows, Ref moments, std::int64_t row) {
-  const ShardCall& c = rows.c;
-  Merged merged;
-  const std::int64_t stride = c.rows() * c.moments_width();
-  const double* messages = moments.const_data_ptr<double>() + row * c.moments_width();
-  for (std::int64_t rank = 0; rank < moments.size(0); ++rank) {
-    const double* message = messages + rank * stride;
-    merged.invalid |= message[kMsgInvalid] != 0;
-    for (int g = 0; g < 2; ++g) {
-      merged.group[g].merge(moments_from_message(message, g),
-                            1 / rows.weights.exponent_temperature());
-    }
-  }
-  if (c.has_cross_entropy()) {
-    OtherSum others;
-    merged.head.cross_entropy =
-        cross_entropy_from_messages(messages, moments.size(0), stride, rows.weights.scale, &others);
-    merged.head.high = others.high;
-  }
-  const auto& [primary, rest] = merged.group;
-  merged.invalid |= (primary.sum_teacher == 0 && rest.sum_teacher == 0) ||
-                    (primary.sum_student == 0 && rest.sum_student == 0);
-  return merged;
+MergedRow merge(const ShardRows& rows, Ref moments, std::int64_t row) {
+  const std::int64_t width = rows.c.moments_width();
+  return merge_messages(moments.const_data_ptr<double>() + row * width, moments.size(0),
+                        rows.c.rows() * width, rows.weights);
 }
 
 void write_gradient(const ShardCall& c, Ref cut, Ref moments, bool /*need_grad*/,
@@ -113,7 +88,7 @@ void write_gradient(const ShardCall& c, Ref cut, Ref moments, bool /*need_grad*/
   rows.gradient_scale = rows.grad_scale().forward;
   rows.for_each([&](std::int64_t row, auto&&... with) {
     const cpu::ShardTask task = rows.task(row);
-    const Merged merged = merge(rows, moments, row);
+    const MergedRow merged = merge(rows, moments, row);
     double* row_kl = std::get<1>(out).mutable_data_ptr<double>() + 2 * row;
     row_kl[0] = row_kl[1] = 0;
     if (rows.target(row).ignored) {
@@ -122,7 +97,7 @@ void write_gradient(const ShardCall& c, Ref cut, Ref moments, bool /*need_grad*/
       rows.stage.fill(task, kNan);
     } else {
       rows.stage.write_gradient(task, with..., cut.const_data_ptr<double>()[row], merged.group,
-                                merged.head, row_kl);
+                                {merged.cross_entropy, merged.others.high}, row_kl);
     }
   });
 }
@@ -136,7 +111,7 @@ void loss(const ShardCall& c, Ref moments, Ref kl, const LossTensors& out) {
   }
   for (std::int64_t row = 0; row < c.rows(); ++row) {
     if (rows.target(row).ignored) continue;
-    const Merged merged = merge(rows, moments, row);
+    const MergedRow merged = merge(rows, moments, row);
     double sum[2] = {0, 0};
     for (std::int64_t rank = 0; rank < kl.size(0); ++rank) {
       const double* rank_kl = kl.const_data_ptr<double>() + (rank * c.rows() + row) * 2;
@@ -145,8 +120,7 @@ void loss(const ShardCall& c, Ref moments, Ref kl, const LossTensors& out) {
     GroupCoef<double> unused[2];
     const RowSummary summary = row_coefficients(merged.group, weights, unused);
     const double distillation = merged.invalid ? kNan : row_loss(summary, weights, sum[0], sum[1]);
-    const double head =
-        merged.invalid && c.has_cross_entropy() ? kNan : merged.head.cross_entropy.loss;
+    const double head = merged.invalid && c.has_cross_entropy() ? kNan : merged.cross_entropy.loss;
     const double row_values[3] = {total_loss(weights, head, distillation), head, distillation};
     for (int k = 0; k < 3; ++k) values[k].mutable_data_ptr<double>()[row] = row_values[k];
   }

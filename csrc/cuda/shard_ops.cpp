@@ -70,6 +70,9 @@ void write_gradient(const ShardCall& c, Ref cut, Ref moments, bool /*need_grad*/
 }
 
 void loss(const ShardCall& c, Ref moments, Ref kl, const LossTensors& out) {
+  // The kernel reads both by one number of ranks.
+  TORCH_CHECK_VALUE(kl.size(0) == moments.size(0), "gkd::_shard_loss: kl must be of ",
+                    moments.size(0), " ranks as moments, got ", kl.size(0));
   const auto& [total, grad_scale, cross_entropy, distillation] = out;
   const cuda::Results results =
       cuda::results_of(c.rows(), total, grad_scale, {}, cross_entropy, distillation);

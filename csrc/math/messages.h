@@ -13,6 +13,7 @@
 #pragma once
 
 #include "math/cross_entropy.h"
+#include "math/loss.h"
 #include "math/moments.h"
 #include "math/radix_select.h"
 
@@ -107,6 +108,36 @@ GKD_HD GroupMoments<double> moments_from_message(const double* message, int grou
   m.sum_diff = fields[4];
   m.count = static_cast<long long>(fields[5]);
   return m;
+}
+
+/// A row's moments over all ranks.
+struct MergedRow {
+  GroupMoments<double> group[2];
+  CrossEntropy cross_entropy;
+  OtherSum others;
+  bool invalid = false;
+};
+
+/// Of `ranks` messages, `stride` numbers apart, in their order.
+GKD_HD MergedRow merge_messages(const double* messages, long long ranks, long long stride,
+                                const Weights& weights) {
+  MergedRow row;
+  const double inv_temperature = 1 / weights.exponent_temperature();
+  for (long long rank = 0; rank < ranks; ++rank) {
+    const double* message = messages + rank * stride;
+    row.invalid |= message[kMsgInvalid] != 0;
+    for (int g = 0; g < 2; ++g) {
+      row.group[g].merge(moments_from_message(message, g), inv_temperature);
+    }
+  }
+  if (weights.cross_entropy != 0) {
+    row.cross_entropy =
+        cross_entropy_from_messages(messages, ranks, stride, weights.scale, &row.others);
+  }
+  const auto& [primary, rest] = row.group;
+  row.invalid |= (primary.sum_teacher == 0 && rest.sum_teacher == 0) ||
+                 (primary.sum_student == 0 && rest.sum_student == 0);
+  return row;
 }
 
 }  // namespace gkd

@@ -73,7 +73,7 @@ class Views:
     """
 
     images: Tensor  #: uint8 [views, N, 1, H, W]
-    embeddings: Tensor  #: float [views, N, E], unit length
+    embeddings: Any  #: float [views, N, E], unit length: a Tensor, or what offline.py has for it
     prototypes: Tensor  #: float [classes, E], unit length
     labels: Tensor  #: int64 [N]
 
@@ -157,19 +157,26 @@ def train_teacher(
     return model.eval()
 
 
+def distort(train: Part, settings: Settings) -> Tensor:
+    """uint8 [views, N, 1, H, W]: every photograph in `views` distortions, of the seed alone."""
+    images = train.images.to(settings.device)
+    generator = settings.generator(3)
+    chunks = [c for _ in range(settings.views) for c in images.split(512)]
+    bar = tqdm(chunks, desc="views", unit="batch", disable=not settings.progress)
+    seen = [to_bytes(augment(to_float(chunk), generator)) for chunk in bar]
+    return torch.cat(seen).unflatten(0, (settings.views, -1))
+
+
 @torch.no_grad()
 def look(teacher: Recogniser, train: Part, settings: Settings) -> Views:
     """Augments every photograph `views` times and keeps what the teacher makes of it."""
-    images = train.images.to(settings.device)
-    generator = settings.generator(3)
-    seen, embedded = [], []
-    chunks = [c for _ in range(settings.views) for c in images.split(512)]
-    for chunk in tqdm(chunks, desc="views", unit="batch", disable=not settings.progress):
-        seen.append(to_bytes(augment(to_float(chunk), generator)))
-        # The teacher sees the bytes that the students will see.
-        embedded.append(teacher(to_float(seen[-1])))
+    images = distort(train, settings)
+    chunks = images.flatten(0, 1).split(512)
+    bar = tqdm(chunks, desc="teacher's views", unit="batch", disable=not settings.progress)
+    # The teacher sees the bytes that the students will see.
+    embedded = [teacher(to_float(chunk)) for chunk in bar]
     return Views(
-        images=torch.cat(seen).unflatten(0, (settings.views, -1)),
+        images=images,
         embeddings=torch.cat(embedded).unflatten(0, (settings.views, -1)),
         prototypes=F.normalize(teacher.head),
         labels=train.labels.to(settings.device),

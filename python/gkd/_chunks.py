@@ -1,13 +1,12 @@
-"""gkd.linear_loss: chunks of rows through two heads and an operator.
+"""gkd.linear_loss: chunks of rows through the student's head and an operator.
 
-The gradients of student features and weight are summed as the chunks pass. Where the ranks of a
-process group hold a shard of the classes each, only the operator and one all-reduce of the
-features' gradient differ.
+The gradients of student features and weight are summed as the chunks pass. What differs between the
+linear losses is in `_plan`, but for the all-reduce of the features' gradient where the ranks of a
+process group hold a shard of the classes each.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,58 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._head import Head, accumulate_dtype, finish_gradient
-from ._linear_check import Call, Factors
-from ._shard_part import Shard
-
-#: Bytes that a chunk's three [rows, C] matrices may take, and the rows that it has at least, by
-#: whether the device is a CPU. Every chunk reads both weights and reads and writes the weight's
-#: gradient once: fewer rows mean more traffic per product.
-CHUNK_BYTES = {True: 2**27, False: 2**31}
-LEAST_ROWS = {True: 32, False: 256}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All of a call but its tensors."""
-
-    call: Call
-    dtypes: tuple[torch.dtype, torch.dtype]  #: of the student's and the teacher's logits
-    chunk_rows: int
-    shard: Shard | None
-
-    def head(self, network: int, features: Tensor, weight: Tensor) -> Head:
-        return Head(features, weight, self.dtypes[network], self.call.scale, self.call.normalize)
-
-    @property
-    def num_parts(self) -> int:
-        """What is reported of each row: its loss, and with training_loss the parts of it."""
-        return 1 if self.call.training is None else 3
-
-    def row_losses(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        target: Tensor | None,
-        need_grad: bool,
-        factors: Factors,
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """Of a chunk's logits: row losses and their parts, the gradient divided by grad_scale, and
-        grad_scale, which is the same for all chunks."""
-        training = self.call.training
-        settings = {**self.call.settings, **(training or {}), "reduction": "none"}
-        need = (need_grad, training is not None)
-        ops, where = torch.ops.gkd, self.shard
-        if where is None:
-            made = ops._forward(student, teacher, target, *need, *factors, **settings)
-        else:
-            ranks = (dist.get_world_size(where.group), where.group.group_name)
-            classes = (where.class_start, where.num_classes)
-            made = ops._sharded_forward(
-                student, teacher, target, *classes, *ranks, *need, *factors, **settings
-            )
-        loss, gradient, grad_scale, *parts = made
-        return (loss, *parts)[: self.num_parts], gradient, grad_scale
+from ._head import accumulate_dtype, finish_gradient
+from ._linear_check import Factors
+from ._plan import Plan
 
 
 @dataclass
@@ -103,15 +53,14 @@ def run(
 ) -> _Sums:
     """Every chunk once.
 
-    tensors: student features, student weight, teacher features, teacher weight. need_grad: which of
-    the sums. row_weight: [B], of each row in the sum for the weight.
+    tensors: student features, student weight, and the teacher's (`Plan.teacher`). need_grad: which
+    of the sums. row_weight: [B], of each row in the sum for the weight.
     """
-    student_features, student_weight, teacher_features, teacher_weight = tensors
+    student_features, student_weight = tensors[:2]
     if target is not None:  # a NaN in an ignored row must not meet its gradient of 0
         ignored = (target == plan.call.settings["ignore_index"]).unsqueeze(1)
         student_features = student_features.masked_fill(ignored, 0)
-    student = plan.head(0, student_features, student_weight)
-    teacher = plan.head(1, teacher_features, teacher_weight)
+    student = plan.student(student_features, student_weight)
     count, classes = student_features.shape[0], student_weight.shape[0]
     device, total = student_weight.device, accumulate_dtype(plan.dtypes[0])
     loss_dtype = accumulate_dtype(torch.promote_types(*plan.dtypes))
@@ -123,15 +72,15 @@ def run(
         student.norms,
     )
     chunk = min(plan.chunk_rows, count)
-    student_out, teacher_out = (
-        torch.empty((chunk, classes), dtype=dtype, device=device) for dtype in plan.dtypes
-    )
+    out = torch.empty((chunk, classes), dtype=plan.dtypes[0], device=device)
+    teacher = plan.teacher(tensors[2:], (chunk, classes))
     for start in range(0, count, max(1, chunk)):
         rows = slice(start, min(start + chunk, count))
         values, gradient, sums.grad_scale = plan.row_losses(
-            student.logits(rows, student_out),
-            teacher.logits(rows, teacher_out),
+            student.logits(rows, out),
+            teacher(rows),
             None if target is None else target[rows],
+            rows.start,
             any(need_grad),
             (None if factors[0] is None else factors[0][rows], factors[1]),
         )
@@ -259,11 +208,4 @@ class RowsLoss(torch.autograd.Function):
             graph = (*tensors[:2], grad_output)
             once: Any = _Once.apply
             gradients = [None if g is None else once(g, *graph) for g in gradients]
-        return None, None, None, None, *gradients, None, None
-
-
-def default_rows(count: int, classes: int, dtypes: Sequence[torch.dtype], cpu: bool) -> int:
-    """Rows of a chunk: what CHUNK_BYTES holds, at least LEAST_ROWS, in chunks of even sizes."""
-    row = classes * (2 * dtypes[0].itemsize + dtypes[1].itemsize)
-    most = max(LEAST_ROWS[cpu], CHUNK_BYTES[cpu] // max(1, row))
-    return max(1, math.ceil(count / math.ceil(max(1, count) / most)))
+        return None, None, None, None, *gradients, *(None for _ in tensors[2:])

@@ -71,6 +71,7 @@ class Call:
     chunk_rows: int | None
     settings: dict[str, Any]  #: of the operator
     training: dict[str, Any] | None = None  #: of training_loss
+    is_sparse: bool = False  #: the teacher is a gkd.TeacherGroup
 
     @staticmethod
     def of(
@@ -80,6 +81,7 @@ class Call:
         chunk_rows: int | None,
         settings: Mapping[str, Any],
         training: Mapping[str, Any] | None = None,
+        is_sparse: bool = False,
     ) -> Call:
         normalize = plain(name, "normalize", normalize, FLAG)
         if scale is None:
@@ -93,9 +95,31 @@ class Call:
                 raise ValueError(f"{name}: chunk_rows must be >= 1, got {chunk_rows}")
         given = all_settings(name, settings)
         if training is None:
-            return Call(name, scale, normalize, chunk_rows, given)
+            return Call(name, scale, normalize, chunk_rows, given, None, is_sparse)
         # The operator multiplies by the scale: a margin is one of the logits before it.
-        return Call(name, 1.0, normalize, chunk_rows, given, {**training, "scale": scale})
+        of_head = {**training, "scale": scale}
+        return Call(name, 1.0, normalize, chunk_rows, given, of_head, is_sparse)
+
+
+def check_teacher(name: str, student: Sequence[Tensor], features: Tensor, weight: Tensor) -> None:
+    """Raises where the teacher's head does not fit the student's features and weight."""
+    check_network(name, "teacher", features, weight)
+    leading, classes = student[0].shape[:-1], student[1].shape[0]
+    if features.shape[:-1] != leading:
+        raise ValueError(
+            f"{name}: teacher_features must be [{', '.join(map(str, leading))}, D] as "
+            f"student_features, got {list(features.shape)}"
+        )
+    if weight.shape[0] != classes:
+        raise ValueError(
+            f"{name}: teacher_weight must have {classes} classes as "
+            f"student_weight, got {weight.shape[0]}"
+        )
+    for which, x in (("features", features), ("weight", weight)):
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError(
+                f"{name}: teacher_{which} must not require grad; pass teacher_{which}.detach()"
+            )
 
 
 def check_call(
@@ -107,45 +131,48 @@ def check_call(
 ) -> None:
     """Raises for tensors that do not fit, or settings that no operator takes.
 
+    tensors: student features and weight, and those of the teacher, or its `gkd.TeacherGroup`.
     num_classes: of all ranks; None: the weights have all classes.
     """
     name, settings = call.name, call.settings
-    check_network(name, "student", *tensors[:2])
-    check_network(name, "teacher", *tensors[2:])
-    student_features, student_weight, teacher_features, teacher_weight = tensors
-    leading = student_features.shape[:-1]
-    if teacher_features.shape[:-1] != leading:
-        raise ValueError(
-            f"{name}: teacher_features must be [{', '.join(map(str, leading))}, D] as "
-            f"student_features, got {list(teacher_features.shape)}"
-        )
-    if teacher_weight.shape[0] != student_weight.shape[0]:
-        raise ValueError(
-            f"{name}: teacher_weight must have {student_weight.shape[0]} classes as "
-            f"student_weight, got {teacher_weight.shape[0]}"
-        )
+    student, teacher = tensors[:2], tensors[2:]
+    check_network(name, "student", *student)
+    if not call.is_sparse:
+        check_teacher(name, student, *teacher)
     for x in (*tensors, target, *factors):
-        if x is not None and x.device != student_features.device:
+        if x is not None and x.device != student[0].device:
             raise RuntimeError(
-                f"{name}: all tensors must be on one device, got {student_features.device} "
-                f"and {x.device}"
+                f"{name}: all tensors must be on one device, got {student[0].device} and {x.device}"
             )
-    for which, x in (("features", teacher_features), ("weight", teacher_weight)):
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise ValueError(
-                f"{name}: teacher_{which} must not require grad; pass teacher_{which}.detach()"
-            )
-    if num_classes is None:
-        num_classes = student_weight.shape[0]
-    for which, factor in zip(("margin", "distillation_weight"), factors, strict=True):
-        if factor is not None and torch.is_grad_enabled() and factor.requires_grad:
+    group = ("teacher_group.logits", "teacher_group.rest")
+    of_group = zip(group, teacher[2:], strict=False)  # nothing where it has a head
+    named = (*of_group, *zip(("margin", "distillation_weight"), factors, strict=True))
+    for which, x in named:
+        if x is not None and torch.is_grad_enabled() and x.requires_grad:
             raise ValueError(f"{name}: {which} must not require grad; pass {which}.detach()")
-    logits = torch.empty((*leading, num_classes), device="meta")
-    shadow, *more = (
-        None if x is None else torch.empty_like(x, device="meta") for x in (target, *factors)
-    )
-    all_of = {**settings, **(call.training or {})}
-    call_op(name, torch.ops.gkd._forward, logits, logits, shadow, False, False, *more, **all_of)
+    if num_classes is None:
+        num_classes = student[1].shape[0]
+    logits = torch.empty((*student[0].shape[:-1], num_classes), device="meta")
+
+    def shadow(x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.empty_like(x, device="meta")
+
+    ops, more = torch.ops.gkd, tuple(map(shadow, factors))
+    if call.is_sparse:
+        given = (logits, *map(shadow, teacher), shadow(target), False, False, None, *more)
+    else:
+        given = (logits, logits, shadow(target), False, False, *more)
+    op = ops._sparse_forward if call.is_sparse else ops._forward
+    call_op(name, op, *given, **settings, **(call.training or {}))
+    on_cpu = student[0].device.type == "cpu"
+    if call.is_sparse and on_cpu and not torch.compiler.is_compiling():
+        # The chunks see parts of it.
+        ends, count = teacher[0][[0, -1]].tolist(), teacher[1].shape[0]
+        if ends != [0, count]:
+            raise ValueError(
+                f"{name}: teacher_group.indptr must lead from 0 to {count}, the number of indices, "
+                f"got {ends[0]} and {ends[1]}"
+            )
     # On CUDA a row out of bounds becomes NaN, as in gkd.loss: no wait for the device.
-    if target is not None and target.device.type == "cpu":
+    if target is not None and on_cpu:
         call_op(name, torch.ops.gkd._check_target, target, num_classes, settings["ignore_index"])

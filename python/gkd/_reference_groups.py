@@ -50,7 +50,8 @@ def teacher_group(
         max_classes: the largest group, counting ties and the target, that is not an error.
 
     Returns:
-        A `gkd.TeacherGroup` on the logits' device.
+        A `gkd.TeacherGroup` on the logits' device; on MPS, which has no float64, with ``rest`` in
+        float32.
 
     Raises:
         ValueError: a shape or a setting that does not fit, or a group of more than ``max_classes``.
@@ -92,7 +93,7 @@ def teacher_group(
         torch.nn.functional.pad(sizes.cumsum(0), (1, 0)),
         inside.nonzero()[:, 1].int(),
         kept[inside],
-        rest.to(torch.float64 if dtype == torch.float64 else torch.float32),
+        rest,
     )
 
 

@@ -1,4 +1,4 @@
-"""`gkd.reference.sparse_loss`."""
+"""`gkd.reference.sparse_loss` and `gkd.reference.training_sparse_loss`."""
 
 from __future__ import annotations
 
@@ -9,29 +9,42 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ._reference_head import with_cross_entropy
 from ._reference_terms import INF, Side, binary_divergence, divergence, side_of
 from ._settings import all_settings, call_op, takes_settings_of
+from ._training import Training, TrainingLoss, split_settings, training_of
 from .functional import check_tensors, loss
-from .sparse import SparseSettings, check_group
+from .sparse import SparseSettings, SparseTrainingSettings, check_group
+from .sparse import training_sparse_loss as fused_training_sparse_loss
 from .teacher import TeacherGroup
+from .training import check_target_is_given
 
 _NAME = "gkd.reference.sparse_loss"
+_TRAINING = "gkd.reference.training_sparse_loss"
 
 
 def _check(
-    student_logits: Tensor, group: TeacherGroup, target: Tensor | None, settings: dict[str, Any]
+    name: str,
+    student_logits: Tensor,
+    group: TeacherGroup,
+    target: Tensor | None,
+    settings: dict[str, Any],
+    training: Training | None = None,
 ) -> dict[str, Any]:
     """The operator's own checks, on meta tensors, which no transform wraps; all settings."""
-    check_tensors(_NAME, student_logits, student_logits, target)
-    check_group(_NAME, group)
+    check_tensors(name, student_logits, student_logits, target)
+    check_group(name, group)
 
-    def shadow(tensor: Tensor) -> Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    def shadow(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
-    plain = all_settings(_NAME, settings)
-    shadows = [shadow(x) for x in (student_logits, *group)]
-    classes = None if target is None else shadow(target)
-    call_op(_NAME, torch.ops.gkd._sparse_forward, *shadows, classes, False, **plain)
+    plain = all_settings(name, settings)
+    more = {} if training is None else training.arguments()
+    shadows = [shadow(x) for x in (student_logits, *group, target)]
+    given = {key: shadow(value) for key, value in more.items()}
+    call_op(name, torch.ops.gkd._sparse_forward, *shadows, False, **plain, **given)
     return plain
 
 
@@ -74,7 +87,7 @@ def sparse_loss(
         >>> torch.autograd.gradgradcheck(lambda s: gkd.reference.sparse_loss(s, kept), student)
         True
     """
-    plain = _check(student_logits, teacher_group, target, dict(settings))
+    plain = _check(_NAME, student_logits, teacher_group, target, dict(settings))
     leading, classes = student_logits.shape[:-1], student_logits.shape[-1]
     rows = math.prod(leading)
     dtype = torch.promote_types(student_logits.dtype, teacher_group.logits.dtype)
@@ -114,3 +127,42 @@ def sparse_loss(
         return total.reshape(leading)
     count = (~ignored).sum().clamp(min=1) if plain["reduction"] == "mean" else 1
     return total.sum() / count
+
+
+@takes_settings_of(fused_training_sparse_loss, SparseTrainingSettings)
+def training_sparse_loss(
+    student_logits: Tensor,
+    teacher_group: TeacherGroup,
+    target: Tensor,
+    **settings: Unpack[SparseTrainingSettings],
+) -> TrainingLoss:
+    """`gkd.training_sparse_loss` in plain PyTorch, on any device, as `gkd.reference.sparse_loss`.
+
+    Args:
+        student_logits: as in `gkd.training_sparse_loss`, on any device.
+        teacher_group: as in `gkd.training_sparse_loss`.
+        target: as in `gkd.training_sparse_loss`.
+        **settings: as in `gkd.training_sparse_loss`.
+
+    Returns:
+        A `gkd.TrainingLoss`, all of which is differentiable.
+
+    Examples:
+        >>> student, target = torch.rand(2, 9, dtype=torch.float64), torch.tensor([3, 0])
+        >>> kept = gkd.teacher_group(16.0 * torch.rand(2, 9).double(), target)
+        >>> head = {"scale": 16.0, "margin": 0.2}
+        >>> want = gkd.reference.training_sparse_loss(student, kept, target, **head)
+        >>> got = gkd.training_sparse_loss(student, kept, target, **head)
+        >>> torch.allclose(got.total, want.total)
+        True
+    """
+    check_target_is_given(_TRAINING, target)
+    of_loss, head = split_settings(settings)
+    training = training_of(_TRAINING, target.shape, head)
+    plain = _check(_TRAINING, student_logits, teacher_group, target, of_loss, training)
+    dtype = torch.promote_types(student_logits.dtype, teacher_group.logits.dtype)
+    dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    rowwise: Any = {**of_loss, "reduction": "none"}
+    scaled = training.settings["scale"] * student_logits.to(dtype)
+    distillation = sparse_loss(scaled, teacher_group, target, **rowwise)
+    return with_cross_entropy(student_logits.to(dtype), target, distillation, training, plain)

@@ -14,6 +14,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ._distributed_linear import linear_loss, training_linear_loss
+from ._distributed_sparse import shard_group, sparse_loss, training_sparse_loss
+from ._distributed_sparse_linear import sparse_linear_loss, training_sparse_linear_loss
 from ._settings import DEFAULTS, LossSettings, all_settings, takes_settings_of
 from ._shard_part import part_of
 from ._sharded import attempt, run_sharded
@@ -29,7 +31,17 @@ from .functional import loss as unsharded_loss
 from .training import check_target_is_given
 from .training import training_loss as unsharded_training_loss
 
-__all__ = ["linear_loss", "loss", "training_linear_loss", "training_loss"]
+__all__ = [
+    "linear_loss",
+    "loss",
+    "shard_group",
+    "sparse_linear_loss",
+    "sparse_loss",
+    "training_linear_loss",
+    "training_loss",
+    "training_sparse_linear_loss",
+    "training_sparse_loss",
+]
 
 _NAME = "gkd.distributed.loss"
 _TRAINING = "gkd.distributed.training_loss"

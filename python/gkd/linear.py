@@ -12,16 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ._chunks import (
-    Plan,
-    RowsLoss,
-    default_rows,
-    reduce,
-    run,
-    with_gradients,
-    without_autocast,
-)
+from ._chunks import RowsLoss, reduce, run, with_gradients, without_autocast
 from ._linear_check import Call, Factors, check_call, logits_dtype
+from ._plan import Plan, default_rows
 from ._settings import LossSettings, takes_settings_of
 from ._shard_part import Shard
 from ._training import LinearTrainingSettings, TrainingLoss, split_settings, training_of
@@ -36,24 +29,32 @@ def run_linear(
     shard: Shard | None = None,
     factors: Factors = (None, None),
 ) -> tuple[Tensor, ...]:
-    """A checked call: the loss, and with training_loss its parts."""
+    """A checked call: the loss, and with training_loss its parts.
+
+    tensors: student features and weight, and those of the teacher, or its `gkd.TeacherGroup`.
+    """
     leading = tensors[0].shape[:-1]
     if len(leading) > 1:
-        rows = [x.flatten(0, -2) if k % 2 == 0 else x for k, x in enumerate(tensors)]
+        rows = list(tensors)
+        for features in (0,) if call.is_sparse else (0, 2):
+            rows[features] = rows[features].flatten(0, -2)
         flat, margins = (None if x is None else x.flatten() for x in (target, factors[0]))
         values = run_linear(rows, flat, call, shard, (margins, factors[1]))
         if call.settings["reduction"] != "none":
             return values
         return tuple(value.reshape(leading) for value in values)
-    dtypes = (logits_dtype(tensors[0]), logits_dtype(tensors[2]))
+    of_teacher = tensors[4].dtype if call.is_sparse else logits_dtype(tensors[2])
+    dtypes = (logits_dtype(tensors[0]), of_teacher)
     chunk_rows = call.chunk_rows
     if chunk_rows is None:
         # Of sizes that every rank knows: the ranks' collectives go by the chunk.
         classes = tensors[1].shape[0]
         if shard is not None:
             classes = math.ceil(shard.num_classes / dist.get_world_size(shard.group))
+        # Logits and gradient, and the teacher's logits where it has a head.
+        bytes_of_class = 2 * dtypes[0].itemsize + (0 if call.is_sparse else dtypes[1].itemsize)
         on_cpu = tensors[0].device.type == "cpu"
-        chunk_rows = default_rows(leading[0], classes, dtypes, on_cpu)
+        chunk_rows = default_rows(leading[0], classes * bytes_of_class, on_cpu)
     plan = Plan(call, dtypes, chunk_rows, shard)
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         with without_autocast(tensors[0]):

@@ -19,7 +19,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ._reference_groups import teacher_group
-from ._reference_sparse import sparse_loss
+from ._reference_head import lowered, with_cross_entropy
+from ._reference_sparse import sparse_loss, training_sparse_loss
 from ._reference_terms import INF, binary_divergence, divergence, primary_group, side_of
 from ._settings import LossSettings, all_settings, takes_settings_of
 from ._training import (
@@ -34,7 +35,7 @@ from .functional import loss as operator_loss
 from .training import check_target_is_given
 from .training import training_loss as operator_training_loss
 
-__all__ = ["loss", "sparse_loss", "teacher_group", "training_loss"]
+__all__ = ["loss", "sparse_loss", "teacher_group", "training_loss", "training_sparse_loss"]
 
 _NAME = "gkd.reference.loss"
 
@@ -187,46 +188,13 @@ def training_loss(
     given = training.settings
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    margins = training.margins
-    off = torch.tensor(given["margin"], dtype=dtype) if margins is None else margins.to(dtype)
-    off = off.to(target.device)
-    off = torch.where(torch.isfinite(off), off, float("nan")).expand(target.shape).unsqueeze(-1)
-    classes = torch.arange(student_logits.shape[-1], device=target.device)
-    chosen = classes == target.unsqueeze(-1)
-    ignored = target == plain["ignore_index"]
 
-    def scaled(logits: Tensor, with_margin: bool) -> Tensor:
+    def scaled(logits: Tensor) -> Tensor:
         wide = logits.to(dtype)
-        product: Tensor = given["scale"] * (
-            torch.where(chosen, wide - off, wide) if with_margin else wide
-        )
+        wide = lowered(wide, target, training) if given["distill_margin"] else wide
+        product: Tensor = given["scale"] * wide
         return product
 
-    student, teacher = (
-        scaled(x, given["distill_margin"]) for x in (student_logits, teacher_logits)
-    )
     rowwise: Any = {**of_loss, "reduction": "none"}
-    distillation = loss(student, teacher, target, **rowwise)
-    # A row with a margin of NaN is NaN, though the terms may not have it.
-    distillation = distillation + torch.where(ignored, 0.0, (off - off).squeeze(-1).detach())
-    cross_entropy = torch.zeros_like(distillation)
-    if given["cross_entropy_weight"] != 0:
-        lowered = scaled(student_logits, with_margin=True)
-        lowered = torch.where(ignored.unsqueeze(-1), 0.0, lowered)
-        index = torch.where(ignored, 0, target).long().clamp(0, len(classes) - 1).unsqueeze(-1)
-        rows = lowered.logsumexp(-1) - lowered.gather(-1, index).squeeze(-1)
-        # NaN for the rows that are NaN in the distillation.
-        zero = torch.where(distillation.detach().isnan(), distillation.detach(), 0.0)
-        cross_entropy = torch.where(ignored, 0.0, rows + zero)
-    weight = training.distillation_factor
-    weight = given["distillation_weight"] if weight is None else weight.to(dtype)
-    parts = (cross_entropy, distillation)
-    if plain["reduction"] != "none":
-        count = (~ignored).sum().clamp(min=1) if plain["reduction"] == "mean" else 1
-        parts = (cross_entropy.sum() / count, distillation.sum() / count)
-    total = torch.zeros_like(parts[0])
-    if given["cross_entropy_weight"] != 0:
-        total = total + given["cross_entropy_weight"] * parts[0]
-    if isinstance(weight, Tensor) or weight != 0:
-        total = total + weight * parts[1]
-    return TrainingLoss(total, *parts)
+    distillation = loss(scaled(student_logits), scaled(teacher_logits), target, **rowwise)
+    return with_cross_entropy(student_logits.to(dtype), target, distillation, training, plain)

@@ -30,6 +30,20 @@ class SparseSettings(TypedDict, total=False):
     ignore_index: int
 
 
+class LinearSparseSettings(SparseSettings, total=False):
+    """Those of `gkd.training_sparse_linear_loss`, which has a default of its own for the scale."""
+
+    cross_entropy_weight: float
+    distillation_weight: float | Tensor
+    margin: float | Tensor
+
+
+class SparseTrainingSettings(LinearSparseSettings, total=False):
+    """The keywords of `gkd.training_sparse_loss`."""
+
+    scale: float
+
+
 def teacher_group(
     teacher_logits: Tensor,
     target: Tensor | None = None,
@@ -44,7 +58,7 @@ def teacher_group(
     """What `gkd.sparse_loss` needs of a teacher: each row's group, and one number for the rest.
 
     The groups are those of `gkd.loss` with ``rank_by="teacher"``. The teacher's logits can be
-    thrown away afterwards: of a row, 6 bytes per class of its group with float16, and 12, are left.
+    thrown away afterwards: of a row, 6 bytes per class of its group with float16, and 16, are left.
     Beside the result it allocates some 100 MiB at most (more where one row is longer than 2 million
     classes), whatever the number of rows; a device is waited for, as n depends on the logits.
 
@@ -104,7 +118,8 @@ def teacher_group(
     return TeacherGroup(*parts)
 
 
-@torch.library.register_fake("gkd::teacher_group")  # type: ignore[untyped-decorator]
+# The override is for a second import into one process.
+@torch.library.register_fake("gkd::teacher_group", allow_override=True)  # type: ignore[untyped-decorator]
 def _(
     teacher_logits: Tensor,
     target: Tensor | None = None,
@@ -116,13 +131,12 @@ def _(
     rows = math.prod(teacher_logits.shape[:-1])
     classes = torch.library.get_ctx().new_dynamic_size()
     kept = teacher_logits.dtype if dtype is None else dtype
-    rest = torch.float64 if kept == torch.float64 else torch.float32
     new = teacher_logits.new_empty
     return (
         new((rows + 1,), dtype=torch.int64),
         new((classes,), dtype=torch.int32),
         new((classes,), dtype=kept),
-        new((rows,), dtype=rest),
+        new((rows,), dtype=torch.float64),
     )
 
 
@@ -155,9 +169,9 @@ def sparse_loss(
     KL divergence over the K classes and one class for all others together.
 
     Args:
-        student_logits: [..., C], as in `gkd.loss`, on the CPU.
+        student_logits: [..., C], as in `gkd.loss`.
         teacher_group: of as many rows, on the same device, made with the same ``temperature``; its
-            logits may have another dtype than the student's. ``rest`` in float64 is taken too.
+            logits may have another dtype than the student's. ``rest`` in float32 is taken too.
         target: int64 or int32 [...], each a class of its row's group, or ``ignore_index``.
         **settings: as in `gkd.loss`. What cannot be had: ``secondary_weight`` and
             ``rank_by="student"``, which need the teacher's other logits; another group or
@@ -165,7 +179,9 @@ def sparse_loss(
 
     Returns:
         A scalar, or [...] with reduction "none"; float32, or float64 where the student or the
-        group's logits are. A row whose ``rest`` is NaN has a loss and a gradient of NaN.
+        group's logits are. A row whose ``rest`` is NaN has a loss and a gradient of NaN; on CUDA so
+        has one whose classes, ``indptr`` or target would raise on the CPU, because an exception
+        would wait for the device.
 
     Raises:
         ValueError: as in `gkd.loss`; a group whose ``indptr`` does not lead from 0 to n, or whose
@@ -173,8 +189,7 @@ def sparse_loss(
         TypeError: a dtype that is not supported.
         IndexError: a class of the group that the student does not have; a target that is not in
             its row's group.
-        NotImplementedError: tensors on CUDA; derivatives that do not exist, which
-            `gkd.reference.sparse_loss` has.
+        NotImplementedError: derivatives that do not exist, which `gkd.reference.sparse_loss` has.
 
     Examples:
         >>> teacher, student = torch.randn(4, 500), torch.randn(4, 500, requires_grad=True)

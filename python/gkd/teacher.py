@@ -24,9 +24,11 @@ class TeacherGroup(NamedTuple):
         indices: int32 [n], the classes of the primary groups, strictly ascending within a row.
         logits: [n], the teacher's logits of these classes, before T; float16, bfloat16, float32 or
             float64.
-        rest: float32 [B], float64 where ``logits`` are: log sum exp(u_j / T) over all classes
-            outside the row's group; -inf where there are none. NaN, with an empty group, for a row
-            that held NaN or +inf, no finite logit, or one that the dtype of ``logits`` cannot hold.
+        rest: float64 [B], whatever ``logits`` are: log sum exp(u_j / T) over all classes outside
+            the row's group; -inf where there are none. NaN, with an empty group, for a row that
+            held NaN or +inf, no finite logit, or one that the dtype of ``logits`` cannot hold. The
+            losses and `gkd.cache` take float32 too, which has too few digits where student and
+            teacher nearly agree.
     """
 
     indptr: Tensor

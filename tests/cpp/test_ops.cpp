@@ -164,4 +164,22 @@ TEST(ShardedLoss, ChecksItsSliceBeforeAnyRankIsAsked) {
   expect_thrown<c10::Error>([&] { gkd::sharded_loss(x, x, std::nullopt, shard); }, "nobody");
 }
 
+TEST(ShardedSparseLoss, ChecksItsSliceBeforeAnyRankIsAsked) {
+  const auto x = torch::randn({2, 3});
+  const gkd::TeacherGroup group = gkd::teacher_group(x);
+  gkd::Shard shard;
+  shard.class_start = 5;
+  shard.num_classes = 7;
+  shard.group_name = "nobody";
+  expect_thrown<c10::ValueError>(
+      [&] { gkd::sharded_sparse_loss(x, group, std::nullopt, shard); },
+      "gkd::sharded_sparse_loss: class_start must leave the shard's 3 classes within the 7 of "
+      "num_classes, got 5");
+  shard.class_start = 4;
+  const auto target = torch::zeros({2}, torch::kLong);
+  expect_thrown<c10::Error>([&] { gkd::sharded_sparse_loss(x, group, target, shard); }, "nobody");
+  expect_thrown<c10::Error>([&] { gkd::sharded_training_sparse_loss(x, group, target, shard); },
+                            "nobody");
+}
+
 }  // namespace

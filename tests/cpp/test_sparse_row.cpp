@@ -43,7 +43,7 @@ struct Sparse {
     gradient->assign(task.row.classes, std::numeric_limits<float>::quiet_NaN());
     task.row.gradient.data = gradient->data();
     gkd::cpu::Scratch scratch;
-    return set.f32.sparse_row(
+    return set.f32.sparse.row(
         task,
         [](std::int64_t n, const std::function<void(std::int64_t)>& body) {
           for (std::int64_t k = n; k-- > 0;) body(k);  // any order serves

@@ -37,9 +37,9 @@ stage asan-plant plant asan -fsanitize=address,undefined,float-cast-overflow -fn
 stage asan-heap caught heap-buffer-overflow "$out/planted-asan" heap
 stage asan-signed caught "signed integer overflow" "$out/planted-asan" signed
 stage asan-float caught "is outside the range of representable values" "$out/planted-asan" float
-stage asan-build tree asan address,undefined $programs gkd_row_replay gkd_shard_replay gkd_loss_replay _C
+stage asan-build tree asan address,undefined $programs gkd_row_replay gkd_shard_replay gkd_sparse_replay gkd_loss_replay _C
 for program in $programs; do stage "asan-$program" "build/asan/$program"; done
-for fuzzed in row shard loss; do
+for fuzzed in row shard sparse loss; do
   stage "asan-corpus-$fuzzed" "build/asan/gkd_${fuzzed}_replay" "build/asan/corpus/$fuzzed"
 done
 

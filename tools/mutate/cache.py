@@ -150,8 +150,8 @@ CACHE = [
         name="rest-with-its-group",
         fault="the rest's sum holds the group too",
         file="python/gkd/_reference_groups.py",
-        old="outside = torch.where(inside, -_INF, ",
-        new="outside = torch.where(invalid.unsqueeze(1), -_INF, ",
+        old="outside = torch.where(inside, -INF, ",
+        new="outside = torch.where(invalid.unsqueeze(1), -INF, ",
         by=(f"{FOLDER}/test_teacher_group.py -k is_the_group",),
     ),
 ]

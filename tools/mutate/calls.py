@@ -127,8 +127,8 @@ SHARDING = [
         name="gradient-times-world-size",
         fault="a shard's gradient is too large by the number of ranks",
         file="csrc/sharded.cpp",
-        old="need_grad ? gradient.view_symint(shape)",
-        new="need_grad ? gradient.view_symint(shape) * ranks.world_size",
+        old="shaped_as(given.student, options, gradient, need_grad,",
+        new="shaped_as(given.student, options, gradient * ranks.world_size, need_grad,",
         by=("tests/python/distributed/test_collectives.py -k 'equals_the_unsharded_loss and 2'",),
     ),
     Mutant(
@@ -150,9 +150,9 @@ SHARDING = [
     Mutant(
         name="bad-row-stays-local",
         fault="a NaN on one rank leaves the others' part of the row finite",
-        file="csrc/cpu/shard_ops.cpp",
-        old="merged.invalid |= message[kMsgInvalid] != 0;",
-        new="merged.invalid = message[kMsgInvalid] != 0;",
+        file="csrc/math/messages.h",
+        old="row.invalid |= message[kMsgInvalid] != 0;",
+        new="row.invalid = message[kMsgInvalid] != 0;",
         by=("tests/python/distributed/test_shard_stages.py -k bad_and_ignored",),
     ),
     Mutant(

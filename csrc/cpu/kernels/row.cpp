@@ -8,7 +8,7 @@ namespace gkd::cpu::GKD_CPU_CAPABILITY {
 
 /// In shard.cpp and sparse.cpp.
 ShardKernels shard_kernels(bool in_double);
-SparseKernel sparse_kernel(bool in_double);
+SparseKernels sparse_kernels(bool in_double);
 
 namespace {
 
@@ -177,10 +177,11 @@ void scale_row(const void* in, void* out, Dtype dtype, std::int64_t count, doubl
 }  // namespace
 
 Kernels kernels() {
-  return {GKD_STRING(GKD_CPU_CAPABILITY),
-          {&run_row<float>, sparse_kernel(/*in_double=*/false), shard_kernels(/*in_double=*/false)},
-          {&run_row<double>, sparse_kernel(/*in_double=*/true), shard_kernels(/*in_double=*/true)},
-          &scale_row};
+  return {
+      GKD_STRING(GKD_CPU_CAPABILITY),
+      {&run_row<float>, sparse_kernels(/*in_double=*/false), shard_kernels(/*in_double=*/false)},
+      {&run_row<double>, sparse_kernels(/*in_double=*/true), shard_kernels(/*in_double=*/true)},
+      &scale_row};
 }
 
 }  // namespace gkd::cpu::GKD_CPU_CAPABILITY

@@ -49,6 +49,19 @@ struct SparsePasses {
     return std::lower_bound(sparse.indices, end, class_index) - sparse.indices;
   }
 
+  SparseSegment placed(std::int64_t begin, std::int64_t end) const {
+    SparseSegment segment;
+    segment.first = place_of(begin);
+    segment.last = place_of(end);
+    return segment;
+  }
+  /// For a pass that is not preceded by sum_rest_and_scan_group().
+  void place_segments() {
+    for_each_segment([&](SparseSegment& segment, std::int64_t begin, std::int64_t end) {
+      segment = placed(begin, end);
+    });
+  }
+
   /// Calls visit(begin, count, x) on each tile of a segment, whose group's classes are -inf in x.
   template <class Visit>
   void for_each_rest_tile(const SparseSegment& segment, std::int64_t begin, std::int64_t end,
@@ -106,9 +119,7 @@ struct SparsePasses {
   template <Others kOthers>
   void sum_rest_and_scan_group() {
     for_each_segment([&](SparseSegment& segment, std::int64_t begin, std::int64_t end) {
-      segment = {};
-      segment.first = place_of(begin);
-      segment.last = place_of(end);
+      segment = placed(begin, end);
       RestAccumulator<T> rest{{-kInfinity<T>, inv_t, static_cast<T>(scale), squarings}};
       for_each_rest_tile(segment, begin, end, [&](std::int64_t, std::int64_t count, const T* x) {
         rest.template add<kOthers>(x, count);
@@ -173,11 +184,12 @@ struct SparsePasses {
 
   /// The gradient as if every class were in the rest: what the group's classes get here is no
   /// number that means anything, and write_group() writes over it.
+  /// `student_high`: SparseRow::write()'s rest_high.
   template <Others kOthers>
-  void write_rest(const GroupCoef<T>& coef, const OtherSum& rest,
+  void write_rest(const GroupCoef<T>& coef, double student_high,
                   const CrossEntropyCoef<double>& others) {
-    const T high = static_cast<T>(finite_or_zero(rest.high));
-    const double gap = (rest.high - others.high) * scale;  // -inf where nothing is finite
+    const T high = static_cast<T>(finite_or_zero(student_high));
+    const double gap = (student_high - others.high) * scale;  // -inf where nothing is finite
     const T factor = coef.coef_q * coef.inv_sum_student * static_cast<T>(task.gradient_scale);
     const T other = static_cast<T>(others.factor == 0 ? 0 : others.factor * std::exp(gap));
     for_each_segment([&](const SparseSegment&, std::int64_t begin, std::int64_t end) {

@@ -50,6 +50,8 @@ struct FusedStorage {
 template <class Elem, class BlockGroup>
 struct FusedLayout {
   using Storage = FusedStorage<Arithmetic<Elem>, BlockGroup>;
+  /// Whether there are kernels of streamed rows.
+  static constexpr bool kStreams = std::is_same_v<Arithmetic<Elem>, float>;
   /// Where the segments begin.
   static constexpr std::size_t kSegmentOffset = align_up(sizeof(Storage), kVectorBytes);
 

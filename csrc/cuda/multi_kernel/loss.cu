@@ -123,6 +123,12 @@ cudaError_t segment_moments(const RowsCall<T>& c, const Chunk& chunk, cudaStream
 GKD_INSTANTIATE(segment_moments)
 
 template <class T>
+cudaError_t finalize_rows(const RowsCall<T>& c, const Chunk& chunk, cudaStream_t stream) {
+  return launch_warps(finalize_kernel<T>, chunk.rows, stream, c, chunk);
+}
+GKD_INSTANTIATE(finalize_rows)
+
+template <class T>
 cudaError_t write_gradients(const RowsCall<T>& c, const Chunk& chunk, cudaStream_t stream) {
   GKD_TRY(with_loader<T>(c.p, [&](auto loader) {
     using Loader = decltype(loader);
@@ -130,7 +136,7 @@ cudaError_t write_gradients(const RowsCall<T>& c, const Chunk& chunk, cudaStream
                                                        : &gradient_kernel<Loader, T, false>;
     return launch_segments(kernel, chunk, stream, c, chunk);
   }));
-  return launch_warps(finalize_kernel<T>, chunk.rows, stream, c, chunk);
+  return finalize_rows(c, chunk, stream);
 }
 GKD_INSTANTIATE(write_gradients)
 

@@ -33,4 +33,8 @@ cudaError_t segment_moments(const RowsCall<T>& call, const Chunk& chunk, cudaStr
 template <class T>
 cudaError_t write_gradients(const RowsCall<T>& call, const Chunk& chunk, cudaStream_t stream);
 
+/// Each row's report from the KL sums of its segments: what write_gradients() does last.
+template <class T>
+cudaError_t finalize_rows(const RowsCall<T>& call, const Chunk& chunk, cudaStream_t stream);
+
 }  // namespace gkd::cuda

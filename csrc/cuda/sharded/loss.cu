@@ -7,26 +7,15 @@
 #include "cuda/multi_kernel/stages.h"
 #include "cuda/row_ops.h"
 #include "cuda/sharded/launch.h"
+#include "cuda/sharded/messages.cuh"
 
 namespace gkd::cuda {
 namespace {
-
-__device__ SegmentMoments shard_from_message(const double* message) {
-  SegmentMoments shard;
-  for (int g = 0; g < 2; ++g) shard.group[g] = moments_from_message(message, g);
-  shard.invalid = message[kMsgInvalid] != 0;
-  return shard;
-}
 
 template <class T>
 __global__ void set_cuts_kernel(std::int64_t rows, const double* cut, RowState<T>* state) {
   const std::int64_t row = thread_row();
   if (row < rows) state[row].cut = static_cast<T>(cut[row]);
-}
-
-/// Of a row's moments.
-__host__ __device__ int message_width(const Problem& p) {
-  return p.weights.cross_entropy != 0 ? kMsgWithHead : kMsgMoments;
 }
 
 /// One warp per row: the moments of its segments, merged into one message.
@@ -51,18 +40,7 @@ __global__ void moments_message_kernel(RowsCall<T> c, std::int64_t segments, dou
                      segments, c.p.weights.scale, others_storage[threadIdx.x / kWarp]);
   }
   if (threadIdx.x % kWarp != 0) return;
-  double* message = messages + row * message_width(c.p);
-  if (has_head) {
-    const std::int64_t target = c.w.state[row].target;
-    const bool is_here = kind == RowKind::kCounted && target >= 0 && target < c.p.classes;
-    message[kMsgOthers] = others.high;
-    message[kMsgOthers + 1] = others.sum;
-    message[kMsgTarget] = is_here ? load_any<double>(c.p.student, row, target) - c.p.margin(row)
-                                  : -std::numeric_limits<double>::infinity();
-  }
-  for (int g = 0; g < 2; ++g) moments_to_message(shard.group[g], g, message);
-  // A target out of bounds is sent to all ranks: their targets might differ.
-  message[kMsgInvalid] = shard.invalid || kind == RowKind::kInvalid;
+  write_message(c, row, shard, others, messages + row * message_width(c.p));
 }
 
 /// One warp per row: all ranks' moments to the row's coefficients.
@@ -89,13 +67,6 @@ __global__ void shard_coefficients_kernel(RowsCall<T> c, std::int64_t ranks,
         ranks, static_cast<double>(*c.w.weight), &c.w.state[row], storage[threadIdx.x / kWarp]);
   }
   if (threadIdx.x % kWarp == 0) c.w.report[row] = result;
-}
-
-__global__ void kl_message_kernel(std::int64_t rows, const RowReport* report, double* kl) {
-  const std::int64_t row = thread_row();
-  if (row >= rows) return;
-  kl[2 * row] = report[row].primary;
-  kl[2 * row + 1] = report[row].secondary;
 }
 
 template <class T>
@@ -155,7 +126,7 @@ cudaError_t shard_gradient(const Call& call, const double* cut, const double* mo
     GKD_TRY(
         launch_warps(shard_coefficients_kernel<T>, call.p.rows, call.stream, c, ranks, moments));
     GKD_TRY(write_gradients(c, all, call.stream));
-    return launch_threads(kl_message_kernel, call.p.rows, call.stream, call.p.rows, c.w.report, kl);
+    return send_kl(call, c.w.report, kl);
   });
 }
 

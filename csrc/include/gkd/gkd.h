@@ -46,7 +46,8 @@ struct TeacherGroup {
   at::Tensor indptr;   ///< int64 [B + 1], from 0 to n
   at::Tensor indices;  ///< int32 [n], classes, ascending within a row
   at::Tensor logits;   ///< [n], their logits, before T
-  at::Tensor rest;     ///< float32 or float64 [B], log sum exp(u_j/T) of all others; -inf: none
+  at::Tensor rest;     ///< float64 [B], log sum exp(u_j/T) of all others; -inf: none; losses
+                       ///< take float32 too
 };
 
 /// The groups that `loss` would use with the same options, of which those that choose the group,
@@ -62,7 +63,8 @@ GKD_API TeacherGroup teacher_group(const at::Tensor& teacher_logits,
 /// `loss` of a teacher that was grouped before, with the temperature that it was grouped with: one
 /// read of the student's logits and one write of their gradient. Throws c10::ValueError for options
 /// that a group cannot serve (secondary_weight, rank_by, and what chose the group), and
-/// c10::IndexError for a class out of bounds or a target outside its row's group. On the CPU.
+/// c10::IndexError for a class out of bounds or a target outside its row's group; on CUDA such a
+/// row is NaN.
 GKD_API at::Tensor sparse_loss(const at::Tensor& student_logits, const TeacherGroup& teacher_group,
                                const std::optional<at::Tensor>& target = std::nullopt,
                                const LossOptions& options = {});
@@ -100,6 +102,21 @@ GKD_API TrainingLoss sharded_training_loss(const at::Tensor& student_shard,
                                            const at::Tensor& target, const Shard& shard,
                                            const TrainingOptions& training = {},
                                            const LossOptions& options = {});
+
+/// `sparse_loss` of a shard: of each row's group the classes that fall in it, counted from
+/// class_start, and the whole row's `rest`. Two collectives. A row whose numbers cannot be used, or
+/// whose target is not in its group, is NaN.
+GKD_API at::Tensor sharded_sparse_loss(const at::Tensor& student_shard,
+                                       const TeacherGroup& group_shard,
+                                       const std::optional<at::Tensor>& target, const Shard& shard,
+                                       const LossOptions& options = {});
+
+/// `training_sparse_loss` of a shard, with no collective more.
+GKD_API TrainingLoss sharded_training_sparse_loss(const at::Tensor& student_shard,
+                                                  const TeacherGroup& group_shard,
+                                                  const at::Tensor& target, const Shard& shard,
+                                                  const TrainingOptions& training = {},
+                                                  const LossOptions& options = {});
 
 /// Per-row diagnostics, each [...]; NaN in a row that holds NaN or +inf, or that is ignored.
 struct Group {

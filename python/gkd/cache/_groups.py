@@ -20,7 +20,7 @@ from ._dtypes import named as dtype_named
 from ._keys import Keys, Numbers
 from ._manifest import FORMAT, Manifest
 from ._reader import Reader, empty, opened
-from ._rows import Rows, rest_of
+from ._rows import Rows
 from ._writer import BATCH_BYTES, Writer
 
 KIND = "gkd.teacher_groups"
@@ -69,7 +69,7 @@ class GroupWriter(Writer):
         >>> with gkd.cache.GroupWriter(folder, num_classes=50, **settings) as writer:
         ...     for samples in torch.arange(12).split(4):
         ...         logits = torch.randn(4, 50).half()
-        ...         group = gkd.reference.teacher_group(logits, **settings)
+        ...         group = gkd.teacher_group(logits, **settings)
         ...         written = writer.write(samples, group)
         >>> gkd.cache.GroupReader(folder, **settings).read([7, 2]).indptr
         tensor([0, 3, 6])
@@ -146,15 +146,15 @@ class GroupReader(Reader[Rows]):
     DataLoader: have its ``collate_fn`` call `read` with a batch's sample numbers. A TeacherGroup is
     a named tuple, which a DataLoader with ``pin_memory=True`` pins.
 
+    The other keywords are settings of `gkd.loss`, as they will be used. A temperature stands for
+    T_g too, and threshold and group size for each other, where only one is given. What needs more
+    than the groups is refused: ``rank_by="student"``, and a ``secondary_weight``.
+
     Args:
         directory: the cache's folder.
         num_classes: what C has to be; not compared unless given, like all others.
         dtype: what the logits' dtype has to be.
         teacher: what the teacher has to be.
-        **settings: of `gkd.loss`, as they will be used, so that one dict serves both. A temperature
-            stands for T_g too, and threshold and group size for each other, where only one is
-            given. What needs more than the groups is refused: ``rank_by="student"``, and a
-            ``secondary_weight``.
 
     Raises:
         FileNotFoundError: the folder is no cache.
@@ -201,7 +201,7 @@ class GroupReader(Reader[Rows]):
         count = len(files)
         starts, sizes = np.empty(count, np.int64), np.empty(count, np.int64)
         indptr = empty([count + 1], torch.int64, pin_memory)
-        rest = empty([count], rest_of(self._dtype).torch, pin_memory)
+        rest = empty([count], torch.float64, pin_memory)
         found = list(self._by_file(files))
         for columns, places in found:
             own = rows[places]

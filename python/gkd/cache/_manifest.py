@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 #: Of the files. A reader knows this one alone.
-FORMAT = 1
+FORMAT = 2
 NAME = "gkd.json"
 
 #: The settings by name, "kind" and "format" among them: plain numbers, strings and None.

@@ -21,16 +21,7 @@ class Rows(NamedTuple):
     indptr: Integers  # int32 in a file
     indices: NDArray[np.int32]
     logits: NDArray[Any]
-    rest: NDArray[Any]
-
-
-def rest_of(dtype: Dtype) -> Dtype:
-    """The dtype of `rest` beside logits of this one."""
-    return (
-        dtype
-        if dtype.name == "float64"
-        else Dtype("float32", torch.float32, np.float32, pa.float32())
-    )
+    rest: NDArray[np.float64]
 
 
 def spread(starts: Integers, sizes: Integers) -> Integers:
@@ -49,15 +40,16 @@ def of_group(name: str, group: TeacherGroup, dtype: Dtype, rows: int) -> Rows:
     if not isinstance(group, TeacherGroup):
         raise TypeError(f"{name}: group must be a gkd.TeacherGroup, got {type(group).__name__}")
     wanted = {
-        "indptr": (torch.int64, rows + 1),
-        "indices": (torch.int32, len(group.logits)),
-        "logits": (dtype.torch, len(group.logits)),
-        "rest": (rest_of(dtype).torch, rows),
+        "indptr": ((torch.int64,), rows + 1),
+        "indices": ((torch.int32,), len(group.logits)),
+        "logits": ((dtype.torch,), len(group.logits)),
+        "rest": ((torch.float64, torch.float32), rows),
     }
-    for field, (kind, length) in wanted.items():
+    for field, (kinds, length) in wanted.items():
         value: Tensor = getattr(group, field)
-        if value.dtype != kind:
-            raise TypeError(f"{name}: {field} must be {kind}, got {value.dtype}")
+        if value.dtype not in kinds:
+            allowed = " or ".join(map(str, kinds))
+            raise TypeError(f"{name}: {field} must be {allowed}, got {value.dtype}")
         if list(value.shape) != [length]:
             raise ValueError(f"{name}: {field} must be [{length}], got {list(value.shape)}")
     indptr, indices, logits, rest = (x.detach().cpu() for x in group)
@@ -65,7 +57,7 @@ def of_group(name: str, group: TeacherGroup, dtype: Dtype, rows: int) -> Rows:
         indptr.contiguous().numpy(),
         indices.contiguous().numpy(),
         dtype.array(logits),
-        rest.contiguous().numpy(),
+        rest.double().contiguous().numpy(),
     )
 
 
@@ -140,7 +132,7 @@ def schema_fields(dtype: Dtype) -> list[pa.Field]:
     pair = pa.struct([pa.field("class", pa.int32(), nullable=False), dtype.field("logit")])
     return [
         pa.field("group", pa.list_(pa.field("item", pair, nullable=False)), nullable=False),
-        pa.field("rest", rest_of(dtype).arrow, nullable=False),
+        pa.field("rest", pa.float64(), nullable=False),
     ]
 
 

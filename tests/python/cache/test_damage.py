@@ -114,12 +114,12 @@ def test_a_batch_that_is_gone_is_named(folder):
 def test_another_version_is_refused(folder):
     path = folder / "gkd.json"
     manifest = json.loads(path.read_text())
-    assert manifest["format"] == 1
-    path.write_text(json.dumps(manifest | {"format": 2}))
+    assert manifest["format"] == 2
+    path.write_text(json.dumps(manifest | {"format": 1}))
     for opens in (gkd.cache.GroupReader, gkd.cache.EmbeddingReader, gkd.cache.verify):
-        with pytest.raises(ValueError, match="was stored with format = 2, asked for 1"):
+        with pytest.raises(ValueError, match="was stored with format = 1, asked for 2"):
             opens(folder)
-    with pytest.raises(ValueError, match="was stored with format = 2, asked for 1"):
+    with pytest.raises(ValueError, match="was stored with format = 1, asked for 2"):
         written(folder, range(3))
 
 

@@ -36,7 +36,7 @@ def test_is_the_group_of_the_loss(dtype, settings, with_target):
         ).mask
         assert found.indptr.dtype == torch.int64 and found.indices.dtype == torch.int32
         assert found.logits.dtype == dtype
-        assert found.rest.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert found.rest.dtype == torch.float64
         for row, (indices, values) in enumerate(rows_of(found)):
             assert indices.tolist() == mask[row].nonzero().flatten().tolist()
             assert values.equal(teacher[row][mask[row]])
@@ -45,8 +45,7 @@ def test_is_the_group_of_the_loss(dtype, settings, with_target):
             if rest == -INF:
                 assert found.rest[row] == -INF
             else:
-                bound = 1e-15 if dtype == torch.float64 else 1e-7
-                assert error(found.rest[row].double(), rest) <= bound
+                assert error(found.rest[row], rest) <= 1e-15
 
 
 def test_leading_dimensions_are_rows_and_a_narrow_dtype_rounds_the_logits_alone():

@@ -9,6 +9,7 @@ from examples.glyph_study import plan, report, sweep
 from examples.glyph_study.lab import Lab
 from examples.glyph_study.record import Record, load, where
 from examples.glyphs import data
+from few_letters import limited
 
 TINY = dataclasses.replace(
     plan.SETTINGS, epochs=1, teacher_epochs=1, views=1, batch=64, log_points=2, progress=False
@@ -36,20 +37,6 @@ def photos():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "FT2Font", limited(codes))
         return data.render_dejavu(least_faces=2, progress=False)
-
-
-def limited(codes):
-    """Fonts that draw these characters only, so that rendering takes no time."""
-    real = data.FT2Font
-
-    class Few:
-        def __init__(self, path):
-            self.drawn = real(path).get_charmap()
-
-        def get_charmap(self):
-            return {code: glyph for code, glyph in self.drawn.items() if code in codes}
-
-    return Few
 
 
 def searched(name, score):

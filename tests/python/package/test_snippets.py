@@ -53,6 +53,8 @@ def test_python(name, tmp_path, monkeypatch):
     blocks = markdown.blocks(PYTHON[name], "python")
     if any("import gkd.cache" in block.code for block in blocks):
         pytest.importorskip("gkd.cache")  # an extra, which a machine with a GPU may not have
+    if any("import gkd.convert" in block.code for block in blocks):
+        pytest.importorskip("safetensors")
     for block in blocks:
         if not block.included:
             # Blank lines in front, so that a traceback has the page's own line.
@@ -107,6 +109,7 @@ def test_cpp(tmp_path):
 #: Modules with examples in docstrings, and names that must have one.
 DOCUMENTED = {
     gkd.functional: {"loss"},
+    gkd.class_centers: {"centers", "ClassCenters"},
     gkd.groups: {"group", "adaptive_group_size"},
     gkd.training: {"training_loss"},
     gkd.linear: {"linear_loss", "training_linear_loss"},

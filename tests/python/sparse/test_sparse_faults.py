@@ -7,7 +7,7 @@ import torch
 
 import gkd
 from oracle import error
-from sparse import edited, pair
+from sparse import edited, on, pair
 
 INF, NAN = float("inf"), float("nan")
 
@@ -106,8 +106,8 @@ def test_target_outside_its_group():
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
-def test_a_row_that_is_not_a_number_is_nan_alone(field, place, value, dtype):
-    for classes in (20, 700):
+def test_a_row_that_is_not_a_number_is_nan_alone(device, field, place, value, dtype):
+    for classes in (20, 700) if device == "cpu" else (700,):
         student, teacher = pair("flat", (3, classes), dtype)
         kept = gkd.teacher_group(teacher, group_size=5)
         target = kept.indices[::5].long()
@@ -116,36 +116,39 @@ def test_a_row_that_is_not_a_number_is_nan_alone(field, place, value, dtype):
             bad_student[(1, int(kept.indices[7])) if place == "in group" else place] = value
         else:
             bad = edited(kept, **{field: {place: value}})
+        there = target.to(device)
         for function in (
             lambda s, k: gkd.sparse_loss(s, k, reduction="none"),
-            lambda s, k, t=target: gkd.training_sparse_loss(s, k, t, reduction="none").total,
+            lambda s, k, t=there: gkd.training_sparse_loss(s, k, t, reduction="none").total,
         ):
             rows = []
             for s, k in ((student, kept), (bad_student, bad)):
-                leaf = s.detach().clone().requires_grad_()
-                loss = function(leaf, k)
-                rows.append((loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]))
+                leaf = s.detach().clone().to(device).requires_grad_()
+                loss = function(leaf, on(device, k))
+                rows.append(on("cpu", loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]))
             (good, slope), (got, gradient) = rows
             assert got[1].isnan() and gradient[1].isnan().all()
             assert got[[0, 2]].equal(good[[0, 2]]) and gradient[[0, 2]].equal(slope[[0, 2]])
 
 
-def test_an_ignored_row_may_hold_anything_but_bad_classes():
+def test_an_ignored_row_may_hold_anything_but_bad_classes(device):
     student, kept = case()
     target = kept.indices[::5].long().clone()
     target[1] = -100
     wanted = gkd.sparse_loss(student, kept, target)
     student[1] = NAN
     bad = edited(kept, logits={6: NAN}, rest={1: NAN})
-    leaf = student.requires_grad_()
-    got = gkd.sparse_loss(leaf, bad, target)
+    leaf, bad = on(device, student, bad)
+    leaf.requires_grad_()
+    got = gkd.sparse_loss(leaf, bad, target.to(device))
     got.backward()
-    assert got.detach().equal(wanted) and not leaf.grad[1].any() and leaf.grad.isfinite().all()
-    everything = torch.full((4,), -100)
+    assert error(got.detach(), wanted) <= (0 if device == "cpu" else 2e-6)
+    assert not leaf.grad[1].any() and leaf.grad.isfinite().all()
+    everything = torch.full((4,), -100, device=device)
     assert gkd.sparse_loss(leaf, bad, everything) == 0
 
 
-def test_infinities_that_are_legal():
+def test_infinities_that_are_legal(device):
     """-inf of a group's teacher or student, and a rest without mass, as gkd.loss has them."""
     student, teacher = pair("flat", (3, 12))
     teacher[0, 3:] = -INF
@@ -153,11 +156,12 @@ def test_infinities_that_are_legal():
     student[2, teacher[2].argmin()] = -INF
     for size in (0, 2, 3, 5, 12):
         kept = gkd.teacher_group(teacher, group_size=size)
-        got = gkd.sparse_loss(student, kept, reduction="none")
+        there = on(device, kept)
+        got = gkd.sparse_loss(student.to(device), there, reduction="none").cpu()
         wanted = gkd.loss(student, teacher, group_size=size, reduction="none")
         assert all(error(a, b) <= 1e-12 or a.equal(b) for a, b in zip(got, wanted, strict=True))
         leaf, same = (student.clone().requires_grad_() for _ in range(2))
-        gkd.sparse_loss(leaf, kept).backward()
+        gkd.sparse_loss(leaf.to(device), there).backward()
         gkd.loss(same, teacher, group_size=size).backward()
         assert error(leaf.grad, same.grad) <= 1e-12
 

@@ -11,7 +11,7 @@ from cases import targets
 from made import Made
 from oracle import error, same_bits
 from processes import python
-from sparse import pair, with_gradient
+from sparse import on, pair, with_gradient
 
 OPS = torch.ops.gkd
 HALF = torch.float16
@@ -25,14 +25,15 @@ def case(shape=(3, 20), dtype=torch.float64, **settings):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_opcheck(dtype, reduction):
-    student, kept, target = case(dtype=dtype)
+def test_opcheck(device, dtype, reduction):
+    student, kept, target = on(device, *case(dtype=dtype))
+    factors = torch.full((3,), 0.3, device=device), torch.full((), 0.5, device=device)
     for need in (False, True):
         leaf = student.detach().requires_grad_(need)
         torch.library.opcheck(OPS.sparse_loss.default, (leaf, *kept), {"reduction": reduction})
         torch.library.opcheck(
             OPS.training_sparse_loss.default,
-            (leaf, *kept, target, torch.full((3,), 0.3), torch.full((), 0.5)),
+            (leaf, *kept, target, *factors),
             {"reduction": reduction, "scale": 2.0},
         )
         torch.library.opcheck(
@@ -150,8 +151,8 @@ def test_vmap():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
-def test_backward_uses_any_grad_output(dtype):
-    student, kept, _ = case((4, 300), dtype)
+def test_backward_uses_any_grad_output(device, dtype):
+    student, kept, _ = on(device, *case((4, 300), dtype))
     leaf = student.clone().requires_grad_()
     rows = gkd.sparse_loss(leaf, kept, reduction="none")
     weight = torch.tensor([0.0, 1.0, -2.0, 0.25]).to(rows)
@@ -182,10 +183,10 @@ def test_inputs_may_change_after_the_loss():
     assert same_bits(torch.autograd.grad(value, leaf)[0], wanted)
 
 
-def test_every_output_is_written(filled_with_nan):
+def test_every_output_is_written(device, filled_with_nan):
     for dtype in (torch.float16, torch.float32, torch.float64):
         for classes in (1, 5, 300, 20_000):
-            student, kept, target = case((3, classes), dtype)
+            student, kept, target = on(device, *case((3, classes), dtype))
             target[1] = -100
             for function in (
                 lambda s, k=kept, t=target: gkd.sparse_loss(s, k, t, reduction="none"),
@@ -258,18 +259,3 @@ def test_module_keeps_its_settings():
     wanted = gkd.sparse_loss(student, kept, temperature=2.0, coupled=True, primary_weight=0.0)
     assert same_bits(criterion(student, kept), wanted)
     assert not list(criterion.parameters()) and not criterion.state_dict()
-
-
-@pytest.mark.cuda
-def test_cuda_has_groups_and_no_loss_yet():
-    student, kept, target = case(dtype=torch.float32)
-    on_device = gkd.TeacherGroup(*(x.cuda() for x in kept))
-    leaf = student.cuda().requires_grad_()
-    for call, name in (
-        (lambda: gkd.sparse_loss(leaf, on_device), "sparse_loss"),
-        (lambda: gkd.training_sparse_loss(leaf, on_device, target.cuda()), "training_sparse_loss"),
-    ):
-        with pytest.raises(NotImplementedError, match=f"^gkd.{name}: has no CUDA kernel yet"):
-            call()
-    got = gkd.reference.sparse_loss(leaf, on_device, target.cuda())
-    assert error(got, gkd.sparse_loss(student, kept, target)) <= 1e-4

@@ -6,7 +6,7 @@ import torch
 import gkd
 from cases import targets
 from oracle import error
-from sparse import GROUPINGS, KINDS, pair, with_gradient
+from sparse import GROUPINGS, KINDS, on, pair, with_gradient
 
 #: As conftest's Sizes has them, and why.
 SHAPES = ((5, 1), (5, 2), (4, 3), (3, 16), (5, 33), (3, 255), (3, 256), (2, 511), (2, 1025))
@@ -115,7 +115,8 @@ def test_top_k_and_one_class_for_the_tail(size):
     assert error(gradient, slope) <= 1e-11
 
 
-def test_ragged_groups_in_any_order_of_rows():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_ragged_groups_in_any_order_of_rows(device, dtype):
     """Empty, full and other groups side by side, each row as it is alone."""
     student, teacher = pair("flat", (5, 300))
     sizes = (0, 1, 300, 17, 0)
@@ -124,15 +125,18 @@ def test_ragged_groups_in_any_order_of_rows():
     kept = gkd.TeacherGroup(
         counts.cumsum(0), *(torch.cat(x) for x in list(zip(*parts, strict=True))[1:])
     )
-    got, gradient = with_gradient(lambda s: gkd.sparse_loss(s, kept, reduction="none"), student)
+    there = on(device, kept)
+    got, gradient = with_gradient(
+        lambda s: gkd.sparse_loss(s, there, reduction="none"), student.to(device, dtype)
+    )
     for k, size in enumerate(sizes):
-        wanted = gkd.loss(student[k : k + 1], teacher[k : k + 1], group_size=size)
+        wanted = gkd.loss(student[k : k + 1].to(dtype), teacher[k : k + 1], group_size=size)
         assert error(got[k], wanted) <= 1e-12
     assert not got[[0, 4]].any() and not gradient[[0, 4]].any()
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3), (2, 1, 4)], ids=str)
-def test_leading_dimensions_are_rows(shape):
+def test_leading_dimensions_are_rows(device, shape):
     student, teacher = pair("flat", (max(1, torch.Size(shape).numel()), 40))
     count = torch.Size(shape).numel()
     student, teacher = (x[:count].reshape(*shape, 40) for x in (student, teacher))
@@ -140,7 +144,10 @@ def test_leading_dimensions_are_rows(shape):
     assert kept.indptr.shape == (count + 1,) and kept.rest.shape == (count,)
     for reduction in ("none", "mean"):
         got, gradient = with_gradient(
-            lambda s, reduction=reduction: gkd.sparse_loss(s, kept, reduction=reduction), student
+            lambda s, reduction=reduction: gkd.sparse_loss(
+                s, on(device, kept), reduction=reduction
+            ),
+            student.to(device),
         )
         wanted, slope = with_gradient(
             lambda s, reduction=reduction: gkd.loss(s, teacher, group_size=5, reduction=reduction),
@@ -173,3 +180,36 @@ def test_reference_agrees(kind, how, dtype):
         assert got.isnan().equal(wanted.isnan()) and gradient.isnan().equal(slope.isnan())
         assert error(got.nan_to_num(), wanted.nan_to_num()) <= bound
         assert error(gradient.nan_to_num(), slope.nan_to_num()) <= bound
+
+
+@pytest.mark.parametrize("head", [{}, {"scale": 8.0, "margin": 0.2, "distillation_weight": 0.5}])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_reference_of_training(head, reduction):
+    student, teacher = pair("peaked", (5, 40))
+    target = targets((5, 40))
+    target[2] = -100
+    kept = gkd.teacher_group(teacher, target, group_size=7)
+    student = student / head.get("scale", 1.0)
+    settings = {**head, "reduction": reduction, "coupled": True, "cross_entropy_weight": 0.3}
+    found, wanted = (
+        with_gradient(lambda s, call=call: call(s, kept, target, **settings), student)
+        for call in (gkd.training_sparse_loss, gkd.reference.training_sparse_loss)
+    )
+    for a, b in zip(found[0], wanted[0], strict=True):
+        assert error(a, b.detach()) <= 1e-12
+    assert error(found[1], wanted[1]) <= 1e-12
+
+
+def test_the_reference_of_training_is_differentiable_twice():
+    student, teacher = pair("flat", (2, 9))
+    target = targets((2, 9))
+    kept = gkd.teacher_group(teacher, target, group_size=3)
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(
+        lambda s, w: (
+            gkd.reference.training_sparse_loss(
+                s, kept, target, margin=0.2, distillation_weight=w
+            ).total
+        ),
+        (student.requires_grad_(), weight),
+    )

@@ -26,9 +26,7 @@ def made(samples, parts=0, dtype=torch.float16):
         torch.from_numpy(indptr),
         torch.from_numpy(indices.astype(np.int32)),
         torch.from_numpy(logits).to(dtype),
-        torch.from_numpy((code % 8191) / 64).to(
-            torch.float64 if dtype == torch.float64 else torch.float32
-        ),
+        torch.from_numpy((code % 8191) / 64),
     )
 
 

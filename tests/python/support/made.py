@@ -1,4 +1,5 @@
-"""What the operators under a mode give back, but for tensors of shapes alone."""
+"""What the operators under a mode give back, but for tensors of shapes alone; and how many of them
+are collectives."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,3 +24,14 @@ class Made(TorchDispatchMode):
     def largest(self):
         """The elements of the largest."""
         return max(shape.numel() for _, shape in self.made)
+
+
+class Collectives(TorchDispatchMode):
+    """Counts those that are called."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        self.count += "_c10d_functional" in name and "wait" not in name
+        return function(*args, **(kwargs or {}))

@@ -34,14 +34,23 @@ def pair(kind, shape, dtype=torch.float64):
     return student.to(dtype), teacher.to(dtype)
 
 
+def on(device, *given):
+    """Tensors, groups and None on a device."""
+    moved = [
+        type(x)(*on(device, *x)) if isinstance(x, tuple) else x if x is None else x.to(device)
+        for x in given
+    ]
+    return moved[0] if len(moved) == 1 else moved
+
+
 def with_gradient(function, student):
-    """What it gives, and the gradient of a grad_output of its own in each row."""
+    """What it gives, and the gradient of a grad_output of its own in each row, on the CPU."""
     leaf = student.detach().clone().requires_grad_()
     value = function(leaf)
     total = value.total if isinstance(value, gkd.TrainingLoss) else value
     weight = torch.linspace(0.5, 1.5, total.numel()).reshape(total.shape)
     (gradient,) = torch.autograd.grad(total, leaf, weight.to(total))
-    return value, gradient
+    return on("cpu", value, gradient)
 
 
 def edited(group, **changes):

@@ -5,11 +5,11 @@ import itertools
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gkd
 import ranks
 from cases import settings_of, targets
+from made import Collectives
 from oracle import BOUND, DTYPES, error, gradient_bound
 from ranks import slices
 from test_training_values import HEADS, cosines, run
@@ -108,17 +108,6 @@ def equals_unsharded(rank, world_size):
         if any(not x <= bound for x, bound in zip(off, bounds, strict=True)):
             wrong.append(f"{layout} {dtype} {head} {reduction}: {off}")
     return wrong
-
-
-class Collectives(TorchDispatchMode):
-    """Counts those that are called."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function)
-        self.count += "_c10d_functional" in name and "wait" not in name
-        return function(*args, **(kwargs or {}))
 
 
 def collectives(rank, world_size):

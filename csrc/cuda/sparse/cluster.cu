@@ -1,0 +1,9 @@
+// The fused kernels of sparse rows with a cluster per row.
+#include "cuda/sparse/fused_launch.cuh"
+
+namespace gkd::cuda {
+
+template cudaError_t launch_sparse<ClusterGroup>(const SparseFusedCall&, cudaStream_t);
+template std::int64_t ask_sparse_residency<ClusterGroup>(Dtype, const FusedPlan&);
+
+}  // namespace gkd::cuda

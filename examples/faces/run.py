@@ -1,0 +1,101 @@
+"""A whole run: teacher, student, verification, table and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import networks, ranks, verify
+from .data import Photographs, count_classes, open_source
+from .recipe import Recipe
+from .teacher import Teacher, centers, fill_cache
+from .train import Place, train
+
+
+def run(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """Trains what has to be trained and verifies both networks; returns the report."""
+    source = open_source(Path(recipe.data))
+    photographs = Photographs(source, recipe.classes or count_classes(source))
+    is_first, progress = ranks.rank() == 0, place.progress and ranks.rank() == 0
+    if is_first:
+        print(f"{len(photographs)} images of {photographs.classes} identities")
+    teacher_network, head = _teacher(recipe, photographs, place)
+    teacher = Teacher(teacher_network, head)
+    if recipe.teacher_cache:
+        teacher.cache = fill_cache(
+            Path(recipe.teacher_cache), teacher_network, photographs, place.device,
+            recipe.embedding, recipe.workers, progress,
+        )  # fmt: skip
+    torch.manual_seed(recipe.seed)
+    student = networks.build(recipe.student, recipe.embedding, 112, recipe.arcface_torch)
+    student_head = train(
+        "student", student, teacher, photographs, recipe, place, epochs=recipe.epochs
+    ).whole()
+    if not is_first:
+        return {}
+    keep(place.output / "student.pt", student, student_head)
+    results = []
+    named = {"teacher": teacher_network, "student": student}
+    for name, network in named.items():
+        for path in recipe.pairs:
+            results.append(verify.on_pairs(name, network, Path(path), place.device, progress))
+        for path in recipe.ijb:
+            results.append(verify.on_templates(name, network, Path(path), place.device, progress))
+    report: dict[str, Any] = {
+        "recipe": recipe.plain(),
+        "ranks": ranks.count(),
+        "images": len(photographs),
+        "identities": photographs.classes,
+        "parameters": {n: sum(p.numel() for p in x.parameters()) for n, x in named.items()},
+        "results": [result.plain() for result in results],
+    }
+    if results:
+        text = verify.table(results)
+        print(text)
+        (place.output / "table.md").write_text(text + "\n")
+        verify.draw_roc(results, place.output / "roc.png")
+    curves = [p for n in named if (p := place.output / f"{n}.csv").exists()]
+    verify.draw_training(curves, place.output / "training.png")
+    return report
+
+
+def keep(path: Path, network: nn.Module, head: torch.Tensor) -> None:
+    """Backbone and head, as `teacher_backbone` and `teacher_head` take them."""
+    torch.save({k: v.cpu() for k, v in network.state_dict().items()}, path)
+    torch.save({"weight": head}, path.with_name(f"{path.stem}_head.pt"))
+
+
+def _teacher(
+    recipe: Recipe, photographs: Photographs, place: Place
+) -> tuple[nn.Module, torch.Tensor]:
+    """The network on its device, and its head's rows of this rank."""
+    torch.manual_seed(recipe.seed + 2)
+    network = networks.build(recipe.teacher, recipe.embedding, 112, recipe.arcface_torch)
+    dtype = getattr(torch, recipe.dtype)
+    if recipe.teacher_backbone:
+        networks.load_backbone(network, Path(recipe.teacher_backbone))
+        network.to(place.device, dtype).eval()
+        if recipe.teacher_head:
+            head = networks.load_head(Path(recipe.teacher_head), photographs.classes)
+        else:
+            head = centers(
+                network, photographs, place.device, recipe.workers,
+                place.progress and ranks.rank() == 0,
+            )  # fmt: skip
+    elif recipe.teacher_epochs > 0:
+        trained = train(
+            "teacher", network, None, photographs, recipe, place, epochs=recipe.teacher_epochs
+        )
+        head = trained.whole()
+        if ranks.rank() == 0:
+            keep(place.output / "teacher.pt", network, head)
+    else:
+        raise ValueError("no teacher: set teacher_backbone to a file, or teacher_epochs")
+    network.requires_grad_(False)
+    if recipe.sharded and ranks.count() > 1:
+        start, end = ranks.shard(photographs.classes)
+        head = head[start:end].clone()
+    return network, head.to(place.device, dtype)

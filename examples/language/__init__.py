@@ -1,0 +1,1 @@
+"""A small language model, distilled from a teacher that is kept on disk: see README.md."""
