@@ -25,13 +25,15 @@ __device__ T search_cut(const Problem& p, const Loader& loader, Segment segment,
                         FusedStorage<T, BlockGroup>& shared, BlockGroup& group) {
   const Keys<T> keys(p.ranking().dtype);
   BoundedRule rule{stop_rule(p.selection), -1};
-  __syncthreads();  // every thread has read the window before its storage is reused
-  sums = reduce_block(sums, shared.temp.weights);
   RadixSearch<T> search;
   for (bool first = true;; first = false) {
-    WeightSums<T> of_row = sums;
+    // The list is written, and every thread has read the window before its storage is reused.
+    __syncthreads();
     const int count = shared.num_listed;
-    const int total = group.all_gather_list(shared.search.list, count, kFusedListedKeys, &of_row);
+    WeightSums<T> of_row;
+    const auto sum_block = [&] { return reduce_block(sums, shared.temp.weights); };
+    const int total =
+        group.all_gather_list(shared.search.list, count, kFusedListedKeys, sum_block, &of_row);
     if (first) {
       search = {of_row.high, of_row.low, of_row.above, of_row.total};
       if (error > 0) {
@@ -189,7 +191,7 @@ __device__ PlainSums vector_moments(const FusedCall<float>& c, const Loader& loa
   };
   VectorPass pass;
   bool weighs = !c.constant_cut && !by_sums, passed = false;
-  while (true) {
+  while (true) {  // so that each pass, and the search, stand in the code once
     double error = 0;
     if (weighs) {
       sums = weigh_vectors(ranks, classes, by_rank, weight, edges, list);

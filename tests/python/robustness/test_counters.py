@@ -255,16 +255,20 @@ def test_a_count_that_rose_is_named():
 
 
 def test_the_model_follows_instructions_and_memory():
-    def ratio(instructions, card):
+    def ratio(instructions, card, weighing=0.0, shape=SHAPES[1], row="flat"):
         counts = {
-            (s, d, row): instructions
+            (s, d, what): weighing if what == "vector" else instructions
             for s in ("block", "cluster", "grid", "streamed cluster", "streamed grid")
             for d in ("float32", "bfloat16")
-            for row in ("flat", "small")
+            for what in ("flat", "small", "vector")
         }
         model = Model(counts, {"block": 7000.0, "cluster": 10000.0, "grid": 18000.0})
-        return model.ratio(card, *SHAPES[1], "flat")[0]
+        return model.ratio(card, *shape, row)[0]
 
     h100, h200 = CARDS[:2]
     assert 1 < ratio(10, h100) < ratio(150, h100) < ratio(300, h100)
     assert ratio(300, h200) == pytest.approx(ratio(300, h100) * 4.8 / 3.35, rel=0.05)
+    # Every row of 2,059,906 is weighed, 1.6% of those of 10,000, and no small group of either.
+    assert ratio(100, h200, 50, SHAPES[3]) == ratio(150, h200, 0, SHAPES[3])
+    assert ratio(100, h200) < ratio(100, h200, 50) < ratio(101, h200)
+    assert ratio(100, h200, 50, row="small") == ratio(100, h200, row="small")
