@@ -78,10 +78,14 @@ def _gradient(blocks: list[Block], loop: Loop, name: str, per_vector: int) -> li
     return result
 
 
-def _by_word(blocks: list[Block], around: Loop, visit: Loop, name: str, vector: Cost) -> list[Cost]:
-    """A loop over 32 classes of a thread has one over vectors, and one over the window's keys."""
+def _by_word(
+    blocks: list[Block], around: Loop, visits: list[Loop], name: str, vector: Cost
+) -> list[Cost]:
+    """A loop over 32 classes of a thread has one over vectors, and one over the window's keys, of
+    which there may be forms."""
     once = max(paths(blocks, around, _features), key=lambda p: p["total"])
-    key = max(paths(blocks, visit, _features), key=lambda p: p["total"])
+    keys = [path for visit in visits for path in paths(blocks, visit, _features)]
+    key = max(keys, key=lambda p: p["total"])
     return [
         Cost(name, "vector", vector.classes, vector.counts + _scaled(once, vector.classes)),
         Cost(name, "visit", 1, key),
@@ -126,9 +130,9 @@ def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
             result.append(replace(cost, loop="count"))
         elif path["minmax"] and 1 < _vectors(path) <= MOST_AT_A_TIME and not path["fma"]:
             result.append(replace(cost, loop=numbered("maxima")))
-        elif len(around.inner) == 2 and len(visits) == 1:
+        elif visits and len(around.inner) == 1 + len(visits):
             name = "weigh by mass"
             if path["fma"] > POLYNOMIAL * path["mufu"] // 2:  # two exponentials a class
                 name, cost = numbered("moments"), replace(cost, classes=path["mufu"] // 2)
-            result += _by_word(blocks, around, visits[0], name, cost)
+            result += _by_word(blocks, around, visits, name, cost)
     return result

@@ -100,7 +100,7 @@ __device__ V merge_ranks(int size, ValueOf value_of) {
   return merge_lanes<kWidth>(result);
 }
 
-/// What a block of a grid says of its list before the lists are gathered.
+/// What a block says of its list before the lists are gathered.
 template <class Sums>
 struct ListHead {
   Sums sums;
@@ -144,13 +144,11 @@ struct SingleBlock {
   }
   /// Makes every block's list[0, total) all blocks' list[0, count), in rank order, for all threads;
   /// returns the total. If that exceeds `capacity`, at most kFusedListBytes, no list changes.
-  /// A barrier has to follow the list's last write, and another collective before the next list is
-  /// gathered. Sets *sums to what sum_block() returns, the same for the block's threads, merged
-  /// over all blocks.
-  template <class V, class SumBlock, class Sums>
-  __device__ int all_gather_list(V*, int count, int, SumBlock sum_block, Sums* sums) {
-    *sums = sum_block();
-    __syncthreads();  // every thread has what the last one summed
+  /// Another collective has to follow before the next list is gathered. *sums, the same for the
+  /// block's threads, becomes the merged sums of all blocks.
+  template <class V, class Sums>
+  __device__ int all_gather_list(V*, int count, int, Sums*) {
+    __syncthreads();  // the list is written
     return count;
   }
   /// Merges the values of all blocks' threads 0, at most 16 bytes each. One block of the group gets

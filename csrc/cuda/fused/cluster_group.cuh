@@ -22,6 +22,7 @@ struct ClusterGroup {
     Slot slots[2][kMaxBlocks];
     uint4 last[kMaxBlocks];  ///< for reduce_to_one()
     Mbarrier arrived[3];     ///< of two exchanges in turn, and of reduce_to_one()
+    unsigned ready[kMaxBlocks];
   };
   Storage& storage;
   unsigned exchanges = 0, reductions = 0;
@@ -100,13 +101,26 @@ struct ClusterGroup {
   }
   template <class V>
   __device__ Gathered<V, false> all_gather(const V& value) {
+    Slot* slots = storage.slots[exchanges & 1];
     __syncthreads();  // every thread has read what was gathered before
-    const auto slots = send_to_all(value, 0);
+    if (threadIdx.x < kWarp) {
+      Slot* mine = &slots[rank()];
+      if (threadIdx.x == 0) {
+        write_slot(mine, value);
+        expect_bytes(arrived(), (size() - 1) * int(sizeof(V)));
+      }
+      __syncwarp();  // the value is written
+      constexpr int kWords = sizeof(V) / sizeof(WordOf<V>);
+      auto* words = reinterpret_cast<WordOf<V>*>(mine->bytes);
+      for (int i = threadIdx.x; i < size() * kWords; i += kWarp) {
+        if (i / kWords != rank()) send(&words[i % kWords], words[i % kWords], i / kWords);
+      }
+    }
     end_exchange();
-    return slots;
+    return {slots};
   }
-  template <class V, class SumBlock, class Sums>
-  __device__ int all_gather_list(V* list, int count, int capacity, SumBlock sum_block, Sums* sums) {
+  template <class V, class Sums>
+  __device__ int all_gather_list(V* list, int count, int capacity, Sums* sums) {
     constexpr int kMost = kFusedListBytes / (kFusedThreads * sizeof(V));
     V items[kMost];
 #pragma unroll
@@ -114,31 +128,33 @@ struct ClusterGroup {
       const int item = threadIdx.x + k * kFusedThreads;
       if (item < count) items[k] = list[item];
     }
-    // Who sends its count has its list in registers: peers can write there. And every thread has
-    // read what was gathered before.
-    __syncthreads();
-    const auto counts = send_to_all(count, 0);
-    const Sums of_block = sum_block();  // while the counts are under way
-    end_exchange();
+    // Who sends its count has its list in registers: peers can write there.
+    const auto heads = all_gather(ListHead<Sums>{*sums, count});
+    *sums = merge_ranks<kMaxBlocks, Sums>(size(), [&](int r) { return heads[r].sums; });
     int total = 0, before = 0;
     for (int r = 0; r < size(); ++r) {
       if (r == rank()) before = total;
-      total += counts[r];
+      total += heads[r].count;
     }
-    const bool fits = total <= capacity;
-    __syncthreads();  // every thread has read the counts, before this block sends
-    const auto all_sums = send_to_all(of_block, fits ? (total - count) * int(sizeof(V)) : 0);
+    if (total > capacity) return total;
+    __syncthreads();  // every thread has read the heads, before this block sends
+    if (threadIdx.x == 0) {
+      const int words = size() - 1;  // one of each peer, which may have no item
+      expect_bytes(arrived(), (total - count) * int(sizeof(V)) + words * int(sizeof(unsigned)));
+    }
+    if (threadIdx.x < size() && threadIdx.x != rank()) {
+      send(&storage.ready[rank()], 1u, threadIdx.x);
+    }
 #pragma unroll
     for (int k = 0; k < kMost; ++k) {
       const int item = threadIdx.x + k * kFusedThreads;
-      if (item >= count || !fits) continue;
+      if (item >= count) continue;
       list[before + item] = items[k];
       for (int r = 0; r < size(); ++r) {
         if (r != rank()) send(&list[before + item], items[k], r);
       }
     }
     end_exchange();
-    *sums = merge_ranks<kMaxBlocks, Sums>(size(), [&](int r) { return all_sums[r]; });
     __syncthreads();  // this block's own items are in place
     return total;
   }
@@ -164,25 +180,6 @@ struct ClusterGroup {
   }
 
  private:
-  /// Starts an exchange of every block's value, from its thread 0, and of `more` bytes. After its
-  /// end the values are in the slots.
-  template <class V>
-  __device__ Gathered<V, false> send_to_all(const V& value, int more) {
-    Slot* slots = storage.slots[exchanges & 1];
-    if (threadIdx.x >= kWarp) return {slots};
-    Slot* mine = &slots[rank()];
-    if (threadIdx.x == 0) {
-      write_slot(mine, value);
-      expect_bytes(arrived(), (size() - 1) * int(sizeof(V)) + more);
-    }
-    __syncwarp();  // the value is written
-    constexpr int kWords = sizeof(V) / sizeof(WordOf<V>);
-    auto* words = reinterpret_cast<WordOf<V>*>(mine->bytes);
-    for (int i = threadIdx.x; i < size() * kWords; i += kWarp) {
-      if (i / kWords != rank()) send(&words[i % kWords], words[i % kWords], i / kWords);
-    }
-    return {slots};
-  }
   /// Sends a value of whole words to where `to` is in a peer's shared memory.
   template <class V>
   __device__ void send(V* to, const V& value, int peer, Mbarrier* barrier) {

@@ -25,15 +25,13 @@ __device__ T search_cut(const Problem& p, const Loader& loader, Segment segment,
                         FusedStorage<T, BlockGroup>& shared, BlockGroup& group) {
   const Keys<T> keys(p.ranking().dtype);
   BoundedRule rule{stop_rule(p.selection), -1};
+  __syncthreads();  // every thread has read the window before its storage is reused
+  sums = reduce_block(sums, shared.temp.weights);
   RadixSearch<T> search;
   for (bool first = true;; first = false) {
-    // The list is written, and every thread has read the window before its storage is reused.
-    __syncthreads();
+    WeightSums<T> of_row = sums;
     const int count = shared.num_listed;
-    WeightSums<T> of_row;
-    const auto sum_block = [&] { return reduce_block(sums, shared.temp.weights); };
-    const int total =
-        group.all_gather_list(shared.search.list, count, kFusedListedKeys, sum_block, &of_row);
+    const int total = group.all_gather_list(shared.search.list, count, kFusedListedKeys, &of_row);
     if (first) {
       search = {of_row.high, of_row.low, of_row.above, of_row.total};
       if (error > 0) {
@@ -135,7 +133,7 @@ __device__ inline double sum_error(float bits, int blocks) {
 }
 
 /// A segment's cut and moments over vectors, for every thread. Sets row->cut, the same in all
-/// blocks, unless it is in place. `masks` has room for a bit of each class.
+/// blocks, unless it is in place.
 ///
 /// The pass for the moments also finds what lies above the window and below it. Where a class's
 /// mass is not its a_j, a pass that weighs all classes is before it. Where the error of the sums of
@@ -143,9 +141,10 @@ __device__ inline double sum_error(float bits, int blocks) {
 template <bool kCrossEntropy, class Loader, class BlockGroup>
 __device__ PlainSums vector_moments(const FusedCall<float>& c, const Loader& loader, int classes,
                                     const RowExtremes& extremes, const VectorRange& range,
-                                    const VectorHead& head, unsigned* masks, VectorRow* row,
+                                    const VectorHead& head, VectorRow* row,
                                     FusedStorage<float, BlockGroup>& shared, BlockGroup& group) {
   const Problem& p = c.p;
+  unsigned* masks = class_masks<Loader, BlockGroup>(c.plan.segment_classes);
   const auto ranks = for_ranking(loader);
   const Segment segment{0, classes};
   const StopRule rule = stop_rule(p.selection);

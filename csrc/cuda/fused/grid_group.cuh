@@ -88,13 +88,14 @@ struct GridGroup {
     sync();  // every block has written its value
     return {slots};
   }
-  template <class V, class SumBlock, class Sums>
-  __device__ int all_gather_list(V* list, int count, int capacity, SumBlock sum_block, Sums* sums) {
+  template <class V, class Sums>
+  __device__ int all_gather_list(V* list, int count, int capacity, Sums* of_block) {
     const auto part = [&](int r) { return reinterpret_cast<V*>(lists + r * kFusedListBytes); };
+    __syncthreads();  // the list is written
     for (int k = threadIdx.x; k < min(count, capacity); k += blockDim.x) part(rank())[k] = list[k];
     // Its barrier: every block has written its list.
-    const auto heads = all_gather(ListHead<Sums>{sum_block(), count});
-    *sums = merge_ranks<kMaxBlocks, Sums>(blocks, [&](int r) { return heads[r].sums; });
+    const auto heads = all_gather(ListHead<Sums>{*of_block, count});
+    *of_block = merge_ranks<kMaxBlocks, Sums>(blocks, [&](int r) { return heads[r].sums; });
     if (threadIdx.x < kWarp) {
       int total = 0;
       for (int first = 0; first <= blocks; first += kWarp) {

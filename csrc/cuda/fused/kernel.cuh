@@ -29,7 +29,7 @@ template <bool kCrossEntropy, class T, class Loader, class BlockGroup>
 __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t row,
                                             std::int64_t row_target, T cut, double weight,
                                             bool all_kl, std::int64_t begin, const Loader& loader,
-                                            int classes, const VectorRange& range, unsigned* masks,
+                                            int classes, const VectorRange& range,
                                             FusedStorage<T, BlockGroup>& shared,
                                             BlockGroup& group) {
   using Elem = typename Loader::Element;
@@ -88,7 +88,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     if (vectors) {
       if constexpr (kVectors) {
         const auto sums = group.all_gather(vector_moments<kCrossEntropy>(
-            c, loader, classes, extremes, range, head, masks, &vector_row, shared, group));
+            c, loader, classes, extremes, range, head, &vector_row, shared, group));
         cut = vector_row.cut;
         complete(
             [&] {
@@ -143,7 +143,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     report_row(c, row, shared.row.kind, kl, shared.report,
                kCrossEntropy ? shared.head : RowHead<T>{});
     c.w.state[row].kind = shared.row.kind;
-    c.w.state[row].cut = cut;
+    c.w.state[row].cut = shared.row.cut;
   }
   __syncthreads();  // the row is finished before the next one's copy overwrites it
 }
@@ -159,8 +159,6 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
   Elem* student_segment = reinterpret_cast<Elem*>(segments);  // of a streamed row the ranking one's
   Elem* teacher_segment =
       reinterpret_cast<Elem*>(segments + Layout::segment_bytes(c.plan.segment_classes));
-  auto* masks = reinterpret_cast<unsigned*>(
-      segments + (kStreamed ? 1 : 2) * Layout::segment_bytes(c.plan.segment_classes));
   BlockGroup group{shared.group};
   group.start(c.w.selection, c.plan.blocks_per_row);
   const std::int64_t begin = min(group.rank() * c.plan.segment_classes, c.p.classes);
@@ -214,7 +212,7 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
     }
     if (kind == RowKind::kCounted) {
       process_row<kCrossEntropy>(c, row, target, cut, weight, all_kl, begin, loader, classes, range,
-                                 masks, shared, group);
+                                 shared, group);
       continue;
     }
     fill_gradient<T, kFusedThreads>(loader, Segment{0, classes}, kind, c.gradient,

@@ -78,4 +78,18 @@ struct FusedLayout {
   }
 };
 
+/// Room for a bit of each of a segment's classes, behind the copies of a loader's inputs. Found
+/// anew for each row: kept, it would take a register from the gradient's loops.
+template <class Loader, class BlockGroup>
+__device__ __forceinline__ unsigned* class_masks(std::int64_t segment_classes) {
+  using Elem = typename Loader::Element;
+  using Layout = FusedLayout<Elem, BlockGroup>;
+  constexpr int kInputs = std::is_same_v<Loader, ContiguousLoader<Arithmetic<Elem>, Elem>> ? 2 : 1;
+  extern __shared__ __align__(16) char memory[];
+  std::int64_t classes;
+  asm volatile("mov.s64 %0, %1;" : "=l"(classes) : "l"(segment_classes));
+  const std::size_t offset = Layout::kSegmentOffset + kInputs * Layout::segment_bytes(classes);
+  return reinterpret_cast<unsigned*>(memory + offset);
+}
+
 }  // namespace gkd::cuda

@@ -91,6 +91,16 @@ struct VectorRow {
         gap(in_register((teacher_zero - student_zero) * kLn2)),
         cut(cut) {}
 
+  /// The same with the cut from elsewhere and the gap made anew: moved to local memory during the
+  /// search, they would be read from there again and again.
+  __device__ __forceinline__ VectorRow anew(float cut) const {
+    VectorRow row = *this;
+    row.cut = cut;
+    asm volatile("{\n.reg .f32 d;\nsub.f32 d, %1, %2;\nmul.f32 %0, d, %3;\n}"
+                 : "=f"(row.gap)
+                 : "f"(teacher_zero), "f"(student_zero), "f"(kLn2));
+    return row;
+  }
   /// The constants where student and teacher change places.
   __device__ VectorRow swapped() const {
     VectorRow row = *this;
