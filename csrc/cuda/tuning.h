@@ -99,7 +99,7 @@ constexpr double kStreamedCost = 1.15;
 /// allow them.
 constexpr int kMaxCluster = 16;
 
-/// Blocks per row of a cooperative launch at most: enough for a float row of 7 million classes
+/// Blocks per row of a cooperative launch at most: enough for a float row of 6.8 million classes
 /// (227 KiB of shared memory per block).
 constexpr int kMaxGridGroup = 128;
 
