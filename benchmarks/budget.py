@@ -13,14 +13,16 @@ MOST_REGISTERS = 128
 MOST_INSTRUCTIONS = {(4, "flat"): 100, (4, "small"): 75, (2, "flat"): 90, (2, "small"): 70}
 #: So many more of a streamed row: its other input is loaded by its alignment, a vector ahead.
 MORE_STREAMED = 2
-#: Instructions of fences and of emptied caches in the loop over rows: those of three cluster
-#: barriers, for searches that the window's list does not serve.
-MOST_FENCES = {"block": 0, "cluster": 12, "streamed cluster": 12}
-#: The budget is sm_90's; these architectures and later ones may have so many times as much.
-LATER, ROOM = 100, 1.05
+#: Instructions of fences and of emptied caches in the loop over rows: those of seven cluster
+#: barriers. Three are for searches that the window's list does not serve, by class and by vectors,
+#: and one for rows that are weighed after their moments.
+MOST_FENCES = {"block": 0, "cluster": 28, "streamed cluster": 28}
+#: The budget is sm_90's; these architectures and later ones may have so many times as much, and a
+#: constant that the gradient's loop reads from local memory.
+LATER, ROOM, MOST_LOCAL = 100, 1.05, 1
 ROWS = ("flat", "small")
 #: The forms of each pass that a kernel has, and the gradient's paths in each form.
-FORMS = {"maxima": 2, "count": 1, "weigh by mass": 1, "weigh by size": 1, "moments": 2}
+FORMS = {"maxima": 2, "count": 1, "weigh by mass": 1, "moments": 2}
 GRADIENTS = ["near any", "near any", "outside near any", "outside near any"]
 #: What the name of a strategy starts with whose rows are streamed. Their gradient has each form
 #: twice, for either input that ranks.
@@ -72,12 +74,12 @@ class Kernel:
         without_rest = {c.loop for c in self.costs if c.path == "outside"}
         path = "near" if row == "flat" else "outside"
         gradient = max(c["total"] for c in self.costs if c.loop in without_rest and c.path == path)
-        weigh = max(every("weigh by mass"))
         often = visits[self.strategy.removeprefix(STREAMED), self.dtype, row]
-        weigh += often * max(every("weigh by mass", "visit"))
+        visit = max(every("moments", "visit")) + max(every("window", "visit"), default=0)
+        moments = max(every("moments")) + often * visit
         # Of both inputs; the ranking one's smallest logit is found too.
         maxima = sum(every("maxima"))
-        return maxima + max(every("count")) + weigh + max(every("moments")) + gradient
+        return maxima + max(every("count")) + moments + gradient
 
     def faults(self, visits: Visits) -> Iterator[str]:
         """What is above the budget, or was not found."""
@@ -88,7 +90,8 @@ class Kernel:
             yield f"{self.registers} registers, {MOST_REGISTERS} allowed"
         for cost in self.costs:
             for kind in ("local", "double"):
-                if cost.counts[kind]:
+                later = self.architecture >= LATER and cost.loop.startswith("gradient")
+                if cost.counts[kind] > (MOST_LOCAL if later and kind == "local" else 0):
                     yield f"{cost.counts[kind]} {kind} instructions in {cost.loop}, {cost.path}"
         if self.fences > (most := MOST_FENCES.get(self.strategy, self.fences)):
             yield f"{self.fences} fences between the passes of a row, {most} allowed"

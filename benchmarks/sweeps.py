@@ -78,10 +78,14 @@ def _gradient(blocks: list[Block], loop: Loop, name: str, per_vector: int) -> li
     return result
 
 
-def _weigh(blocks: list[Block], around: Loop, visit: Loop, name: str, vector: Cost) -> list[Cost]:
-    """A loop over 32 classes of a thread has one over vectors, and one over the window's keys."""
+def _by_word(
+    blocks: list[Block], around: Loop, visits: list[Loop], name: str, vector: Cost
+) -> list[Cost]:
+    """A loop over 32 classes of a thread has one over vectors, and one over the window's keys, of
+    which there may be forms."""
     once = max(paths(blocks, around, _features), key=lambda p: p["total"])
-    key = max(paths(blocks, visit, _features), key=lambda p: p["total"])
+    keys = [path for visit in visits for path in paths(blocks, visit, _features)]
+    key = max(keys, key=lambda p: p["total"])
     return [
         Cost(name, "vector", vector.classes, vector.counts + _scaled(once, vector.classes)),
         Cost(name, "visit", 1, key),
@@ -95,7 +99,8 @@ def _scaled(once: Counter[str], classes: int) -> Counter[str]:
 
 def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
     """Of every pass of a kernel, in the order of the code. Of a pass that there is in several forms
-    the name has a number. The path "visit" is one visit of a key in the window."""
+    the name has a number. The path "visit" is one visit of a key in the window: "moments" lists it,
+    "window" adds its class to the group that it turned out to be in."""
     per_vector = VECTOR_BYTES // element_bytes
     every = loops(blocks)
     outer = {inner.head: loop for loop in every for inner in loop.inner}
@@ -108,6 +113,10 @@ def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
 
     for loop in sorted(every, key=lambda loop: loop.head):
         body = _body(blocks, loop)
+        if body["find"] and body["mufu"] == 2 and not _vectors(body) and not loop.inner:
+            path = max(paths(blocks, loop, _features), key=lambda p: p["total"])
+            result.append(Cost(numbered("window"), "visit", 1, path))
+            continue
         if not _vectors(body) or loop.inner or body["total"] > MOST_INSTRUCTIONS:
             continue
         if body["store"]:
@@ -121,9 +130,9 @@ def costs(blocks: list[Block], element_bytes: int) -> list[Cost]:
             result.append(replace(cost, loop="count"))
         elif path["minmax"] and 1 < _vectors(path) <= MOST_AT_A_TIME and not path["fma"]:
             result.append(replace(cost, loop=numbered("maxima")))
-        elif len(around.inner) == 2 and len(visits) == 1:
-            name = "weigh by mass" if path["mufu"] else "weigh by size"
-            result += _weigh(blocks, around, visits[0], name, cost)
-        elif path["fma"] > POLYNOMIAL * path["mufu"] // 2 > 0:  # two exponentials a class
-            result.append(replace(cost, loop=numbered("moments"), classes=path["mufu"] // 2))
+        elif visits and len(around.inner) == 1 + len(visits):
+            name = "weigh by mass"
+            if path["fma"] > POLYNOMIAL * path["mufu"] // 2:  # two exponentials a class
+                name, cost = numbered("moments"), replace(cost, classes=path["mufu"] // 2)
+            result += _by_word(blocks, around, visits, name, cost)
     return result

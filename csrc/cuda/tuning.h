@@ -79,6 +79,10 @@ constexpr int kFusedBlocks = sizeof(T) == sizeof(float) ? 2 : 1;
 constexpr int kFusedListedKeys = 2048;
 constexpr int kFusedListBytes = kFusedListedKeys * 8;
 
+/// Longer float32 rows are weighed before their moments are summed: the error of sums in float
+/// would leave most of their cuts open. 16-bit logits have more ties than such an error splits.
+constexpr std::int64_t kMaxSummedClasses = std::int64_t(1) << 19;
+
 /// What decides how many blocks share a row: a multiprocessor's cycles for the passes over one
 /// class by a block alone and by one of two, and for the serial part of a row by one block and by a
 /// cluster (the latencies along the chain of dependent instructions, added up for sm_90). Only
@@ -95,7 +99,7 @@ constexpr double kStreamedCost = 1.15;
 /// allow them.
 constexpr int kMaxCluster = 16;
 
-/// Blocks per row of a cooperative launch at most: enough for a float row of 7 million classes
+/// Blocks per row of a cooperative launch at most: enough for a float row of 6.8 million classes
 /// (227 KiB of shared memory per block).
 constexpr int kMaxGridGroup = 128;
 

@@ -140,18 +140,22 @@ struct InTurn {
   }
 };
 
+/// log(P/Q) from w = logit(Q) - logit(P): two classes with e = 0 and w.
+GKD_HD double log_of_masses(double w, double p_rest) {
+  return std::log1p(p_rest * expm1_and_phi(w).expm1);
+}
+
 /// Binary-KD and Q - P from the masses and w = logit(Q) - logit(P), which is known more accurately
-/// than the masses. `u` and `v`: functions that give logit(P) and logit(Q).
-template <class Calls, class U, class V>
-GKD_HD void binary_term(double w, U u, V v, RowSummary* row, const Calls& calls) {
+/// than the masses. `l`, `u` and `v`: functions that give log(P/Q), for |w| <= 1 only, logit(P) and
+/// logit(Q).
+template <class Calls, class L, class U, class V>
+GKD_HD void binary_term(double w, L l, U u, V v, RowSummary* row, const Calls& calls) {
   if (w >= -1 && w <= 1) {
-    // Two classes with e = 0 and w, so d = L and w + L, L = log1p(P' expm1(-w)).
-    const double l = std::log1p(row->p_rest * expm1_and_phi(w).expm1);
-    const double d_rest = w + l;
-    // phi and expm1 of both.
+    // phi and expm1 of log(P/Q) and log(P'/Q').
+    const double d = l(), d_rest = w + d;
     double value[4];
     calls.each(value, [&](int i) {
-      const Expm1Phi<double> series = expm1_and_phi(i % 2 == 0 ? l : d_rest);
+      const Expm1Phi<double> series = expm1_and_phi(i % 2 == 0 ? d : d_rest);
       return i < 2 ? series.phi : series.expm1;
     });
     row->binary = row->p * value[0] + row->p_rest * value[1];
@@ -192,12 +196,20 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
                              relative(m[1].sum_teacher, -teacher_shift)};
   const double student[2] = {relative(m[0].sum_student, student_shift),
                              relative(m[1].sum_student, -student_shift)};
-  // By group: log(B/A), the masses, and what a group's sums are divided by.
-  double value[10];
+  // Where the groups' shifts are the same, all logs are taken side by side.
+  const bool common = teacher_shift == 0 && student_shift == 0;
+  // By group: log(B/A), the masses, and what a group's sums are divided by. Then log(B/A) of the
+  // row.
+  constexpr int kOfRow = 10;
+  double value[kOfRow + 1];
   calls.each(value, [&](int i) {
-    const int g = i % 2, kind = i / 2;
-    const double a = m[g].sum_teacher, b = m[g].sum_student;
-    const double over = kind == 0   ? m[g].sum_diff
+    const int g = i % 2, kind = i == kOfRow ? 0 : i / 2;
+    const auto sum = [&](double of_group, double of_other) {
+      return i == kOfRow ? of_group + of_other : of_group;
+    };
+    const double a = sum(m[g].sum_teacher, m[1].sum_teacher);
+    const double b = sum(m[g].sum_student, m[1].sum_student);
+    const double over = kind == 0   ? sum(m[g].sum_diff, m[1].sum_diff)
                         : kind == 1 ? teacher[g]
                         : kind == 2 ? student[g]
                                     : 1;
@@ -206,11 +218,11 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
                          : kind == 4 ? b
                                      : a;
     const double quotient = under > 0 ? over / under : 0;
-    if (kind != 0) return quotient;
+    if (kind != 0 || (i == kOfRow && !(both && common))) return quotient;
     // A group whose student mass is 0 keeps d = e = +inf; one whose teacher mass is 0 has no KL.
-    return a > 0 && b > 0 ? m[g].log_ratio(quotient) : 0.0;
+    return a > 0 && b > 0 ? GroupMoments<double>::log_ratio(quotient, a, b) : 0.0;
   });
-  const double(&ratio)[10] = value;
+  const double* ratio = value;
   if (both) {
     row.p = value[2];
     row.p_rest = value[3];
@@ -223,8 +235,11 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
     // log(Q/Q') - log(P/P'): from the groups' shifts plus their log ratios.
     const double shift_diff =
         (m[0].shift.student - m[0].shift.teacher) - (m[1].shift.student - m[1].shift.teacher);
-    binary_term(all_positive ? shift_diff * inv_t + (ratio[0] - ratio[1]) : v() - u(), u, v, &row,
-                calls);
+    const double w = all_positive ? shift_diff * inv_t + (ratio[0] - ratio[1]) : v() - u();
+    const auto l = [&] {
+      return all_positive && common ? value[kOfRow] - ratio[0] : log_of_masses(w, row.p_rest);
+    };
+    binary_term(w, l, u, v, &row, calls);
   } else {
     row.p = row.q = m[0].count > 0 ? 1 : 0;
     row.p_rest = row.q_rest = m[1].count > 0 ? 1 : 0;

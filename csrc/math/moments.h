@@ -149,13 +149,16 @@ struct GroupMoments {
     count += other.count;
   }
 
-  /// log(B/A), from `ratio` = X/A where they nearly agree.
-  GKD_HD Acc log_ratio() const { return log_ratio(sum_diff / sum_teacher); }
-  GKD_HD Acc log_ratio(Acc ratio) const {
+  /// log(B/A).
+  GKD_HD Acc log_ratio() const {
+    return log_ratio(sum_diff / sum_teacher, sum_teacher, sum_student);
+  }
+  /// The same of given sums, from `ratio` = X/A where they nearly agree.
+  GKD_HD static Acc log_ratio(Acc ratio, Acc teacher, Acc student) {
     using std::log;
     using std::log1p;
     if (ratio >= Acc(-0.5) && ratio <= Acc(1)) return log1p(ratio);
-    return log(sum_student) - log(sum_teacher);
+    return log(student) - log(teacher);
   }
 };
 

@@ -246,7 +246,8 @@ TEST(Binary, KeepsDigitsOfASmallSideAndOfASmallGap) {
       row.p = sigmoid(u), row.p_rest = sigmoid(-u);
       row.q = sigmoid(u + w), row.q_rest = sigmoid(-u - w);
       gkd::binary_term(
-          w, [&] { return u; }, [&] { return u + w; }, &row, gkd::InTurn{});
+          w, [&] { return gkd::log_of_masses(w, row.p_rest); }, [&] { return u; },
+          [&] { return u + w; }, &row, gkd::InTurn{});
       // From the larger side, as log1p keeps what the smaller one adds.
       const double sign = u < 0 ? -1 : 1;
       const long double small = 1 / (1 + std::exp(std::fabs(static_cast<long double>(u))));

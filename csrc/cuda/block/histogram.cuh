@@ -88,12 +88,18 @@ __device__ __forceinline__ Bins<T> bins_of(const Problem& p, Extremes<T> e, T in
           bin_reach(stop_rule(p.selection), p.row_classes(), e.high, e.low, inv_temperature)};
 }
 
+/// `high`: the row's largest ranking logit.
 template <class T>
-__device__ __forceinline__ ClassWeight<T> class_weight(const Problem& p, const Bins<T>& bins) {
+__device__ __forceinline__ ClassWeight<T> class_weight(const Problem& p, T high,
+                                                       T inv_temperature) {
   // Of a float's mass, the passes over vectors can sum 46 bits.
   const double scale = mass_scale(p.row_classes());
-  return {p.selection.group_size < 0, bins.high, bins.inv_temperature,
+  return {p.selection.group_size < 0, high, inv_temperature,
           static_cast<T>(sizeof(T) == sizeof(float) ? fmin(scale, 0x1p46) : scale)};
+}
+template <class T>
+__device__ __forceinline__ ClassWeight<T> class_weight(const Problem& p, const Bins<T>& bins) {
+  return class_weight(p, bins.high, bins.inv_temperature);
 }
 
 /// Adds a segment's counts by bin. The last bin, which holds most of a peaked row, is not counted:

@@ -1,58 +1,30 @@
 // The cut of a row in shared memory, by the group of blocks that processes it.
 #pragma once
 
+#include "cuda/fused/plan.h"
 #include "cuda/fused/shared_memory.cuh"
 
 namespace gkd::cuda {
 
-/// The row's cut, for every thread of every block. Only the loader's ranking logits are read.
-/// `vectors`: by passes over vectors; `known` are the row's then.
-template <class T, class Loader, class BlockGroup>
-__device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T inv_temperature,
-                      bool vectors, RowExtremes known, FusedStorage<T, BlockGroup>& shared,
-                      BlockGroup& group) {
-  const int classes = static_cast<int>(segment.end);
-  const StopRule rule = stop_rule(p.selection);
-  for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.counts[b] = 0;
-  if (threadIdx.x == 0) shared.num_listed = 0;
-  Extremes<T> extremes;
-  // -inf is not the smallest logit that a selection by size needs.
-  if (vectors && (rule.by_mass || known.low > -std::numeric_limits<T>::infinity())) {
-    extremes = {loader.by_student ? known.student : known.teacher, known.low};
-    __syncthreads();  // all bins are zero before the first count
-  } else {
-    extremes = cub::BlockReduce<Extremes<T>, kFusedThreads>(shared.temp.extremes)
-                   .Reduce(thread_extremes<T, kFusedThreads>(loader, segment), Merge{});
-    // The gather's barriers also order the zeros before the first count.
-    extremes = all_reduce(group, extremes);
+/// Before a row's window is listed. A barrier has to follow.
+template <class Storage>
+__device__ __forceinline__ void start_list(Storage& shared) {
+  if (threadIdx.x == 0) {
+    shared.num_listed = 0;
+    shared.in_doubt = false;
   }
+}
 
-  Bins<T> bins = bins_of(p, extremes, inv_temperature);
-  if (vectors && rule.by_mass) {  // narrower bins where the row spans less: a smaller window
-    // A little more, so that the smallest logit does not lie on the last bin's edge.
-    const T span = (extremes.high - extremes.low) * inv_temperature * T(1.0001);
-    if (span > 0 && span < bins.reach) bins.reach = span;
-  }
+/// The cut among the listed keys of all blocks, for every thread of every block. `sums`: this
+/// thread's. `error` bounds the relative error of what is above the window and of what is below it;
+/// 0: they are exact. Sets shared.in_doubt where that leaves the cut open; a barrier has to follow.
+/// Only the loader's ranking logits are read.
+template <class T, class Loader, class BlockGroup>
+__device__ T search_cut(const Problem& p, const Loader& loader, Segment segment,
+                        const ClassWeight<T>& weight, WeightSums<T> sums, double error,
+                        FusedStorage<T, BlockGroup>& shared, BlockGroup& group) {
   const Keys<T> keys(p.ranking().dtype);
-  const ClassWeight<T> weight = class_weight(p, bins);
-  WeightSums<T> sums;
-  const auto window_of_counts = [&] {
-    group.all_reduce_sum(shared.counts);
-    return find_window(shared.counts, rule, bins, p.row_classes(), shared.temp.window);
-  };
-  if (!vectors) {
-    count_segment<T, kFusedThreads>(loader, segment, bins, shared.counts);
-    sums =
-        weigh_segment<T, kFusedThreads>(loader, segment, bins, weight, keys, window_of_counts(),
-                                        shared.search.list, kFusedListedKeys, &shared.num_listed);
-  } else if constexpr (std::is_same_v<T, float>) {
-    count_vectors(loader, classes, bins, shared.counts);
-    const BinRange window = window_of_counts();
-    sums = rule.by_mass ? weigh_vectors<true>(loader, classes, bins, weight, keys, window,
-                                              shared.search.list, &shared.num_listed)
-                        : weigh_vectors<false>(loader, classes, bins, weight, keys, window,
-                                               shared.search.list, &shared.num_listed);
-  }
+  BoundedRule rule{stop_rule(p.selection), -1};
   __syncthreads();  // every thread has read the window before its storage is reused
   sums = reduce_block(sums, shared.temp.weights);
   RadixSearch<T> search;
@@ -60,11 +32,19 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
     WeightSums<T> of_row = sums;
     const int count = shared.num_listed;
     const int total = group.all_gather_list(shared.search.list, count, kFusedListedKeys, &of_row);
-    if (first) search = {of_row.high, of_row.low, of_row.above, of_row.total};
+    if (first) {
+      search = {of_row.high, of_row.low, of_row.above, of_row.total};
+      if (error > 0) {
+        const auto all = static_cast<double>(search.total);
+        const auto above = static_cast<double>(search.above);
+        rule.slack = error * ((1 - rule.threshold) * above + rule.threshold * (all - above)) +
+                     4 * static_cast<double>(p.row_classes()) + 0x1p-50 * all;
+      }
+    }
     // Where the keys fit one list, every block has them all and searches by itself.
     if (total <= kFusedListedKeys) {
       return keys.logit(search_list(shared.search.list, total, rule, weight, keys, search,
-                                    shared.search.bins, shared.temp.list));
+                                    shared.search.bins, shared.temp.list, &shared.in_doubt));
     }
     if (search.found()) return keys.logit(search.high);
     // Else the blocks add up one pass together, which leaves the keys of one bin.
@@ -82,7 +62,7 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
       for_each_rank<T, kFusedThreads>(loader, segment, [&](T r) { add(keys.of(r)); });
     }
     group.all_reduce_sum(shared.search.bins, kFusedThreads);
-    search = refine_list(shared.search.bins, rule, search, shared.temp.list);
+    search = refine_list(shared.search.bins, rule, search, shared.temp.list, &shared.in_doubt);
     const auto keep = [&](KeyOf<T> key) {
       if (!search.holds(key)) return;
       const int index = atomicAdd(&shared.num_listed, 1);
@@ -105,6 +85,150 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
     }
     group.sync();  // the keys that are left are listed, and no peer still reads the bins
   }
+}
+
+/// The row's largest and smallest finite ranking logit, for every thread.
+template <class T, class Loader, class BlockGroup>
+__device__ Extremes<T> row_extremes(const Loader& loader, Segment segment,
+                                    FusedStorage<T, BlockGroup>& shared, BlockGroup& group) {
+  const Extremes<T> extremes =
+      cub::BlockReduce<Extremes<T>, kFusedThreads>(shared.temp.extremes)
+          .Reduce(thread_extremes<T, kFusedThreads>(loader, segment), Merge{});
+  // The gather's barriers also order the bins' zeros before the first count.
+  return all_reduce(group, extremes);
+}
+
+/// The row's cut by passes over classes, for every thread of every block.
+template <class T, class Loader, class BlockGroup>
+__device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T inv_temperature,
+                      FusedStorage<T, BlockGroup>& shared, BlockGroup& group) {
+  for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.counts[b] = 0;
+  start_list(shared);
+  const Bins<T> bins = bins_of(p, row_extremes(loader, segment, shared, group), inv_temperature);
+  const ClassWeight<T> weight = class_weight(p, bins);
+  count_segment<T, kFusedThreads>(loader, segment, bins, shared.counts);
+  group.all_reduce_sum(shared.counts);
+  const BinRange window =
+      find_window(shared.counts, stop_rule(p.selection), bins, p.row_classes(), shared.temp.window);
+  const WeightSums<T> sums = weigh_segment<T, kFusedThreads>(
+      loader, segment, bins, weight, Keys<T>(p.ranking().dtype), window, shared.search.list,
+      kFusedListedKeys, &shared.num_listed);
+  return search_cut(p, loader, segment, weight, sums, 0, shared, group);
+}
+
+/// A bound of the relative error of a sum of a_j, divided by that of the row's largest class, as
+/// the sum of masses in fixed point. In units u = 2^-24, of the classes at most `bits` binary
+/// digits under the largest:
+///   ex2.approx has 2^-22 = 4 u: in a_j, in the mass, and in the factor between them     12
+///   exponents: of a mass x = (r - r_max) c, rounded twice, 2 |x| u; of a_j one rounding
+///     of at most (|x| + 1/2) u; of the factor 1/2 u; all times ln 2           2.1 bits + 0.7
+///   additions of a blocked sum: 10 inside a block (of a vector's classes, then of vectors),
+///     one for each block, one for what the loop leaves out; the product with the factor
+///                                                                        12 + `blocks`
+/// More than 30 digits under the largest, the exponents' part is less than one unit of a mass,
+/// 2^-46, for each class; search_cut() adds those units, and those that are truncated. Terms of
+/// second order are below 1%.
+__device__ inline double sum_error(float bits, int blocks) {
+  return 1.01 * 0x1p-24 * (26 + 2.1 * static_cast<double>(fminf(bits, 30)) + blocks);
+}
+
+/// A segment's cut and moments over vectors, for every thread. Sets row->cut, the same in all
+/// blocks, unless it is in place.
+///
+/// The pass for the moments also finds what lies above the window and below it. Where a class's
+/// mass is not its a_j, a pass that weighs all classes is before it. Where the error of the sums of
+/// a_j leaves the cut open, that pass is after it, so the cut is always that of exact masses.
+template <bool kCrossEntropy, class Loader, class BlockGroup>
+__device__ PlainSums vector_moments(const FusedCall<float>& c, const Loader& loader, int classes,
+                                    const RowExtremes& extremes, const VectorRange& range,
+                                    const VectorHead& head, VectorRow* row,
+                                    FusedStorage<float, BlockGroup>& shared, BlockGroup& group) {
+  const Problem& p = c.p;
+  unsigned* masks = class_masks<Loader, BlockGroup>(c.plan.segment_classes);
+  const auto ranks = for_ranking(loader);
+  const Segment segment{0, classes};
+  const StopRule rule = stop_rule(p.selection);
+  VectorRow by_rank = loader.by_student ? row->swapped() : *row;
+  const float largest = loader.by_student ? extremes.student : extremes.teacher;
+  const float high = by_rank.teacher_exponent(largest);
+  const WindowList list{Keys<float>(p.ranking().dtype), shared.search.list, &shared.num_listed};
+  bool by_sums = false;
+  WeightSums<float> sums;
+  ClassWeight<float> weight{};
+  WindowEdges edges{};
+  if (!c.constant_cut) {
+    for (int b = threadIdx.x; b < kBins; b += kFusedThreads) shared.counts[b] = 0;
+    start_list(shared);
+    Extremes<float> of_rank{largest, extremes.low};
+    // -inf is not the smallest logit that a selection by size needs.
+    if (!rule.by_mass && extremes.low == -std::numeric_limits<float>::infinity()) {
+      of_rank = row_extremes(ranks, segment, shared, group);
+    } else {
+      __syncthreads();  // all bins are zero before the first count
+    }
+    Bins<float> all_bins = bins_of(p, of_rank, p.template inv_group_temperature<float>());
+    if (rule.by_mass) {  // narrower bins where the row spans less: a smaller window
+      const float span = (of_rank.high - of_rank.low) * all_bins.inv_temperature;
+      if (span > 0 && span < all_bins.reach) all_bins.reach = span;
+      all_bins.reach *= 1.001f;  // so that the smallest logit is not in the last bin
+    }
+    const VectorBins bins(&all_bins, high, by_rank.inv_temperature);
+    weight = class_weight(p, all_bins);
+    count_vectors(ranks, classes, by_rank, bins, shared.counts);
+    group.all_reduce_sum(shared.counts);
+    edges =
+        bins.edges(find_window(shared.counts, rule, all_bins, p.row_classes(), shared.temp.window));
+    by_sums = !rule.by_mass ||
+              (!loader.by_student && all_bins.inv_temperature == by_rank.inv_temperature &&
+               (sizeof(typename Loader::Element) < sizeof(float) ||
+                p.row_classes() <= kMaxSummedClasses));
+  }
+  const auto visit = [&](float r) {
+    if (!by_sums) return;
+    list.add(r, &sums);
+    sums.total += weight.of(r);
+  };
+  VectorPass pass;
+  bool weighs = !c.constant_cut && !by_sums, passed = false;
+  while (true) {  // so that each pass, and the search, stand in the code once
+    double error = 0;
+    if (weighs) {
+      sums = weigh_vectors(ranks, classes, by_rank, weight, edges, list);
+    } else {
+      if (!by_sums) edges = WindowEdges::around(row->cut, by_rank.teacher_exponent(row->cut));
+      const auto run = [&](auto from_gap) {
+        pass = pass_over_vectors<from_gap(), kCrossEntropy>(loader, classes, by_rank, range, head,
+                                                            edges, rule.by_mass, masks, visit);
+      };
+      row->from_gap() ? run(std::true_type{}) : run(std::false_type{});
+      passed = true;
+      if (!by_sums) break;
+      const float unit = rule.by_mass ? exp2_approx(-high) * weight.scale : 1;
+      sums.above = __float2ull_rz(pass.above * unit);
+      sums.total += sums.above + __float2ull_rz(pass.below * unit);
+      const float bits = high - by_rank.teacher_exponent(extremes.low);
+      const auto blocks = static_cast<int>(c.plan.segment_classes / (32 * kFusedThreads)) + 1;
+      if (rule.by_mass) error = sum_error(bits, blocks);
+    }
+    row->cut = search_cut(p, ranks, segment, weight, sums, error, shared, group);
+    __syncthreads();  // every thread has left the search before its storage is reused
+    if (passed && (weighs || !shared.in_doubt)) break;
+    if (!passed) {
+      weighs = false;
+      continue;
+    }
+    weighs = true;
+    group.sync();  // every block has read that the cut is in doubt, and the lists
+    start_list(shared);
+    __syncthreads();  // the list is empty
+  }
+  by_rank.cut = row->cut;
+  if (row->from_gap()) {
+    add_window<true>(loader, classes, by_rank, range, masks, &pass.sums);
+  } else {
+    add_window<false>(loader, classes, by_rank, range, masks, &pass.sums);
+  }
+  return reduce_block<PlainSums>(pass.sums, shared.temp.vector_sums);
 }
 
 }  // namespace gkd::cuda

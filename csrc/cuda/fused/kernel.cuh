@@ -8,7 +8,6 @@
 #pragma once
 
 #include "cuda/fused/find_cut.cuh"
-#include "cuda/fused/plan.h"
 
 namespace gkd::cuda {
 
@@ -53,13 +52,12 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
       vectors &= head.is_accurate();
     }
   }
-  if (!c.constant_cut) {
-    cut = find_cut(p, for_ranking(loader), segment, p.template inv_group_temperature<T>(), vectors,
-                   extremes, shared, group);
+  VectorRow vector_row(extremes, static_cast<float>(c.inv_temperature), static_cast<float>(cut));
+  if (!vectors && !c.constant_cut) {
+    cut = find_cut(p, for_ranking(loader), segment, p.template inv_group_temperature<T>(), shared,
+                   group);
     __syncthreads();  // every thread has left the search before its storage is reused
   }
-  const VectorRow vector_row(extremes, static_cast<float>(c.inv_temperature),
-                             static_cast<float>(cut));
   for (bool done = false; !done;) {  // again by class if the vectors' sums are not accurate
     // The first warp sets the row's coefficients, the second one those of its cross-entropy.
     const auto complete = [&](auto set, auto others) {
@@ -90,7 +88,8 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     if (vectors) {
       if constexpr (kVectors) {
         const auto sums = group.all_gather(vector_moments<kCrossEntropy>(
-            loader, classes, vector_row, range, head, shared.temp.vector_sums));
+            c, loader, classes, extremes, range, head, &vector_row, shared, group));
+        cut = vector_row.cut;
         complete(
             [&] {
               add_sums(sums, group.size(), extremes, p.classes, &shared.temp.merge.row);
@@ -144,7 +143,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     report_row(c, row, shared.row.kind, kl, shared.report,
                kCrossEntropy ? shared.head : RowHead<T>{});
     c.w.state[row].kind = shared.row.kind;
-    c.w.state[row].cut = cut;
+    c.w.state[row].cut = shared.row.cut;
   }
   __syncthreads();  // the row is finished before the next one's copy overwrites it
 }

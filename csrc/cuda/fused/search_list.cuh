@@ -18,12 +18,24 @@ struct ListStorage {
   unsigned long long above;
 };
 
+/// A stop rule by sums that `slack` bounds the error of: of the weight above a key less the
+/// threshold's part of the total. Where a sum comes so near, other sums could decide otherwise.
+struct BoundedRule : StopRule {
+  double slack;  ///< negative: the sums are exact
+
+  __device__ __forceinline__ bool is_in_doubt(unsigned long long sum,
+                                              unsigned long long total) const {
+    const double missing = static_cast<double>(sum) - threshold * static_cast<double>(total);
+    return fabs(missing) <= slack;
+  }
+};
+
 /// The cut among `count` keys, one for each lane of a warp that calls it: the largest key at which
 /// the rule is met by the weights of all keys that are not smaller; the smallest key if none is.
 template <class T>
-__device__ KeyOf<T> compare_keys(const KeyOf<T>* few, int count, const StopRule& rule,
+__device__ KeyOf<T> compare_keys(const KeyOf<T>* few, int count, const BoundedRule& rule,
                                  const ClassWeight<T>& weight, const Keys<T>& keys,
-                                 const RadixSearch<T>& search) {
+                                 const RadixSearch<T>& search, bool* in_doubt) {
   const int lane = threadIdx.x % kWarp;
   const KeyOf<T> mine = few[lane < count ? lane : 0];
   const unsigned long long own = weight.of(keys.logit(mine));
@@ -33,6 +45,7 @@ __device__ KeyOf<T> compare_keys(const KeyOf<T>* few, int count, const StopRule&
     if (few[k] >= mine) sum += of_key;
   }
   const bool met = rule.is_met(sum, search.total);
+  if (rule.is_in_doubt(sum, search.total)) *in_doubt = true;
   const bool any = __any_sync(~0u, met);
   KeyOf<T> best = any ? (met ? mine : 0) : mine;
 #pragma unroll
@@ -54,8 +67,9 @@ __device__ __forceinline__ int list_shift(const RadixSearch<T>& search) {
 
 /// The search inside the bin where the rule is met, for every thread of the block.
 template <class T>
-__device__ RadixSearch<T> refine_list(const unsigned long long* bins, const StopRule& rule,
-                                      const RadixSearch<T>& search, ListStorage<T>& storage) {
+__device__ RadixSearch<T> refine_list(const unsigned long long* bins, const BoundedRule& rule,
+                                      const RadixSearch<T>& search, ListStorage<T>& storage,
+                                      bool* in_doubt) {
   const int thread = threadIdx.x, shift = list_shift(search);
   const WeightSum own{bins[thread]};
   const Scanned<WeightSum> scan = scan_block<kFusedThreads>(own, storage.of_warps);
@@ -66,6 +80,7 @@ __device__ RadixSearch<T> refine_list(const unsigned long long* bins, const Stop
   const bool is_cut = met(scan.total.sum)
                           ? met(scan.before.sum + own.sum) && (thread == 0 || !met(scan.before.sum))
                           : thread == search.bin(search.low, shift);
+  if (rule.is_in_doubt(search.above + scan.before.sum + own.sum, search.total)) *in_doubt = true;
   if (is_cut) {
     storage.bin = thread;
     storage.above = scan.before.sum;
@@ -75,13 +90,15 @@ __device__ RadixSearch<T> refine_list(const unsigned long long* bins, const Stop
 }
 
 /// The key of the cut, for every thread of the block. `list` has the keys of the search's range,
-/// `bins` room for kFusedThreads; a barrier has to stand between their last use and this call.
+/// `bins` room for kFusedThreads; a barrier has to stand between their last use and this call. Sets
+/// *in_doubt, in shared memory, where the rule is in doubt; a barrier has to follow before that is
+/// read.
 template <class T>
-__device__ KeyOf<T> search_list(const KeyOf<T>* list, int count, const StopRule& rule,
+__device__ KeyOf<T> search_list(const KeyOf<T>* list, int count, const BoundedRule& rule,
                                 const ClassWeight<T>& weight, const Keys<T>& keys,
                                 RadixSearch<T> search, unsigned long long* bins,
-                                ListStorage<T>& storage) {
-  if (count <= kFewKeys) return compare_keys(list, count, rule, weight, keys, search);
+                                ListStorage<T>& storage, bool* in_doubt) {
+  if (count <= kFewKeys) return compare_keys(list, count, rule, weight, keys, search, in_doubt);
   const int thread = threadIdx.x;
   while (!search.found()) {
     const int shift = list_shift(search);
@@ -92,7 +109,7 @@ __device__ KeyOf<T> search_list(const KeyOf<T>* list, int count, const StopRule&
       add_to_histogram(search, shift, keys, weight, list[k], bins);
     }
     __syncthreads();  // every key is in its bin
-    search = refine_list(bins, rule, search, storage);
+    search = refine_list(bins, rule, search, storage, in_doubt);
     for (int k = thread; k < count; k += kFusedThreads) {
       if (!search.holds(list[k])) continue;
       const int index = atomicAdd(&storage.num_few, 1);
@@ -100,7 +117,7 @@ __device__ KeyOf<T> search_list(const KeyOf<T>* list, int count, const StopRule&
     }
     __syncthreads();  // the bin's keys are gathered
     if (storage.num_few <= kFewKeys) {
-      return compare_keys(storage.few, storage.num_few, rule, weight, keys, search);
+      return compare_keys(storage.few, storage.num_few, rule, weight, keys, search, in_doubt);
     }
   }
   return search.high;

@@ -41,6 +41,7 @@ struct FusedStorage {
   RowHead<T> head;
   double target_logit;  ///< the student's, less its margin
   int num_listed;
+  bool in_doubt;   ///< the sums leave open which key is the cut
   bool done;       ///< the row's moments are accurate
   bool head_done;  ///< so is its cross-entropy
 };
@@ -58,14 +59,37 @@ struct FusedLayout {
   GKD_HD static constexpr std::size_t segment_bytes(std::int64_t classes) {
     return align_up(static_cast<std::size_t>(classes) * sizeof(Elem) + kVectorBytes, kVectorBytes);
   }
+  /// Bits of a segment's classes, whole words for each thread.
+  static constexpr std::int64_t kMaskBits = std::is_same_v<Arithmetic<Elem>, float> ? 1 : 0;
+  static std::size_t mask_bytes(std::int64_t classes) {
+    constexpr std::int64_t kClasses = 32 * kFusedThreads;
+    return (classes + kClasses - 1) / kClasses * kClasses / 8 * kMaskBits;
+  }
   static std::size_t shared_bytes(std::int64_t classes, bool streamed) {
-    return kSegmentOffset + (streamed ? 1 : 2) * segment_bytes(classes);
+    return kSegmentOffset + (streamed ? 1 : 2) * segment_bytes(classes) + mask_bytes(classes);
   }
   /// The longest segment that fits `bytes` of shared memory; negative: none.
   static std::int64_t max_segment_classes(std::size_t bytes, bool streamed) {
     const auto room = static_cast<std::int64_t>(bytes) - static_cast<std::int64_t>(kSegmentOffset);
-    return (room / (streamed ? 1 : 2) - 2 * kVectorBytes) / static_cast<std::int64_t>(sizeof(Elem));
+    const std::int64_t inputs = streamed ? 1 : 2;
+    const std::int64_t other_bytes = inputs * 2 * kVectorBytes + 4 * kFusedThreads * kMaskBits;
+    return (room - other_bytes) * 8 /
+           (inputs * 8 * static_cast<std::int64_t>(sizeof(Elem)) + kMaskBits);
   }
 };
+
+/// Room for a bit of each of a segment's classes, behind the copies of a loader's inputs. Found
+/// anew for each row: kept, it would take a register from the gradient's loops.
+template <class Loader, class BlockGroup>
+__device__ __forceinline__ unsigned* class_masks(std::int64_t segment_classes) {
+  using Elem = typename Loader::Element;
+  using Layout = FusedLayout<Elem, BlockGroup>;
+  constexpr int kInputs = std::is_same_v<Loader, ContiguousLoader<Arithmetic<Elem>, Elem>> ? 2 : 1;
+  extern __shared__ __align__(16) char memory[];
+  std::int64_t classes;
+  asm volatile("mov.s64 %0, %1;" : "=l"(classes) : "l"(segment_classes));
+  const std::size_t offset = Layout::kSegmentOffset + kInputs * Layout::segment_bytes(classes);
+  return reinterpret_cast<unsigned*>(memory + offset);
+}
 
 }  // namespace gkd::cuda

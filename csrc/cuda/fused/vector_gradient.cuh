@@ -152,8 +152,8 @@ __device__ SegmentKl vector_gradient(const Loader& loader, int classes, const Ve
   float kl[2];
   const auto run = [&](auto from_gap, auto rest_kl) {
     VectorGradient<from_gap(), rest_kl(), kCrossEntropy> pass{
-        row, VectorCoef(primary, group_classes[0]), VectorCoef(rest, group_classes[1]),
-        rest.coef_q * rest.inv_sum_student, head};
+        row.anew(state.cut), VectorCoef(primary, group_classes[0]),
+        VectorCoef(rest, group_classes[1]), rest.coef_q * rest.inv_sum_student, head};
     with_inputs(loader, [&](const auto& inputs) { pass.run(inputs, classes, range, gradient); });
     kl[0] = pass.kl[0];
     kl[1] = pass.kl[1];

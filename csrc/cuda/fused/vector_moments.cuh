@@ -47,8 +47,7 @@ __device__ RowExtremes thread_row_extremes(const Loader& loader, int classes,
   return {loader.by_student ? other : r.high, loader.by_student ? r.high : other, r.low, others};
 }
 
-/// Sums of both groups. Groups are chosen by factors of 0 and 1: branches would keep the
-/// classes of a vector from overlapping.
+/// Sums of both groups.
 struct VectorSums {
   float teacher[2] = {0, 0}, student[2] = {0, 0}, diff[2] = {0, 0};
   float count = 0;   ///< of the primary group
@@ -75,58 +74,134 @@ struct VectorSums {
       diff[g] = -diff[g];
     }
   }
-  /// A class of the primary group if rank >= cut.
+  /// A class above the window is in the primary group, one below it in the rest; their a_j are
+  /// added to teacher_sum. One in the window sets `bit`. As predicated instructions: branches would
+  /// keep the classes of a vector from overlapping.
   template <bool kFromGap>
-  __device__ __forceinline__ void add(const VectorRow& row, float s, float u, float rank,
-                                      float cut) {
+  __device__ __forceinline__ void add(const VectorRow& row, float s, float u, WindowEdges edges,
+                                      float (&teacher_sum)[2], unsigned bit, unsigned* bits) {
     const float x = row.teacher_exponent(u), y = row.student_exponent(s);
     const float a = exp2_approx(x), b = exp2_approx(y);
     const float e = row.log_ratio<kFromGap>(s, u, y, x, 0);
     // NaN (-inf in both) has the plain difference, which is 0.
     const float d = if_within(e, 0.375f, a * short_expm1(e), b - a);
-    const float inside = rank >= cut ? 1.0f : 0.0f, outside = 1 - inside;
-    teacher[0] = fmaf(a, inside, teacher[0]);
-    teacher[1] = fmaf(a, outside, teacher[1]);
-    student[0] = fmaf(b, inside, student[0]);
-    student[1] = fmaf(b, outside, student[1]);
-    diff[0] = fmaf(d, inside, diff[0]);
-    diff[1] = fmaf(d, outside, diff[1]);
-    count += inside;
+    asm("{\n.reg .pred above, below, inside;\n"
+        "setp.gtu.f32 above, %8, %9;\nsetp.le.f32 below, %8, %10;\n"
+        "setp.gtu.and.f32 inside, %8, %10, !above;\n"
+        "@above add.f32 %0, %0, %11;\n@below add.f32 %1, %1, %11;\n"
+        "@above add.f32 %2, %2, %12;\n@below add.f32 %3, %3, %12;\n"
+        "@above add.f32 %4, %4, %13;\n@below add.f32 %5, %5, %13;\n"
+        "@above add.f32 %6, %6, 0f3F800000;\n@inside or.b32 %7, %7, %14;\n}"
+        : "+f"(teacher_sum[0]), "+f"(teacher_sum[1]), "+f"(student[0]), "+f"(student[1]),
+          "+f"(diff[0]), "+f"(diff[1]), "+f"(count), "+r"(*bits)
+        : "f"(x), "f"(edges.above), "f"(edges.below), "f"(a), "f"(b), "f"(d), "r"(bit));
+  }
+  /// A class of a known group.
+  template <bool kFromGap>
+  __device__ __forceinline__ void add(const VectorRow& row, float s, float u, bool in) {
+    const float edge = in ? nanf("") : std::numeric_limits<float>::infinity();
+    unsigned unused = 0;
+    add<kFromGap>(row, s, u, {edge, edge}, teacher, 0, &unused);
   }
 };
 
+/// What a thread's pass over its classes leaves.
+struct VectorPass {
+  VectorSums sums;  ///< without the window's classes
+  float above = 0;  ///< of classes above the window, the target too: their masses or their number
+  float below = 0;  ///< masses
+};
+
 /// Where the student ranks, the two change places: `row` is swapped() then, and so are the sums.
-template <bool kFromGap, bool kCrossEntropy, class Loader>
-__device__ VectorSums thread_vector_moments(const Loader& loader, int classes, const VectorRow& row,
-                                            const VectorRange& range, const VectorHead& head) {
+/// Calls visit(r) for the ranking logits in the window; `masks` has room for a bit of each class,
+/// those in the window.
+template <bool kFromGap, bool kCrossEntropy, class Loader, class Visit>
+__device__ VectorPass pass_over_vectors(const Loader& loader, int classes, const VectorRow& row,
+                                        const VectorRange& range, const VectorHead& head,
+                                        WindowEdges edges, bool by_mass, unsigned* masks,
+                                        Visit visit) {
   using Elem = typename Loader::Element;
   constexpr int kN = kPerVector<Elem>;
   const Elem* rank = ranking(loader);
   auto others = other_vectors(loader, range.whole);
-  VectorSums sums;
-  for (int v = threadIdx.x; v < range.whole; v += kFusedThreads) {
-    float r[kN], o[kN];
-    unpack<Elem>(others.take(v), o);
-    if (v == range.target) continue;
-    load_vector(rank, v, r);
+  VectorPass pass;
+  VectorSums& sums = pass.sums;
+  unsigned* mask = masks + threadIdx.x;
+  for (int start = threadIdx.x; start < range.whole; start += 32 / kN * kFusedThreads) {
+    unsigned in_window = 0;   // a bit for each class
+    float block[2] = {0, 0};  // a_j are summed in blocks: sum_error() counts the additions
+#pragma unroll(8 / kN)
+    for (int k = 0; k < 32; k += kN) {
+      const int v = start + k / kN * kFusedThreads;
+      if (v >= range.whole) break;
+      float r[kN], o[kN];
+      unpack<Elem>(others.take(v), o);
+      if (v == range.target) continue;
+      load_vector(rank, v, r);
+      unsigned bits = 0;
+      float vector[2] = {0, 0};
 #pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      sums.add<kFromGap>(row, o[i], r[i], r[i], row.cut);
-      if constexpr (kCrossEntropy) {
-        sums.others += head.exponential(loader.by_student ? r[i] : o[i]);
+      for (int i = 0; i < kN; ++i) {
+        sums.add<kFromGap>(row, o[i], r[i], edges, vector, 1u << i, &bits);
+        if constexpr (kCrossEntropy) {
+          sums.others += head.exponential(loader.by_student ? r[i] : o[i]);
+        }
       }
+      in_window |= bits << k;
+      block[0] += vector[0];
+      block[1] += vector[1];
+    }
+    sums.teacher[0] += block[0];
+    sums.teacher[1] += block[1];
+    *mask = in_window;
+    mask += kFusedThreads;
+    for (; in_window != 0; in_window &= in_window - 1) {
+      const int bit = __ffs(in_window) - 1;
+      visit(load_as<float>(rank[(start + bit / kN * kFusedThreads) * kN + bit % kN]));
     }
   }
+  pass.above = by_mass ? sums.teacher[0] : sums.count;
+  pass.below = by_mass ? sums.teacher[1] : 0;
   if (const int j = range.left_out<Elem>(classes); j >= 0) {
-    const float r = load_as<float>(rank[j]), o = load_as<float>(not_ranking(loader)[j]);
-    const bool in = in_primary(r, row.cut, j, range.target_class);
-    sums.add<kFromGap>(row, o, r, in ? 1.0f : 0.0f, 1);
+    const float r = load_as<float>(rank[j]), x = row.teacher_exponent(r);
+    const float weight = by_mass ? exp2_approx(x) : 1;
+    if (edges.is_above(x)) {
+      pass.above += weight;
+    } else if (edges.is_below(x)) {
+      pass.below += weight;
+    } else {
+      visit(r);
+    }
     if (kCrossEntropy && j != range.target_class) {
-      sums.others += head.exponential(loader.by_student ? r : o);
+      sums.others +=
+          head.exponential(loader.by_student ? r : load_as<float>(not_ranking(loader)[j]));
     }
   }
-  if (loader.by_student) sums.swap();
-  return sums;
+  return pass;
+}
+
+/// Adds the window's classes, and those that the loop leaves out, now that the cut is known: each
+/// thread its own, so that the order of the list decides nothing.
+template <bool kFromGap, class Loader>
+__device__ void add_window(const Loader& loader, int classes, const VectorRow& row,
+                           const VectorRange& range, const unsigned* masks, VectorSums* sums) {
+  using Elem = typename Loader::Element;
+  constexpr int kN = kPerVector<Elem>;
+  const auto add = [&](int j) {
+    const float r = load_as<float>(ranking(loader)[j]);
+    const float o = load_as<float>(not_ranking(loader)[j]);
+    sums->add<kFromGap>(row, o, r, in_primary(r, row.cut, j, range.target_class));
+  };
+  const unsigned* mask = masks + threadIdx.x;
+  for (int start = threadIdx.x; start < range.whole; start += 32 / kN * kFusedThreads) {
+    for (unsigned bits = *mask; bits != 0; bits &= bits - 1) {
+      const int bit = __ffs(bits) - 1;
+      add((start + bit / kN * kFusedThreads) * kN + bit % kN);
+    }
+    mask += kFusedThreads;
+  }
+  if (const int j = range.left_out<Elem>(classes); j >= 0) add(j);
+  if (loader.by_student) sums->swap();
 }
 
 /// A segment's sums relative to the row's shift: A, B and X of both groups, the number of classes
@@ -145,19 +220,6 @@ struct PlainSums {
     for (int k = 0; k < kSums; ++k) sum[k] += y.sum[k];
   }
 };
-
-/// accumulate_moments() over vectors, for every thread. A warp's sums are added in float.
-template <bool kCrossEntropy, class Loader>
-__device__ PlainSums vector_moments(const Loader& loader, int classes, const VectorRow& row,
-                                    const VectorRange& range, const VectorHead& head,
-                                    VectorSums* of_warps) {
-  const VectorRow by_rank = loader.by_student ? row.swapped() : row;
-  const VectorSums thread =
-      row.from_gap()
-          ? thread_vector_moments<true, kCrossEntropy>(loader, classes, by_rank, range, head)
-          : thread_vector_moments<false, kCrossEntropy>(loader, classes, by_rank, range, head);
-  return reduce_block<PlainSums>(thread, of_warps);
-}
 
 /// A warp adds the sums of a row's segments, in an order that their number alone decides.
 template <bool kGlobal>

@@ -73,6 +73,8 @@ __device__ __forceinline__ float long_phi(float d) {
   return d * d * fmaf(d, p, 4.99999940e-1f);
 }
 
+constexpr float kLn2 = 0.693147181f;
+
 /// A row's constants in registers. a_j = 2^(U_j c - k) and b_j = 2^(S_j c - l) with c = log2(e)/T:
 /// k is the integer next to the teacher's largest exponent, so that it loses no digits, and l is k
 /// less the difference of the two largest, rounded once.
@@ -89,6 +91,16 @@ struct VectorRow {
         gap(in_register((teacher_zero - student_zero) * kLn2)),
         cut(cut) {}
 
+  /// The same with the cut from elsewhere and the gap made anew: moved to local memory during the
+  /// search, they would be read from there again and again.
+  __device__ __forceinline__ VectorRow anew(float cut) const {
+    VectorRow row = *this;
+    row.cut = cut;
+    asm volatile("{\n.reg .f32 d;\nsub.f32 d, %1, %2;\nmul.f32 %0, d, %3;\n}"
+                 : "=f"(row.gap)
+                 : "f"(teacher_zero), "f"(student_zero), "f"(kLn2));
+    return row;
+  }
   /// The constants where student and teacher change places.
   __device__ VectorRow swapped() const {
     VectorRow row = *this;
@@ -116,7 +128,6 @@ struct VectorRow {
                                              float ratio) const {
     return kFromGap ? fmaf(u - s, inv_temperature, ratio - gap) : fmaf(x - y, kLn2, ratio);
   }
-  static constexpr float kLn2 = 0.693147181f;
 };
 
 /// Cross-entropy's exponentials: exp(scale (S_j - high)) = 2^(S_j c - k) with c = scale log2(e) and

@@ -61,16 +61,45 @@ __device__ __forceinline__ void for_each_rank_vector(const ContiguousLoader<floa
   }
 }
 
-/// Bins whose position is a float of which the last bits are the bin.
+/// A window as exponents x of VectorRow: a class with x > above, or NaN, is above it, and one with
+/// x <= below is below it.
+struct WindowEdges {
+  float above, below;
+
+  __device__ __forceinline__ bool is_above(float x) const { return !(x <= above); }
+  __device__ __forceinline__ bool is_below(float x) const { return x <= below; }
+  /// The ties at a known cut of exponent x: other logits can have that exponent too.
+  __device__ static WindowEdges around(float cut, float x) {
+    const float infinity = std::numeric_limits<float>::infinity(), nan = nanf("");
+    if (cut == -infinity) return {nan, nan};  // every class is above
+    return {x, x == -infinity ? nan : nextafterf(x, -infinity)};
+  }
+};
+
+/// Bins of the exponents of ranking logits, which VectorRow makes with one rounding. The position
+/// of a class is a float of which the last bits are the bin.
 struct VectorBins {
   static constexpr float kZero = 8388608;  // 2^23: from here on, floats are integers
-  float high, bins_per_logit;
+  float per_unit;                          ///< bins in an exponent's unit
+  float top;  ///< an integer, the exponent 0 in bins under the first one's upper edge
 
-  __device__ explicit VectorBins(const Bins<float>& bins)
-      : high(bins.high), bins_per_logit(bins.inv_temperature * ((kBins - 1) / bins.reach)) {}
-  /// kZero plus the bin of r; more than kZero + kBins - 1 for the last one.
-  __device__ __forceinline__ float position(float r) const {
-    return __fmaf_rd(high - r, bins_per_logit, kZero);
+  /// `high`: the largest exponent. The bins, and their reach, are wider where `top` would not be a
+  /// small integer.
+  __device__ VectorBins(Bins<float>* bins, float high, float inv_temperature) {
+    const float reach = kLn2 * (bins->inv_temperature / inv_temperature) * (kBins - 1);
+    per_unit = fminf(fminf(reach / bins->reach, 1e30f), 0x1p20f / fabsf(high));
+    bins->reach = reach / per_unit;
+    top = ceilf(__fmul_ru(high, per_unit));
+  }
+  /// kZero plus the bin of x; more than kZero + kBins - 1 for the last one.
+  __device__ __forceinline__ float position(float x) const {
+    return __fmaf_rd(-x, per_unit, kZero + top);
+  }
+  /// The same classes as by position(), which is rounded down once: floor(top - x per_unit) < b
+  /// where x > (top - b) / per_unit, and no float lies between that and what it is rounded down to.
+  __device__ WindowEdges edges(BinRange window) const {
+    const auto edge = [&](int bin) { return __fdiv_rd(top - static_cast<float>(bin), per_unit); };
+    return {edge(window.first), window.last == kBins - 1 ? nanf("") : edge(window.last + 1)};
   }
 };
 
@@ -78,14 +107,14 @@ struct VectorBins {
 /// each class would take longer.
 template <class Elem>
 __device__ void count_vectors(const ContiguousLoader<float, Elem>& loader, int classes,
-                              const Bins<float>& all_bins, int* counts) {
-  const VectorBins bins(all_bins);
+                              const VectorRow& row, const VectorBins& bins, int* counts) {
   const unsigned zero = static_cast<unsigned>(__cvta_generic_to_shared(counts)) -
                         (__float_as_uint(VectorBins::kZero) << 2);
   for_each_rank_vector(loader, classes, [&](const float(&r)[kPerVector<Elem>], int) {
 #pragma unroll
     for (const float logit : r) {
-      const float position = fminf(bins.position(logit), VectorBins::kZero + (kBins - 1));
+      const float position =
+          fminf(bins.position(row.teacher_exponent(logit)), VectorBins::kZero + (kBins - 1));
       asm volatile("red.shared.add.u32 [%0], 1;"
                    :
                    : "r"(zero + (__float_as_uint(position) << 2))
@@ -104,45 +133,46 @@ struct MassSum {
     upper += x;
     lower += y;
   }
-  /// Adds where position < first, and sets `bit` where it is neither that nor above `last`: a NaN
-  /// is in the last bin. As predicated instructions: selects would take two more.
-  template <bool kUpper>
-  __device__ __forceinline__ void add_above(float position, float first, float last, unsigned x,
-                                            unsigned y, unsigned bit, unsigned* bits) {
-    if constexpr (kUpper) {
-      asm("{\n.reg .pred above, outside;\n"
-          "setp.lt.f32 above, %3, %4;\nsetp.gt.or.f32 outside, %3, %5, above;\n"
-          "@above add.u32 %0, %0, %6;\n@above add.u32 %1, %1, %7;\n"
-          "@!outside or.b32 %2, %2, %8;\n}"
-          : "+r"(upper), "+r"(lower), "+r"(*bits)
-          : "f"(position), "f"(first), "f"(last), "r"(x), "r"(y), "r"(bit));
-    } else {
-      asm("{\n.reg .pred above, outside;\n"
-          "setp.lt.f32 above, %2, %3;\nsetp.gt.or.f32 outside, %2, %4, above;\n"
-          "@above add.u32 %0, %0, %5;\n@!outside or.b32 %1, %1, %6;\n}"
-          : "+r"(lower), "+r"(*bits)
-          : "f"(position), "f"(first), "f"(last), "r"(y), "r"(bit));
-    }
+  /// Adds where x is above the window, and sets `bit` where it is in it. As predicated
+  /// instructions: selects would take two more.
+  __device__ __forceinline__ void add_above(float x, WindowEdges edges, unsigned of_upper,
+                                            unsigned of_lower, unsigned bit, unsigned* bits) {
+    asm("{\n.reg .pred above, inside;\n"
+        "setp.gtu.f32 above, %3, %4;\nsetp.gtu.and.f32 inside, %3, %5, !above;\n"
+        "@above add.u32 %0, %0, %6;\n@above add.u32 %1, %1, %7;\n"
+        "@inside or.b32 %2, %2, %8;\n}"
+        : "+r"(upper), "+r"(lower), "+r"(*bits)
+        : "f"(x), "f"(edges.above), "f"(edges.below), "r"(of_upper), "r"(of_lower), "r"(bit));
   }
   __device__ unsigned long long value(int lower_bits) const {
     return (static_cast<unsigned long long>(upper) << lower_bits) + lower;
   }
 };
 
-/// weigh_segment() over vectors.
-template <bool kByMass, class Elem>
+/// The keys of a window's classes, as weigh_segment() lists them.
+struct WindowList {
+  Keys<float> keys;
+  unsigned* list;
+  int* num_listed;
+
+  __device__ __forceinline__ void add(float r, WeightSums<float>* sums) const {
+    const unsigned key = keys.of(r);
+    sums->high = max(sums->high, key);
+    sums->low = min(sums->low, key);
+    const int index = atomicAdd(num_listed, 1);
+    if (index < kFusedListedKeys) list[index] = key;
+  }
+};
+
+/// weigh_segment() over vectors, by mass.
+template <class Elem>
 __device__ WeightSums<float> weigh_vectors(const ContiguousLoader<float, Elem>& loader, int classes,
-                                           const Bins<float>& all_bins, ClassWeight<float> weight,
-                                           const Keys<float>& keys, BinRange window, unsigned* list,
-                                           int* num_listed) {
+                                           const VectorRow& row, ClassWeight<float> weight,
+                                           WindowEdges edges, const WindowList& window) {
   constexpr int kN = kPerVector<Elem>, kUpperBits = 23;
   constexpr float kDenormal = 0x1p-126f;
-  const VectorBins bins(all_bins);
   const Elem* rank = ranking(loader);
   const int vectors = num_vectors<Elem>(classes);
-  const float first = VectorBins::kZero + window.first;
-  const float last = window.last == kBins - 1 ? std::numeric_limits<float>::infinity()
-                                              : VectorBins::kZero + window.last;
   const int lower_bits = ilogbf(weight.scale) - kUpperBits;
   const float lower_scale = ldexpf(kDenormal, lower_bits);
   WeightSums<float> sums;
@@ -158,15 +188,13 @@ __device__ WeightSums<float> weigh_vectors(const ContiguousLoader<float, Elem>& 
       unsigned bits = 0;
 #pragma unroll
       for (int i = 0; i < kN; ++i) {
-        unsigned upper = 0, lower = 1;
-        if constexpr (kByMass) {
-          const float mass = mass_exp(-(bins.high - r[i]), weight.inv_temperature);
-          const float high = __fmul_rz(mass, kDenormal);
-          upper = __float_as_uint(high);
-          lower = __float_as_uint(__fmul_rz(fmaf(high, -1 / kDenormal, mass), lower_scale));
-          total.add(upper, lower);
-        }
-        above.add_above<kByMass>(bins.position(r[i]), first, last, upper, lower, 1u << i, &bits);
+        const float mass = mass_exp(-(weight.high - r[i]), weight.inv_temperature);
+        const float high = __fmul_rz(mass, kDenormal);
+        const unsigned upper = __float_as_uint(high);
+        const unsigned lower =
+            __float_as_uint(__fmul_rz(fmaf(high, -1 / kDenormal, mass), lower_scale));
+        total.add(upper, lower);
+        above.add_above(row.teacher_exponent(r[i]), edges, upper, lower, 1u << i, &bits);
       }
       in_window |= bits << k;
     }
@@ -174,11 +202,7 @@ __device__ WeightSums<float> weigh_vectors(const ContiguousLoader<float, Elem>& 
       const int bit = __ffs(in_window) - 1;
       const int j = (start + bit / kN * kFusedThreads) * kN + bit % kN;
       if (j >= classes) break;  // what fills the last vector
-      const unsigned key = keys.of(load_as<float>(rank[j]));
-      sums.high = max(sums.high, key);
-      sums.low = min(sums.low, key);
-      const int index = atomicAdd(num_listed, 1);
-      if (index < kFusedListedKeys) list[index] = key;
+      window.add(load_as<float>(rank[j]), &sums);
     }
   }
   sums.total = total.value(lower_bits);

@@ -8,7 +8,7 @@
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_segmented_sort.cuh>
 
-#include "cuda/block/load_store.cuh"
+#include "cuda/block/histogram.cuh"
 #include "cuda/cub.h"
 #include "cuda/launch_kernel.cuh"
 #include "cuda/multi_kernel/stages.h"
@@ -76,10 +76,9 @@ __global__ void __launch_bounds__(kScanThreads)
     set_cut(kInfinity);
     return;
   }
-  const T scale = static_cast<T>(mass_scale(p.classes));
+  const ClassWeight<T> weight = class_weight(p, high, inv_temperature);  // as selection weighs
   auto mass = [&](std::int64_t j) -> unsigned long long {
-    if (j >= p.classes) return 0;
-    return fixed_mass(exp_of((logit_of<T, Elem>(keys[j]) - high) * inv_temperature), scale);
+    return j < p.classes ? weight.of(logit_of<T, Elem>(keys[j])) : 0;
   };
 
   unsigned long long thread_mass = 0;

@@ -187,8 +187,10 @@ def whole_kernel(**changes):
         return type(cost)(loop, path, cost.classes, cost.counts.copy())
 
     every = [found["maxima 1", "vector"], found["maxima 2", "vector"], found["count", "vector"]]
-    every += [weigh, found["weigh by mass", "visit"], like(weigh, "weigh by size", "vector")]
-    every += [like(weigh, f"moments {k}", "vector") for k in (1, 2)]
+    visit = found["weigh by mass", "visit"]
+    every += [weigh, visit, like(visit, "window 1", "visit")]
+    for k in (1, 2):
+        every += [like(weigh, f"moments {k}", "vector"), like(visit, f"moments {k}", "visit")]
     for k in (1, 2, 3, 4):
         names = ("near", "any") if k % 2 else ("outside", "near", "any")
         every += [like(outside, f"gradient {k}", path) for path in names]
@@ -200,11 +202,9 @@ VISITS = {("cluster", "float32", "flat"): 0.25, ("cluster", "float32", "small"):
 
 
 def test_total_of_a_row():
-    # Maxima 0.5 and 0.625, count 1.5, weigh 2.25, a quarter of a visit, moments 2.25, gradient 3.
-    assert whole_kernel().total("flat", VISITS) == pytest.approx(
-        1.125 + 1.5 + 2.25 + 0.75 + 2.25 + 3
-    )
-    assert whole_kernel().total("small", VISITS) == pytest.approx(1.125 + 1.5 + 2.25 + 2.25 + 3)
+    # Maxima 0.5 and 0.625, count 1.5, moments 2.25, a quarter of two visits, gradient 3.
+    assert whole_kernel().total("flat", VISITS) == pytest.approx(1.125 + 1.5 + 2.25 + 1.5 + 3)
+    assert whole_kernel().total("small", VISITS) == pytest.approx(1.125 + 1.5 + 2.25 + 3)
 
 
 def test_the_budget_holds_and_can_fail():
@@ -255,16 +255,20 @@ def test_a_count_that_rose_is_named():
 
 
 def test_the_model_follows_instructions_and_memory():
-    def ratio(instructions, card):
+    def ratio(instructions, card, weighing=0.0, shape=SHAPES[1], row="flat"):
         counts = {
-            (s, d, row): instructions
+            (s, d, what): weighing if what == "vector" else instructions
             for s in ("block", "cluster", "grid", "streamed cluster", "streamed grid")
             for d in ("float32", "bfloat16")
-            for row in ("flat", "small")
+            for what in ("flat", "small", "vector")
         }
         model = Model(counts, {"block": 7000.0, "cluster": 10000.0, "grid": 18000.0})
-        return model.ratio(card, *SHAPES[1], "flat")[0]
+        return model.ratio(card, *shape, row)[0]
 
     h100, h200 = CARDS[:2]
     assert 1 < ratio(10, h100) < ratio(150, h100) < ratio(300, h100)
     assert ratio(300, h200) == pytest.approx(ratio(300, h100) * 4.8 / 3.35, rel=0.05)
+    # Every row of 2,059,906 is weighed, 1.6% of those of 10,000, and no small group of either.
+    assert ratio(100, h200, 50, SHAPES[3]) == ratio(150, h200, 0, SHAPES[3])
+    assert ratio(100, h200) < ratio(100, h200, 50) < ratio(101, h200)
+    assert ratio(100, h200, 50, row="small") == ratio(100, h200, row="small")
