@@ -166,18 +166,22 @@ TEST(RowMaths, LossAndGradientAreTheFormulas) {
   constexpr int kClasses = 12, kInside = 5;
   std::mt19937 random(9);
   std::normal_distribution<double> normal;
-  double s[kClasses], u[kClasses];
+  double s[kClasses], u[kClasses], noise[kClasses];
   for (int j = 0; j < kClasses; ++j) {
     u[j] = 5 * normal(random);
-    s[j] = 3 * normal(random);
+    noise[j] = 3 * normal(random);
   }
-  for (bool coupled : {false, true}) {
+  // Apart and nearly agreeing logits, with a shift of the group's own and with the row's.
+  for (int kind = 0; kind < 8; ++kind) {
+    const bool coupled = kind & 1, near = kind & 2, common_shift = kind & 4;
+    SCOPED_TRACE(testing::Message() << "kind " << kind);
+    for (int j = 0; j < kClasses; ++j) s[j] = near ? u[j] + 0.02 * noise[j] : noise[j];
     const gkd::Weights w{/*temperature=*/2.5, /*primary=*/3.0, /*binary=*/0.7, /*secondary=*/1.3,
                          coupled};
     gkd::GroupMoments<double> moments[2];
     Real mass_p[2] = {0, 0}, mass_q[2] = {0, 0}, all_p = 0, all_q = 0;
     for (int j = 0; j < kClasses; ++j) {
-      const int g = j < kInside ? 0 : 1, first = g == 0 ? 0 : kInside;
+      const int g = j < kInside ? 0 : 1, first = g == 0 || common_shift ? 0 : kInside;
       moments[g].shift = {u[first], s[first]};
       moments[g].push(gkd::class_terms(s[j], u[j], moments[g].shift, 1 / w.temperature));
       mass_p[g] += std::exp(Real(u[j]) / w.temperature);

@@ -220,4 +220,12 @@ return {data + static_cast<int>(row * t.stride(0)) * t.element_size(), t.stride(
         new="counted += 1;",
         by=("tests/python/loss/test_edge_values.py -k ignored_rows",),
     ),
+    Mutant(
+        name="row-ratio-of-the-rest",
+        fault="log(P/Q) is taken from the rest's ratio where the groups have one shift",
+        file="csrc/math/loss.h",
+        old="value[kOfRow] - ratio[0]",
+        new="value[kOfRow] - ratio[1]",
+        by=("gkd_math_test RowMaths.*",),
+    ),
 ]
