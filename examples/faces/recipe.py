@@ -60,6 +60,7 @@ class Recipe:
     log_every: int = 50
     group_every: int = 100
     save_every: int = 2000
+    verify_every: int = 0  #: steps between verifications on `pairs` in training; 0: at the end only
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():

@@ -30,7 +30,7 @@ def run(recipe: Recipe, place: Place) -> dict[str, Any]:
             recipe.embedding, recipe.workers, progress,
         )  # fmt: skip
     torch.manual_seed(recipe.seed)
-    student = networks.build(recipe.student, recipe.embedding, 112, recipe.arcface_torch)
+    student = _build(recipe.student, recipe, place)
     student_head = train(
         "student", student, teacher, photographs, recipe, place, epochs=recipe.epochs
     ).whole()
@@ -68,12 +68,24 @@ def keep(path: Path, network: nn.Module, head: torch.Tensor) -> None:
     torch.save({"weight": head}, path.with_name(f"{path.stem}_head.pt"))
 
 
+def _build(name: str, recipe: Recipe, place: Place) -> nn.Module:
+    if place.device.type == "cuda" and networks.has_autocast(name):
+        always = name.startswith("vit")
+        if recipe.amp == "bfloat16" or (always and not recipe.amp):
+            raise ValueError(
+                f"{name} with amp = {recipe.amp!r}: on CUDA this network of arcface_torch computes "
+                f"in float16{'' if always else ' or float32'}"
+            )
+    half = recipe.amp == "float16"
+    return networks.build(name, recipe.embedding, 112, recipe.arcface_torch, half)
+
+
 def _teacher(
     recipe: Recipe, photographs: Photographs, place: Place
 ) -> tuple[nn.Module, torch.Tensor]:
     """The network on its device, and its head's rows of this rank."""
     torch.manual_seed(recipe.seed + 2)
-    network = networks.build(recipe.teacher, recipe.embedding, 112, recipe.arcface_torch)
+    network = _build(recipe.teacher, recipe, place)
     dtype = getattr(torch, recipe.dtype)
     if recipe.teacher_backbone:
         networks.load_backbone(network, Path(recipe.teacher_backbone))
