@@ -144,7 +144,8 @@ def load_head(path: Path, classes: int) -> Tensor:
     if head is None and len(matrices) == 1:
         head = matrices[0]
     if head is None:
-        raise ValueError(f"{path}: not a head: {', '.join(tensors)}")
+        some = ", ".join(list(tensors)[:5])
+        raise ValueError(f"{path}: not a head: its {len(tensors)} tensors are {some}, ...")
     if len(head) != classes:
         raise ValueError(
             f"{path}: {len(head)} classes, and the data have {classes}: another head, another data "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .train import Place, train
 
 def run(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Trains what has to be trained and verifies both networks; returns the report."""
+    recipe = with_files(recipe)
     source = open_source(Path(recipe.data))
     photographs = Photographs(source, recipe.classes or count_classes(source))
     is_first, progress = ranks.rank() == 0, place.progress and ranks.rank() == 0
@@ -60,6 +62,30 @@ def run(recipe: Recipe, place: Place) -> dict[str, Any]:
     curves = [p for n in named if (p := place.output / f"{n}.csv").exists()]
     verify.draw_training(curves, place.output / "training.png")
     return report
+
+
+def with_files(recipe: Recipe) -> Recipe:
+    """The recipe with its sets' paths, of files that are all there: a set that is missing would be
+    noticed after the training.
+
+    Raises:
+        ValueError: one is not.
+    """
+    data = Path(recipe.data)
+    folder = data.parent if data.is_file() else data
+    beside = (str(folder / p) if not Path(p).exists() else p for p in recipe.pairs)
+    recipe = replace(recipe, pairs=tuple(beside))
+    needed = {
+        "pairs": recipe.pairs,
+        "ijb": recipe.ijb,
+        "teacher_backbone": (recipe.teacher_backbone,),
+        "teacher_head": (recipe.teacher_head,),
+    }
+    for name, paths in needed.items():
+        for path in paths:
+            if path and not Path(path).exists():
+                raise ValueError(f"{name}: there is no {path}")
+    return recipe
 
 
 def keep(path: Path, network: nn.Module, head: torch.Tensor) -> None:

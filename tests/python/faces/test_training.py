@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from examples.faces import networks, saved, verify
+from examples.faces import networks, recipe, run, saved, verify
 from examples.faces.__main__ import main
 from face_runs import curve, options
 
@@ -18,6 +18,18 @@ def plain(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("plain") / "out"
     assert main(options(files, out)) == 0
     return out
+
+
+def test_files_are_looked_for_before_the_training(files, tmp_path, capsys):
+    given = recipe.from_mapping({"data": str(files), "pairs": ["glyphs.bin"]})
+    assert run.with_files(given).pairs == (str(files / "glyphs.bin"),)
+    given = recipe.from_mapping({"data": str(files / "train.rec"), "pairs": ["glyphs.bin"]})
+    assert run.with_files(given).pairs == (str(files / "glyphs.bin"),)
+    for setting in ('pairs=["lfw.bin"]', 'ijb=["IJBC"]', "teacher_backbone=t.pt", "teacher_head=h"):
+        assert main(options(files, tmp_path / "out", "--set", setting)) == 1
+        error = capsys.readouterr().err
+        assert f"{setting.split('=')[0]}: there is no " in error
+        assert not list((tmp_path / "out").glob("*.csv")), "it stopped at once"
 
 
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
