@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from examples.faces import networks, recipe, run, saved, verify
+from examples.faces import networks, recipe, run, saved, verify, watch
 from examples.faces.__main__ import main
 from face_runs import curve, options
 
@@ -102,6 +102,14 @@ def test_verification_while_training(files, plain, tmp_path):
     for row in curve(out):
         assert not row["total"] or row["total"] == by_step[row["step"]], row["step"]
     assert not (plain / "student_best.pt").exists() and "glyphs" not in curve(plain)[0]
+
+
+def test_a_watched_network_stays_in_its_mode(files, tmp_path):
+    """Or its statistics would stop at the first verification."""
+    settings = {"data": str(files), "pairs": [str(files / "glyphs.bin")], "verify_every": 1}
+    watched = watch.Watch(tmp_path / "x.csv", recipe.from_mapping(settings), CPU, 0)
+    network = networks.build("small:4", 16, 112).train()
+    assert watched(network).keys() == {"glyphs"} and network.training
 
 
 def test_a_stopped_run_remembers_its_best(files, tmp_path, monkeypatch):
