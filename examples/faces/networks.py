@@ -39,7 +39,9 @@ class Small(nn.Module):
         return embeddings
 
 
-def build(name: str, embedding: int, size: int, checkout: str = "") -> nn.Module:
+def build(
+    name: str, embedding: int, size: int, checkout: str = "", half: bool = False
+) -> nn.Module:
     """A network that maps [B, 3, size, size] to [B, embedding].
 
     Args:
@@ -47,6 +49,7 @@ def build(name: str, embedding: int, size: int, checkout: str = "") -> nn.Module
         embedding: E.
         size: of an image.
         checkout: the folder of arcface_torch, for its networks.
+        half: whether those compute in float16 on CUDA.
 
     Raises:
         ValueError: a name that nothing knows, or what it needs is not there.
@@ -62,9 +65,14 @@ def build(name: str, embedding: int, size: int, checkout: str = "") -> nn.Module
         network: nn.Module = timm.create_model(rest, num_classes=embedding)
         return network
     get_model = _arcface_torch(name, checkout)
-    # Its own fp16 is autocast within the backbone, which the training loop has already.
-    built: nn.Module = get_model(name, fp16=False, num_features=embedding, dropout=0)
+    built: nn.Module = get_model(name, fp16=half, num_features=embedding, dropout=0)
     return built
+
+
+def has_autocast(name: str) -> bool:
+    """Whether the network casts for itself on CUDA, as all of arcface_torch do: to float16 but for
+    its last layers, or not at all. That overrules an autocast around it."""
+    return name.partition(":")[0] not in ("small", "timm")
 
 
 def _arcface_torch(name: str, checkout: str) -> Any:
@@ -109,7 +117,11 @@ def load_backbone(network: nn.Module, path: Path) -> None:
     Raises:
         ValueError: naming weights that the file has not, or of another shape.
     """
-    found = {name.removeprefix("module."): value for name, value in read_tensors(path).items()}
+    tensors = read_tensors(path)
+    # gkd.convert, or DistributedDataParallel, put this before each name of the network's.
+    prefixes = ("backbone.", "module.")
+    prefix = next((p for p in prefixes if any(n.startswith(p) for n in tensors)), "")
+    found = {name.removeprefix(prefix): value for name, value in tensors.items()}
     own = network.state_dict()
     wrong = [n for n, v in own.items() if n not in found or found[n].shape != v.shape]
     if wrong:
@@ -121,16 +133,19 @@ def load_backbone(network: nn.Module, path: Path) -> None:
 
 
 def load_head(path: Path, classes: int) -> Tensor:
-    """[C, D], of a file with one matrix, or one named `weight`.
+    """[C, D], of a file with one matrix, or one named `head.weight` or `weight`.
 
     Raises:
         ValueError: none, or of another number of classes.
     """
     tensors = read_tensors(path)
     matrices = [v for v in tensors.values() if v.dim() == 2]
-    head = tensors.get("weight", matrices[0] if len(matrices) == 1 else None)
+    head = tensors.get("head.weight", tensors.get("weight"))
+    if head is None and len(matrices) == 1:
+        head = matrices[0]
     if head is None:
-        raise ValueError(f"{path}: not a head: {', '.join(tensors)}")
+        some = ", ".join(list(tensors)[:5])
+        raise ValueError(f"{path}: not a head: its {len(tensors)} tensors are {some}, ...")
     if len(head) != classes:
         raise ValueError(
             f"{path}: {len(head)} classes, and the data have {classes}: another head, another data "

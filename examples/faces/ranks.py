@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,6 +29,14 @@ def mean(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= count()
     return values
+
+
+def share_first(tensors: Iterable[Tensor]) -> None:
+    """The first rank's values to all. Batch normalisation's statistics are a rank's own while it
+    trains; one network is what is kept, and what all ranks go on with."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def shard(classes: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ class Recipe:
     # Data
     data: str = ""  #: a .rec file, a folder with train.rec, or a folder per identity
     classes: int = 0  #: of the head; 0: as many as the data say
-    pairs: tuple[str, ...] = ()  #: .bin files
+    pairs: tuple[str, ...] = ()  #: .bin files; a name alone may be of one in the data's folder
     ijb: tuple[str, ...] = ()  #: folders with meta/ and aligned/, as `--synthetic` writes them
     workers: int = 4  #: of the loader, per rank
 
@@ -60,6 +60,7 @@ class Recipe:
     log_every: int = 50
     group_every: int = 100
     save_every: int = 2000
+    verify_every: int = 0  #: steps between verifications on `pairs` in training; 0: at the end only
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():

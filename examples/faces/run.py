@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .train import Place, train
 
 def run(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Trains what has to be trained and verifies both networks; returns the report."""
+    recipe = with_files(recipe)
     source = open_source(Path(recipe.data))
     photographs = Photographs(source, recipe.classes or count_classes(source))
     is_first, progress = ranks.rank() == 0, place.progress and ranks.rank() == 0
@@ -30,7 +32,7 @@ def run(recipe: Recipe, place: Place) -> dict[str, Any]:
             recipe.embedding, recipe.workers, progress,
         )  # fmt: skip
     torch.manual_seed(recipe.seed)
-    student = networks.build(recipe.student, recipe.embedding, 112, recipe.arcface_torch)
+    student = _build(recipe.student, recipe, place)
     student_head = train(
         "student", student, teacher, photographs, recipe, place, epochs=recipe.epochs
     ).whole()
@@ -62,10 +64,46 @@ def run(recipe: Recipe, place: Place) -> dict[str, Any]:
     return report
 
 
+def with_files(recipe: Recipe) -> Recipe:
+    """The recipe with its sets' paths, of files that are all there: a set that is missing would be
+    noticed after the training.
+
+    Raises:
+        ValueError: one is not.
+    """
+    data = Path(recipe.data)
+    folder = data.parent if data.is_file() else data
+    beside = (str(folder / p) if not Path(p).exists() else p for p in recipe.pairs)
+    recipe = replace(recipe, pairs=tuple(beside))
+    needed = {
+        "pairs": recipe.pairs,
+        "ijb": recipe.ijb,
+        "teacher_backbone": (recipe.teacher_backbone,),
+        "teacher_head": (recipe.teacher_head,),
+    }
+    for name, paths in needed.items():
+        for path in paths:
+            if path and not Path(path).exists():
+                raise ValueError(f"{name}: there is no {path}")
+    return recipe
+
+
 def keep(path: Path, network: nn.Module, head: torch.Tensor) -> None:
     """Backbone and head, as `teacher_backbone` and `teacher_head` take them."""
     torch.save({k: v.cpu() for k, v in network.state_dict().items()}, path)
     torch.save({"weight": head}, path.with_name(f"{path.stem}_head.pt"))
+
+
+def _build(name: str, recipe: Recipe, place: Place) -> nn.Module:
+    if place.device.type == "cuda" and networks.has_autocast(name):
+        always = name.startswith("vit")
+        if recipe.amp == "bfloat16" or (always and not recipe.amp):
+            raise ValueError(
+                f"{name} with amp = {recipe.amp!r}: on CUDA this network of arcface_torch computes "
+                f"in float16{'' if always else ' or float32'}"
+            )
+    half = recipe.amp == "float16"
+    return networks.build(name, recipe.embedding, 112, recipe.arcface_torch, half)
 
 
 def _teacher(
@@ -73,7 +111,7 @@ def _teacher(
 ) -> tuple[nn.Module, torch.Tensor]:
     """The network on its device, and its head's rows of this rank."""
     torch.manual_seed(recipe.seed + 2)
-    network = networks.build(recipe.teacher, recipe.embedding, 112, recipe.arcface_torch)
+    network = _build(recipe.teacher, recipe, place)
     dtype = getattr(torch, recipe.dtype)
     if recipe.teacher_backbone:
         networks.load_backbone(network, Path(recipe.teacher_backbone))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ COLUMNS = (
 
 
 class Scalars:
-    """Rows of COLUMNS; what is not measured in a step stays empty."""
+    """Rows of COLUMNS, then the accuracy on each verification set; what is not measured in a step
+    stays empty."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
+    def __init__(self, path: Path, first_step: int, sets: Iterable[str] = ()) -> None:
         kept = [row for row in read(path) if int(row["step"]) < first_step]
         self._file = path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, COLUMNS)
+        # A resumed run keeps the columns that it had.
+        columns = dict.fromkeys([*COLUMNS, *sets, *(kept[0] if kept else ())])
+        self._writer = csv.DictWriter(self._file, list(columns))
         self._writer.writeheader()
         self._writer.writerows(kept)
         try:

@@ -18,9 +18,11 @@ from . import ranks, saved
 from .data import Batches, Photographs, loader
 from .heads import Head
 from .images import to_input
+from .networks import has_autocast
 from .recipe import Recipe
 from .scalars import Scalars
 from .teacher import Teacher
+from .watch import Watch
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Place:
     output: Path
     progress: bool = True
 
-    def autocast(self, recipe: Recipe) -> AbstractContextManager[Any]:
-        """Of a backbone."""
-        if not recipe.amp:
+    def autocast(self, recipe: Recipe, network: str) -> AbstractContextManager[Any]:
+        """Of a backbone, by its name in the recipe."""
+        if not recipe.amp or (self.device.type == "cuda" and has_autocast(network)):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, recipe.amp))
 
@@ -61,8 +63,8 @@ def train(
 ) -> Head:
     """Trains a network, whose head it returns; goes on where a stopped run was saved.
 
-    Writes NAME.csv. A network without a teacher is distilled from itself with a weight of 0: the
-    same code, whether heads are split or not.
+    Writes NAME.csv; the name is teacher or student. A network without a teacher is distilled from
+    itself with a weight of 0: the same code, whether heads are split or not.
     """
     batches = Batches(len(photographs), recipe.batch, recipe.seed, ranks.rank(), ranks.count())
     steps = max(1, round(epochs * batches.steps))
@@ -103,7 +105,9 @@ def train(
     if ranks.count() > 1:
         wrapped = DistributedDataParallel(network, broadcast_buffers=False)
     is_first = ranks.rank() == 0
-    scalars = Scalars(place.output / f"{name}.csv", first) if is_first else None
+    path = place.output / f"{name}.csv"
+    watch = Watch(path, recipe, place.device, first)
+    scalars = Scalars(path, first, watch.sets) if is_first else None
     images_of_epochs = loader(photographs, batches, recipe.workers, place.device.type == "cuda")
     weight = torch.zeros((), device=place.device, dtype=torch.float32)
     bar = tqdm(
@@ -129,7 +133,7 @@ def train(
                 x.to(place.device, non_blocking=True) for x in batch
             )
             images = to_input(pixels, flipped).to(head.weight.dtype)
-            with place.autocast(recipe):
+            with place.autocast(recipe, getattr(recipe, name)):
                 features = wrapped(images).to(head.weight.dtype)
             goal = _goal(teacher, place, recipe, head, features, (images, samples, flipped))
             loss = head.loss(features, goal, labels, weight)
@@ -140,7 +144,8 @@ def train(
                 scaler.unscale_(optimiser)
                 nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
             is_last = step == steps - 1
-            if step % recipe.log_every == 0 or is_last:
+            verifies = watch.due(step)
+            if step % recipe.log_every == 0 or is_last or verifies:
                 parts = torch.stack([x.detach().double() for x in loss])
                 parts = parts if head.is_split else ranks.mean(parts)
                 row = {"step": step, "epoch": epoch, "learning_rate": rate}
@@ -149,8 +154,10 @@ def train(
                 if teacher is not None and (step % recipe.group_every == 0 or is_last):
                     row |= _group(head, features, goal, labels)
                 if scalars is not None:
+                    row |= watch(network) if verifies else {}
                     scalars.add(row)
-                bar.set_postfix(loss=f"{row['total']:.3f}", refresh=False)
+                best = {"best": f"{watch.best:.4f}"} if watch.every else {}
+                bar.set_postfix(loss=f"{row['total']:.3f}", **best, refresh=False)
             scaler.step(optimiser)
             scaler.update()
             step += 1
@@ -160,7 +167,10 @@ def train(
             if step == steps:
                 break
     bar.close()
+    ranks.share_first(network.buffers())
     if scalars is not None:
+        if watch.every and step > first:
+            scalars.add({"step": step, "epoch": step // batches.steps, **watch(network)})
         scalars.close()
         if step > first and place.progress:
             each = 1000 * (time.perf_counter() - started) / (step - first)
@@ -180,7 +190,7 @@ def _goal(
     if teacher is None:
         return features.detach(), head.weight.detach()
     images, samples, flipped = batch
-    with place.autocast(recipe):
+    with place.autocast(recipe, recipe.teacher):
         found = teacher.features(images, samples, flipped)
     return found.to(head.weight.dtype), teacher.weight
 

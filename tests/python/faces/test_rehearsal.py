@@ -1,72 +1,14 @@
 """The whole of examples/faces on glyphs: one process, two ranks with split heads, and a stop."""
 
-import csv
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from examples.faces import networks, recipe, rehearse, saved, synthetic, train
+from examples.faces import networks, recipe, saved, train
 from examples.faces.__main__ import main
-from examples.glyphs import data as glyphs
-from few_letters import limited
-from processes import PACKAGE
-
-ROOT = Path(__file__).resolve().parents[3]
-TINY = [
-    *("--set", "epochs=1", "--set", "teacher_epochs=0.5", "--set", "batch=32"),
-    *("--set", "student=small:4", "--set", "teacher=small:4", "--set", "embedding=16"),
-    *("--set", "distillation_warmup=0", "--set", "warmup_epochs=0.2", "--set", "gkd.group_size=5"),
-    *("--quiet", "--device", "cpu"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A data set of 28 identities, as the rehearsal writes it."""
-    root = tmp_path_factory.mktemp("files")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(glyphs, "FT2Font", limited(range(0x41, 0x7B)))
-        synthetic.write(root, synthetic.Sizes(identities=40, copies=1, pairs=60), False)
-    return root
-
-
-def options(files, out, *more):
-    values = {
-        **rehearse.RECIPE,
-        "data": str(files / "train.rec"),
-        "pairs": [str(files / "glyphs.bin")],
-        "ijb": [str(files / "ijb-glyphs")],
-    }
-    path = out.parent / "recipe.json"
-    path.write_text(json.dumps(values))
-    return ["--config", str(path), "--output", str(out), *TINY, *more]
-
-
-def curve(out, name="student"):
-    with (out / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def gap(one, other):
-    """The worst relative difference of two curves."""
-    worst = 0.0
-    for a, b in zip(one, other, strict=True):
-        for column in ("total", "cross_entropy", "distillation"):
-            x, y = float(a[column]), float(b[column])
-            worst = max(worst, abs(x - y) / max(abs(x), 1e-3))
-    return worst
+from face_runs import ROOT, TINY, curve, gap, options, torchrun
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +40,22 @@ def test_what_it_writes(one_process):
         networks.load_head(one_process / "student_head.pt", 29)
 
 
-def torchrun(arguments):
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), str(ROOT)])
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *words, "-m", "examples.faces", *arguments],
-        capture_output=True, text=True, timeout=115, check=False, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_two_ranks_with_split_heads_have_the_same_curve(files, one_process, tmp_path, dtype, most):
+    """In float64 it is the same curve: what differs in float32 is rounding.
 
-
-def test_two_ranks_with_split_heads_have_the_same_curve(files, one_process, tmp_path):
-    torchrun(options(files, tmp_path / "two", "--sharded", "--set", "margin=cosface"))
+    In float32 the bound is not a promise for any length of run: the group of a row is a cut between
+    two of the student's cosines. Where those two are one rounding apart, ranks that add in another
+    order cut elsewhere, and that row's distillation jumps. The whole rehearsal has one such step.
+    """
+    one = one_process
+    if dtype == "float64":
+        one = tmp_path / "one"
+        assert main(options(files, one, "--set", "dtype=float64")) == 0
+    torchrun(options(files, tmp_path / "two", "--sharded", "--set", f"dtype={dtype}"))
     assert json.loads((tmp_path / "two" / "report.json").read_text())["ranks"] == 2
     for name in ("teacher", "student"):
-        assert gap(curve(one_process, name), curve(tmp_path / "two", name)) <= 1e-5, name
+        assert gap(curve(one, name), curve(tmp_path / "two", name)) <= most, name
 
 
 def test_a_stopped_run_goes_on(files, one_process, tmp_path, monkeypatch):
