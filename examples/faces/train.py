@@ -106,7 +106,7 @@ def train(
         wrapped = DistributedDataParallel(network, broadcast_buffers=False)
     is_first = ranks.rank() == 0
     path = place.output / f"{name}.csv"
-    watch = Watch(path, recipe, place.device, first)
+    watch = Watch(path, recipe, place.device)
     scalars = Scalars(path, first, watch.sets) if is_first else None
     images_of_epochs = loader(photographs, batches, recipe.workers, place.device.type == "cuda")
     weight = torch.zeros((), device=place.device, dtype=torch.float32)

@@ -20,10 +20,9 @@ class Watch:
             backbone goes beside it, NAME_best.pt.
         recipe: its pairs are the sets, by the files' names without `.bin`.
         device: the network's.
-        first: the step that the run goes on with; what it wrote from there on does not count.
     """
 
-    def __init__(self, csv: Path, recipe: Recipe, device: torch.device, first: int) -> None:
+    def __init__(self, csv: Path, recipe: Recipe, device: torch.device) -> None:
         self.every = recipe.verify_every if recipe.pairs else 0
         self.paths = [Path(path) for path in recipe.pairs] if self.every else []
         self.sets = [path.stem for path in self.paths]
@@ -31,7 +30,7 @@ class Watch:
         self.best = 0.0  #: the mean of the sets, highest so far
         for row in read(csv):
             found = [float(row[name]) for name in self.sets if row.get(name)]
-            if found and int(row["step"]) < first:
+            if found:
                 self.best = max(self.best, sum(found) / len(found))
 
     def due(self, step: int) -> bool:

@@ -107,7 +107,7 @@ def test_verification_while_training(files, plain, tmp_path):
 def test_a_watched_network_stays_in_its_mode(files, tmp_path):
     """Or its statistics would stop at the first verification."""
     settings = {"data": str(files), "pairs": [str(files / "glyphs.bin")], "verify_every": 1}
-    watched = watch.Watch(tmp_path / "x.csv", recipe.from_mapping(settings), CPU, 0)
+    watched = watch.Watch(tmp_path / "x.csv", recipe.from_mapping(settings), CPU)
     network = networks.build("small:4", 16, 112).train()
     assert watched(network).keys() == {"glyphs"} and network.training
 
