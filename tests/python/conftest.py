@@ -6,10 +6,7 @@ import pytest
 import torch
 from hypothesis import settings as hypothesis_settings
 
-#: A CUDA device that is a program: right, and slow.
-EMULATED = torch.cuda.is_available() and torch.cuda.get_device_name() == "ptxemu"
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-
+from devices import DEVICES, EMULATED
 
 # Examples of a property; tests/run.sh nightly picks its profile by --hypothesis-profile. On every
 # change the same ones, so that a failure is the change's and not the day's; at night fresh ones,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gkd
-from conftest import DEVICES
+from devices import DEVICES
 from invalid_inputs import SETTINGS, TENSORS
 
 

@@ -10,7 +10,7 @@ import torch
 
 import gkd
 from cases import MODES, logits, settings_of, targets
-from conftest import EMULATED
+from devices import EMULATED
 from oracle import rows_and_gradient, same_bits
 from processes import PACKAGE, python
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from benchmarks import count_cuda
-from conftest import EMULATED
+from devices import EMULATED
 
 pytestmark = [
     pytest.mark.cuda,
