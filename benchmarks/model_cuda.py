@@ -124,13 +124,18 @@ def inputs(strategy: str) -> int:
     return 1 if strategy.startswith(STREAMED) else 2
 
 
-def fixed_bytes(strategy: str, dtype: str, element_bytes: int) -> int:
+def class_bytes(strategy: str, element_bytes: int) -> float:
+    """Shared memory of a class: its logits, and a bit."""
+    return inputs(strategy) * element_bytes + 1 / 8
+
+
+def fixed_bytes(strategy: str, dtype: str, element_bytes: int) -> float:
     """Shared memory of a block besides its segments."""
     with (RESULTS / "fused_slices.csv").open() as file:
         for line in csv.DictReader(file):
             if (line["dtype"], line["regime"], line["capability"][:3]) == (dtype, strategy, "9.0"):
                 segment = int(line["classes"]) // int(line["blocks"])
-                return int(line["shared_bytes"]) - inputs(strategy) * element_bytes * segment
+                return int(line["shared_bytes"]) - class_bytes(strategy, element_bytes) * segment
     raise ValueError(f"no {strategy} {dtype} in fused_slices.csv")
 
 
@@ -165,7 +170,8 @@ class Model:
         segment = -(-classes // blocks)
         shared = card.shared * 1024 // at_a_time - 1024
         held = inputs(strategy)
-        if fixed_bytes(strategy, dtype, element) + held * element * segment > shared:
+        needed = fixed_bytes(strategy, dtype, element) + class_bytes(strategy, element) * segment
+        if needed > shared:
             return math.inf
         groups = card.multiprocessors * at_a_time // blocks
         if groups == 0:
