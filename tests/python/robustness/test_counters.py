@@ -210,12 +210,19 @@ def test_total_of_a_row():
 def test_the_budget_holds_and_can_fail():
     assert list(whole_kernel().faults(VISITS)) == []
     assert list(whole_kernel(registers=129).faults(VISITS)) == ["129 registers, 128 allowed"]
-    (fault,) = whole_kernel(fences=13).faults(VISITS)
-    assert fault == "13 fences between the passes of a row, 12 allowed"
+    (fault,) = whole_kernel(fences=29).faults(VISITS)
+    assert fault == "29 fences between the passes of a row, 28 allowed"
     for kind in ("local", "double"):
         spoilt = whole_kernel()
         spoilt.costs[-1].counts[kind] = 1
         assert f"1 {kind} instructions in gradient 4, any" in list(spoilt.faults(VISITS))
+    later = whole_kernel()
+    later.architecture = 100
+    later.costs[-1].counts["local"] = 1
+    assert list(later.faults(VISITS)) == []
+    later.costs[-1].counts["local"] = 2
+    later.costs[2].counts["local"] = 1
+    assert len(list(later.faults(VISITS))) == 2
     longer = whole_kernel()
     longer.costs[2].counts["total"] = 400
     assert len(list(longer.faults(VISITS))) == 2
