@@ -128,4 +128,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    status = main()
+    if "RANK" in os.environ:
+        # Gloo's threads outlive the group. While one of them still releases a tensor, the
+        # interpreter's own end would abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
