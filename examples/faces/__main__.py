@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import sys
@@ -100,7 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.device == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
+        # While the first rank verifies, the others wait.
+        patience = datetime.timedelta(hours=6)
+        dist.init_process_group("nccl" if options.device == "cuda" else "gloo", timeout=patience)
     if options.device == "cpu" and options.config is None:
         # The networks are too small for more, and a sum must not depend on the number of cores.
         torch.set_num_threads(1)

@@ -24,13 +24,8 @@ def run(recipe: Recipe, place: Place) -> dict[str, Any]:
     is_first, progress = ranks.rank() == 0, place.progress and ranks.rank() == 0
     if is_first:
         print(f"{len(photographs)} images of {photographs.classes} identities")
-    teacher_network, head = _teacher(recipe, photographs, place)
-    teacher = Teacher(teacher_network, head)
-    if recipe.teacher_cache:
-        teacher.cache = fill_cache(
-            Path(recipe.teacher_cache), teacher_network, photographs, place.device,
-            recipe.embedding, recipe.workers, progress,
-        )  # fmt: skip
+    _build(recipe.student, recipe, place)  # a wrong name is noticed before the teacher is at work
+    teacher = _teacher(recipe, photographs, place)
     torch.manual_seed(recipe.seed)
     student = _build(recipe.student, recipe, place)
     student_head = train(
@@ -40,7 +35,7 @@ def run(recipe: Recipe, place: Place) -> dict[str, Any]:
         return {}
     keep(place.output / "student.pt", student, student_head)
     results = []
-    named = {"teacher": teacher_network, "student": student}
+    named = {"teacher": teacher.network, "student": student}
     for name, network in named.items():
         for path in recipe.pairs:
             results.append(verify.on_pairs(name, network, Path(path), place.device, progress))
@@ -106,23 +101,17 @@ def _build(name: str, recipe: Recipe, place: Place) -> nn.Module:
     return networks.build(name, recipe.embedding, 112, recipe.arcface_torch, half)
 
 
-def _teacher(
-    recipe: Recipe, photographs: Photographs, place: Place
-) -> tuple[nn.Module, torch.Tensor]:
-    """The network on its device, and its head's rows of this rank."""
+def _teacher(recipe: Recipe, photographs: Photographs, place: Place) -> Teacher:
+    """On its device, with the head's rows of this rank."""
     torch.manual_seed(recipe.seed + 2)
     network = _build(recipe.teacher, recipe, place)
     dtype = getattr(torch, recipe.dtype)
+    head: torch.Tensor | None = None
     if recipe.teacher_backbone:
-        networks.load_backbone(network, Path(recipe.teacher_backbone))
-        network.to(place.device, dtype).eval()
         if recipe.teacher_head:
             head = networks.load_head(Path(recipe.teacher_head), photographs.classes)
-        else:
-            head = centers(
-                network, photographs, place.device, recipe.workers,
-                place.progress and ranks.rank() == 0,
-            )  # fmt: skip
+        networks.load_backbone(network, Path(recipe.teacher_backbone))
+        network.to(place.device, dtype)
     elif recipe.teacher_epochs > 0:
         trained = train(
             "teacher", network, None, photographs, recipe, place, epochs=recipe.teacher_epochs
@@ -133,7 +122,17 @@ def _teacher(
     else:
         raise ValueError("no teacher: set teacher_backbone to a file, or teacher_epochs")
     network.requires_grad_(False)
+    teacher = Teacher(network)
+    progress = place.progress and ranks.rank() == 0
+    if recipe.teacher_cache:
+        teacher.cache = fill_cache(
+            Path(recipe.teacher_cache), network, photographs, place.device, recipe.embedding,
+            recipe.workers, progress,
+        )  # fmt: skip
+    if head is None:
+        head = centers(teacher, photographs, place.device, recipe.workers, progress)
     if recipe.sharded and ranks.count() > 1:
         start, end = ranks.shard(photographs.classes)
         head = head[start:end].clone()
-    return network, head.to(place.device, dtype)
+    teacher.weight = head.to(place.device, dtype)
+    return teacher

@@ -22,8 +22,9 @@ _AT_ONCE = 256
 class Teacher:
     """Features of images, from the network or from the cache, and the head's rows of this rank."""
 
-    def __init__(self, network: nn.Module, weight: Tensor) -> None:
-        self.network, self.weight = network.eval(), weight
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval()
+        self.weight = torch.empty(0)
         self.cache: gkd.cache.EmbeddingReader | None = None
 
     @torch.no_grad()
@@ -36,6 +37,17 @@ class Teacher:
         return embeddings
 
 
+def fingerprint(network: nn.Module, photographs: Photographs) -> str:
+    """Of the weights, and of the data as far as their number and a thousand labels tell."""
+    import gkd.cache
+
+    some = torch.linspace(0, len(photographs) - 1, min(1000, len(photographs))).long().tolist()
+    labels = torch.tensor([photographs.source.label(k) for k in some])
+    data = {"images": torch.tensor(len(photographs)), "labels": labels}
+    name: str = gkd.cache.fingerprint({**network.state_dict(), **data})
+    return name
+
+
 def fill_cache(
     folder: Path, network: nn.Module, photographs: Photographs, device: torch.device,
     dimension: int, workers: int, progress: bool,
@@ -43,7 +55,7 @@ def fill_cache(
     """Both views of every image, float16; what is there already is not made again."""
     import gkd.cache
 
-    name = gkd.cache.fingerprint(network.state_dict())
+    name = fingerprint(network, photographs)
     options = {"dimension": dimension, "teacher": name}
     mine = torch.arange(ranks.rank(), len(photographs), ranks.count())
     views = torch.arange(2)
@@ -78,17 +90,25 @@ def embeddings_of(
 
 
 def centers(
-    network: nn.Module, photographs: Photographs, device: torch.device, workers: int,
-    progress: bool,
+    teacher: Teacher, photographs: Photographs, device: torch.device, workers: int, progress: bool,
 ) -> Tensor:  # fmt: skip
     """[C, E]: the centre of each class's embeddings, an image's and its mirror image's added up.
 
-    For teachers that were published without theirs, and for data with other people in it.
+    For teachers that were published without theirs, and for data with other people in it. From the
+    cache, if there is one.
     """
     everything = torch.arange(len(photographs))
-    embeddings, labels = [], []
-    for index, found in embeddings_of(network, photographs, everything, device, workers, progress):
-        embeddings.append(found.sum(1).cpu())
-        labels.append(torch.tensor([photographs.source.label(k) for k in index.tolist()]))
-    made: Tensor = gkd.centers(torch.cat(embeddings), torch.cat(labels), photographs.classes)
-    return made
+    if teacher.cache is not None:
+        cache, views = teacher.cache, torch.arange(2)
+        parts = tqdm(everything.split(_AT_ONCE), desc="centres", disable=not progress)
+        found = ((part, cache.read(part[:, None], views).float()) for part in parts)
+    else:
+        found = embeddings_of(teacher.network, photographs, everything, device, workers, progress)
+    made: gkd.ClassCenters | None = None
+    for index, both in found:
+        made = made or gkd.ClassCenters(photographs.classes, both.shape[-1])
+        labels = torch.tensor([photographs.source.label(k) for k in index.tolist()])
+        made.add(both.sum(1).cpu(), labels)
+    assert made is not None, "no images"
+    weight: Tensor = made.centers()
+    return weight

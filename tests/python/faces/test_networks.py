@@ -15,7 +15,7 @@ import gkd.convert
 from examples.faces import networks, recipe, run
 from examples.faces.__main__ import main
 from examples.faces.data import Photographs, open_source
-from examples.faces.teacher import embeddings_of
+from examples.faces.teacher import embeddings_of, fingerprint
 from examples.faces.train import Place
 from face_runs import ROOT, curve, options, torchrun
 
@@ -164,7 +164,7 @@ def test_statistics_of_batches_on_two_ranks(files, tmp_path):
     photographs = Photographs(open_source(files / "train.rec"), CLASSES)
     some = torch.arange(20)
     ((_, expected),) = embeddings_of(kept, photographs, some, CPU, 0, False)
-    described = {"dimension": 16, "teacher": gkd_cache.fingerprint(kept.state_dict())}
+    described = {"dimension": 16, "teacher": fingerprint(kept, photographs)}
     reader = gkd_cache.EmbeddingReader(tmp_path / "cache", **described)
     found = reader.read(some[:, None], torch.arange(2)).float()
     expected = torch.nn.functional.normalize(expected, dim=-1)

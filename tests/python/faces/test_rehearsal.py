@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from examples.faces import networks, recipe, saved, train
+from examples.faces import networks, recipe, saved, teacher, train
 from examples.faces.__main__ import main
+from examples.faces.data import Photographs, open_source
 from face_runs import ROOT, TINY, curve, gap, options, torchrun
 
 
@@ -105,6 +106,22 @@ def test_other_ways_are_the_same_loss(files, one_process, tmp_path, margin):
 def test_a_teacher_without_a_head(files, one_process, tmp_path):
     teacher = ("--set", f"teacher_backbone={one_process / 'teacher.pt'}")
     assert main(options(files, tmp_path / "out", *teacher)) == 0
+
+
+def test_centres_from_the_cache(files, tmp_path, monkeypatch):
+    """They are the network's but for float16; with other labels the cache is refused."""
+    photographs = Photographs(open_source(files / "train.rec"), 28)
+    network, cpu = networks.build("small:4", 16, 112).requires_grad_(False), torch.device("cpu")
+    of_network = teacher.Teacher(network)
+    expected = teacher.centers(of_network, photographs, cpu, 0, False)
+    cached = teacher.Teacher(network)
+    cached.cache = teacher.fill_cache(tmp_path, network, photographs, cpu, 16, 0, False)
+    cached.network = None
+    found = teacher.centers(cached, photographs, cpu, 0, False)
+    assert (found - expected).abs().max() < 2e-3
+    monkeypatch.setattr(photographs.source, "label", lambda k: 0)
+    with pytest.raises(ValueError, match="was stored with teacher"):
+        teacher.fill_cache(tmp_path, network, photographs, cpu, 16, 0, False)
 
 
 def test_folders_of_images(files, tmp_path, capsys):
