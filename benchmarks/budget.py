@@ -17,9 +17,9 @@ MORE_STREAMED = 2
 #: barriers. Three are for searches that the window's list does not serve, by class and by vectors,
 #: and one for rows that are weighed after their moments.
 MOST_FENCES = {"block": 0, "cluster": 28, "streamed cluster": 28}
-#: The budget is sm_90's; these architectures and later ones may have so many times as much, and a
-#: constant that the gradient's loop reads from local memory.
-LATER, ROOM, MOST_LOCAL = 100, 1.05, 1
+#: The budget is sm_90's; these architectures and later ones may have so many times as much. By
+#: dtype, constants that the gradient's loop reads from local memory there.
+LATER, ROOM, MOST_LOCAL = 100, 1.05, {"bfloat16": 1}
 ROWS = ("flat", "small")
 #: The forms of each pass that a kernel has, and the gradient's paths in each form.
 FORMS = {"maxima": 2, "count": 1, "weigh by mass": 1, "moments": 2}
@@ -75,7 +75,7 @@ class Kernel:
         path = "near" if row == "flat" else "outside"
         gradient = max(c["total"] for c in self.costs if c.loop in without_rest and c.path == path)
         often = visits[self.strategy.removeprefix(STREAMED), self.dtype, row]
-        visit = max(every("moments", "visit")) + max(every("window", "visit"), default=0)
+        visit = max(every("moments", "visit")) + max(every("window", "visit"))
         moments = max(every("moments")) + often * visit
         # Of both inputs; the ranking one's smallest logit is found too.
         maxima = sum(every("maxima"))
@@ -90,8 +90,9 @@ class Kernel:
             yield f"{self.registers} registers, {MOST_REGISTERS} allowed"
         for cost in self.costs:
             for kind in ("local", "double"):
-                later = self.architecture >= LATER and cost.loop.startswith("gradient")
-                if cost.counts[kind] > (MOST_LOCAL if later and kind == "local" else 0):
+                is_later = self.architecture >= LATER and cost.loop.startswith("gradient")
+                local = MOST_LOCAL.get(self.dtype, 0) if is_later and kind == "local" else 0
+                if cost.counts[kind] > local:
                     yield f"{cost.counts[kind]} {kind} instructions in {cost.loop}, {cost.path}"
         if self.fences > (most := MOST_FENCES.get(self.strategy, self.fences)):
             yield f"{self.fences} fences between the passes of a row, {most} allowed"

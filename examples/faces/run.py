@@ -24,10 +24,11 @@ def run(recipe: Recipe, place: Place) -> dict[str, Any]:
     is_first, progress = ranks.rank() == 0, place.progress and ranks.rank() == 0
     if is_first:
         print(f"{len(photographs)} images of {photographs.classes} identities")
-    _build(recipe.student, recipe, place)  # a wrong name is noticed before the teacher is at work
-    teacher = _teacher(recipe, photographs, place)
     torch.manual_seed(recipe.seed)
-    student = _build(recipe.student, recipe, place)
+    student = _build(
+        recipe.student, recipe, place
+    )  # a wrong name is noticed before the teacher works
+    teacher = _teacher(recipe, photographs, place)
     student_head = train(
         "student", student, teacher, photographs, recipe, place, epochs=recipe.epochs
     ).whole()

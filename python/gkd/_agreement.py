@@ -48,7 +48,7 @@ def _number(value: object) -> int:
 
 def _digest(values: Tensor | None) -> int | None:
     """Two tensors of one shape that differ in any element have the same one by accident only."""
-    if not isinstance(values, Tensor) or values.is_meta:
+    if values is None:
         return None
     whole = values.detach().flatten()
     bits = whole.double().view(torch.int64) if whole.is_floating_point() else whole.long()
@@ -91,9 +91,12 @@ def check_agreement(
         **(more or {}),
         **settings,
         "num_classes": shard.num_classes,
-        "the targets": None if local_target else _digest(target),
-        "teacher_group.rest": _digest(rest),
     }
+    if fault is None:  # else these may be no tensors of numbers, and the fault is told anyway
+        shared["the targets"] = None if local_target else _digest(target)
+        shared["teacher_group.rest"] = _digest(rest)
+    else:
+        shared |= dict.fromkeys(("the targets", "teacher_group.rest"))
     own = {
         "status": 0 if fault is None else 1 + _ERRORS.index(fault.kind),
         "class_start": shard.class_start,

@@ -48,6 +48,15 @@ def _seed():
     torch.manual_seed(20230446)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For networks so small that threads wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     """Where the operator runs: everything that a test compares with is computed on the CPU."""

@@ -1,18 +1,13 @@
 """What the tests of examples/faces share."""
 
 import pytest
-import torch
 
 import face_runs
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _threads():
-    """One: networks this small wait for each other's threads most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """In every module here."""
 
 
 @pytest.fixture(scope="session")

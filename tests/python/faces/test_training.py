@@ -20,6 +20,12 @@ def plain(files, tmp_path_factory):
     return out
 
 
+def test_a_wrong_student_is_noticed_before_the_teacher_works(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "_teacher", None)
+    assert main(options(files, tmp_path / "out", "--set", "student=r51")) == 1
+    assert "r51 is neither small:WIDTH nor timm:NAME" in capsys.readouterr().err
+
+
 def test_files_are_looked_for_before_the_training(files, tmp_path, capsys):
     given = recipe.from_mapping({"data": str(files), "pairs": ["glyphs.bin"]})
     assert run.with_files(given).pairs == (str(files / "glyphs.bin"),)

@@ -20,14 +20,7 @@ STAGES = (
     plan.Stage(("ce", "PBS-teacher"), "100x", 2),
 )
 SETTING = ("learning_rate", "margin", "weight", "warmup")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

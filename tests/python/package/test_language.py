@@ -27,15 +27,7 @@ TINY = train.Settings(
 )
 #: Kinds of students, and the shares of cross-entropy.
 STUDENTS = [("labels", 1.0), *((x, s) for s in losses.SHARES for x in list(report.LABELS)[1:])]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Networks too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

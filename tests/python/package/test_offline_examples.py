@@ -15,14 +15,7 @@ from examples.glyphs.train import Settings, look, train_student, train_teacher
 TINY = Settings(
     image_size=16, batch=32, epochs=2, teacher_epochs=1, views=2, log_points=5, progress=False
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -219,10 +219,14 @@ def test_the_budget_holds_and_can_fail():
     later = whole_kernel()
     later.architecture = 100
     later.costs[-1].counts["local"] = 1
-    assert list(later.faults(VISITS)) == []
+    (fault,) = later.faults(VISITS)
+    assert fault == "1 local instructions in gradient 4, any"
+    later.dtype = "bfloat16"
+    later_visits = {(s, "bfloat16", row): n for (s, _, row), n in VISITS.items()}
+    assert list(later.faults(later_visits)) == []
     later.costs[-1].counts["local"] = 2
     later.costs[2].counts["local"] = 1
-    assert len(list(later.faults(VISITS))) == 2
+    assert len(list(later.faults(later_visits))) == 2
     longer = whole_kernel()
     longer.costs[2].counts["total"] = 400
     assert len(list(longer.faults(VISITS))) == 2
