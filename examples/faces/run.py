@@ -25,9 +25,8 @@ def run(recipe: Recipe, place: Place) -> dict[str, Any]:
     if is_first:
         print(f"{len(photographs)} images of {photographs.classes} identities")
     torch.manual_seed(recipe.seed)
-    student = _build(
-        recipe.student, recipe, place
-    )  # a wrong name is noticed before the teacher works
+    # Before the teacher is at work, which may take hours: a wrong name is noticed at once.
+    student = _build(recipe.student, recipe, place)
     teacher = _teacher(recipe, photographs, place)
     student_head = train(
         "student", student, teacher, photographs, recipe, place, epochs=recipe.epochs
