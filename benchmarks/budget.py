@@ -20,6 +20,8 @@ MOST_FENCES = {"block": 0, "cluster": 28, "streamed cluster": 28}
 #: The budget is sm_90's; these architectures and later ones may have so many times as much. By
 #: dtype, constants that the gradient's loop reads from local memory there.
 LATER, ROOM, MOST_LOCAL = 100, 1.05, {"bfloat16": 1}
+#: From here on a kernel starts while the one before it runs (csrc/cuda/dependent_launch.cuh).
+DEPENDENT = 90
 ROWS = ("flat", "small")
 #: The forms of each pass that a kernel has, and the gradient's paths in each form.
 FORMS = {"maxima": 2, "count": 1, "weigh by mass": 1, "moments": 2}
@@ -44,6 +46,7 @@ class Kernel:
     stack: int
     spills: int  # bytes stored and loaded
     fences: int  # in the loop over rows
+    waits: int  # for the kernel before
     costs: list[Cost]
 
     @property
@@ -94,6 +97,8 @@ class Kernel:
                 local = MOST_LOCAL.get(self.dtype, 0) if is_later and kind == "local" else 0
                 if cost.counts[kind] > local:
                     yield f"{cost.counts[kind]} {kind} instructions in {cost.loop}, {cost.path}"
+        if self.architecture >= DEPENDENT and self.waits == 0:
+            yield "no wait for the kernel before, which may still run"
         if self.fences > (most := MOST_FENCES.get(self.strategy, self.fences)):
             yield f"{self.fences} fences between the passes of a row, {most} allowed"
         for row in ROWS:

@@ -37,6 +37,7 @@ KINDS = {
     "store": r"STG",
     "atomic": r"ATOMS",
     "fence": r"MEMBAR|ERRBAR|CCTL",
+    "wait": r"ACQBULK",
     "minmax": r"FMNMX|HMNMX2|VHMNMX|FMNMX3",
     "find": r"FLO|BREV",
     "vote": r"VOTE",

@@ -73,10 +73,10 @@ def find_nvdisasm() -> str | None:
     return os.environ.get("NVDISASM") or _in_packages("nvdisasm") or shutil.which("nvdisasm")
 
 
-def _fences(blocks: list[Block]) -> int:
+def _in_rows(kind: str, blocks: list[Block]) -> int:
     """In the loop over rows, which is the largest."""
     rows = max(loops(blocks), key=lambda loop: len(loop.body))
-    return sum(blocks[b].count()["fence"] for b in rows.body)
+    return sum(blocks[b].count()[kind] for b in rows.body)
 
 
 def read_kernels(architecture: int, strategy: str, listing: str, said: str) -> Iterator[Kernel]:
@@ -90,8 +90,11 @@ def read_kernels(architecture: int, strategy: str, listing: str, said: str) -> I
             stack, stored, loaded, registers = resources[name]
             dtype, element_bytes = ELEMENTS[match[1]]
             name_of = STREAMED + strategy if match[2] == "1" else strategy
-            sizes = (element_bytes, registers, stack, stored + loaded, _fences(blocks))
-            yield Kernel(architecture, name_of, dtype, *sizes, costs(blocks, element_bytes))
+            sizes = (element_bytes, registers, stack, stored + loaded)
+            of_rows = (_in_rows("fence", blocks), _in_rows("wait", blocks))
+            yield Kernel(
+                architecture, name_of, dtype, *sizes, *of_rows, costs(blocks, element_bytes)
+            )
 
 
 def compile_kernels(job: tuple[int, str], nvcc: str, nvdisasm: str) -> list[Kernel]:

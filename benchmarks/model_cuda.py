@@ -25,6 +25,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 from benchmarks.budget import STREAMED
 
@@ -39,12 +40,11 @@ COPY_SHARE = 0.9
 LATENCY = 1200
 #: Bytes a cycle that a multiprocessor gets from the L2 cache.
 L2_RATE = 35
-#: Seconds of a call's launches, and of a copy's.
-LAUNCHES, LAUNCH = 5e-6, 2e-6
-#: Flat float32 rows, of so many classes and whose logits have a spread of 3 at T = 4, that are
-#: weighed since the sums' error leaves the cut open: twice the bound of the error over the mass of
-#: the cut's class, if that is below 1. Longer rows all are.
-WEIGHED = {10_000: 0.016, 85_742: 0.15, 360_232: 0.65}
+#: Seconds of a copy's launch, of a call's three, and of those where two start while the kernel
+#: before them runs: from compute capability 9.0 on.
+LAUNCH, LAUNCHES, EARLY_LAUNCHES = 2e-6, 5e-6, 3e-6
+#: Of a flat row: the default threshold, and the standard deviation of normal logits over T.
+THRESHOLD, SPREAD = 0.93, 3 / 4
 #: A grid has at most so many blocks per row, and a cluster.
 MOST_GRID, MOST_CLUSTER = 128, 16
 
@@ -102,21 +102,33 @@ def instructions() -> dict[tuple[str, str, str], float]:
         }
 
 
-def weighed(dtype: str, classes: int, row: str) -> float:
-    """The share of rows that are weighed."""
-    if dtype != "float32" or (row != "flat" and classes <= max(WEIGHED)):
+def constant(pattern: str) -> float:
+    match = re.search(pattern, (ROOT / "csrc" / "cuda" / "tuning.h").read_text())
+    assert match, f"tuning.h lacks {pattern}"
+    return float(match[1])
+
+
+def weighed(dtype: str, classes: int, segment: int, row: str) -> float:
+    """The share of rows whose classes are all weighed, since the error of the float sums leaves the
+    cut open: twice its bound (`sum_error` in `csrc/cuda/fused/find_cut.cuh`), as a share of the
+    row's mass, over the share of the class at the cut. Of longer rows all are."""
+    if dtype != "float32":
         return 0
-    return WEIGHED.get(classes, 1)
+    if classes > 2 ** constant(r"kMaxSummedClasses = std::int64_t\(1\) << (\d+)"):
+        return 1
+    if row != "flat":
+        return 0
+    error = 1.01 * 2**-24 * (10 + segment // 8192 + 1)
+    slack = error * 2 * THRESHOLD * (1 - THRESHOLD)
+    at_cut = SPREAD - NormalDist().inv_cdf(THRESHOLD)  # in standard deviations
+    return min(1, 2 * slack * classes / math.exp(SPREAD * at_cut - SPREAD**2 / 2))
 
 
 def serial_cycles() -> dict[str, float]:
-    text = (ROOT / "csrc" / "cuda" / "tuning.h").read_text()
-    found = {
-        strategy: re.search(rf"k{strategy.title()}RowCycles = (\d+)", text)
+    return {
+        strategy: constant(rf"k{strategy.title()}RowCycles = (\d+)")
         for strategy in ("block", "cluster", "grid")
     }
-    assert all(found.values()), "tuning.h lacks cycles of a serial part"
-    return {strategy: float(match[1]) for strategy, match in found.items() if match}
 
 
 def inputs(strategy: str) -> int:
@@ -178,7 +190,7 @@ class Model:
             return math.inf
         each_class = self.instructions[strategy, dtype, row]
         weigh = self.instructions[strategy, dtype, "vector"]
-        cycles = (each_class + weighed(dtype, classes, row) * weigh) * segment / LANES
+        cycles = (each_class + weighed(dtype, classes, segment, row) * weigh) * segment / LANES
         used = min(groups, rows) * blocks  # blocks at work at a time
         busy = min(card.multiprocessors, used)
         rate = COPY_SHARE * card.bandwidth * 1e3 / card.clock / busy  # bytes a cycle
@@ -191,7 +203,8 @@ class Model:
         waves = rows / min(groups, rows)
         waves = math.ceil(waves) if waves < 8 or kind == "grid" else waves
         total = waves * share * each + (alone - each if waves > 1 else 0)
-        return total / (card.clock * 1e9) + LAUNCHES
+        early = card.clusters and kind != "grid"
+        return total / (card.clock * 1e9) + (EARLY_LAUNCHES if early else LAUNCHES)
 
     def ratio(self, card: Card, dtype: str, rows: int, classes: int, row: str) -> tuple[float, str]:
         """Of the fastest plan to a copy, and the plan."""

@@ -94,8 +94,9 @@ std::size_t workspace_bytes(const Problem& p, const Device& device) {
 }
 
 cudaError_t forward(const Call& call, const Results& results, void* workspace) {
-  return run(call, results, /*all_kl=*/false, workspace,
-             [&](const auto& w) { return reduce_loss(call.p, w, results, call.stream); });
+  return run(call, results, /*all_kl=*/false, workspace, [&](const auto& w) {
+    return reduce_loss(call.p, w, results, call.device, call.stream);
+  });
 }
 
 cudaError_t group(const Call& call, const GroupColumns& columns, void* workspace) {

@@ -1,6 +1,7 @@
 // Kernel launches by the number of threads that serve a row. Each returns the launch's error.
 #pragma once
 
+#include "cuda/dependent_launch.cuh"
 #include "cuda/workspace.h"
 
 namespace gkd::cuda {
@@ -10,6 +11,21 @@ cudaError_t launch(void (*kernel)(Params...), std::int64_t blocks, int threads, 
                    const Args&... args) {
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, stream>>>(args...);
   return cudaGetLastError();
+}
+
+/// A kernel that calls wait_for_kernel_before(), as a dependent one where the device can.
+template <class... Params, class... Args>
+cudaError_t launch_early(void (*kernel)(Params...), std::int64_t blocks, int threads,
+                         const Device& device, cudaStream_t stream, const Args&... args) {
+  LaunchAttributes attributes;
+  if (device.launches_early()) attributes.start_early();
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  config.attrs = attributes.list;
+  config.numAttrs = attributes.count;
+  return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
 /// One thread per row, for kernels that serve thread_row() if it is one.

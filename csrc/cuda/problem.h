@@ -54,6 +54,12 @@ struct Problem {
   Reduction reduction = Reduction::kMean;
   Head head;
 
+  /// The scale of masses. Of a float, the passes over vectors can sum 45 bits.
+  template <class T>
+  GKD_HD T weight_scale() const {
+    const double scale = mass_scale(row_classes());
+    return static_cast<T>(sizeof(T) == sizeof(float) && scale > 0x1p45 ? 0x1p45 : scale);
+  }
   /// 1/T_g, of the logits as they are given
   template <class T>
   GKD_HD T inv_group_temperature() const {
@@ -150,6 +156,9 @@ struct Device {
   /// How many groups of a plan's blocks it holds at a time (fused/plan.h); null: as many as the
   /// limits above allow.
   std::int64_t (*residency)(Dtype, const FusedPlan&) = nullptr;
+
+  /// Kernels can start while the one before runs: compute capability 9.0, which has clusters too.
+  bool launches_early() const { return cluster > 0; }
 };
 
 /// The kernels that a call runs.

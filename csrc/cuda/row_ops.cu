@@ -16,6 +16,7 @@ template <class T>
 __global__ void targets_kernel(Problem p, Workspace<T> w, T* grad_scale) {
   using Reduce = cub::BlockReduce<long long, kRowsThreads>;
   __shared__ typename Reduce::TempStorage storage;
+  let_next_kernel_start();
   long long counted = 0;
   for (std::int64_t row = threadIdx.x; row < p.rows; row += kRowsThreads) {
     RowKind kind = RowKind::kCounted;
@@ -65,6 +66,7 @@ struct DistillationOf {
 
 template <class T, class Value>
 __global__ void row_losses_kernel(std::int64_t rows, Value value, T* loss) {
+  wait_for_kernel_before();
   const std::int64_t row = thread_row();
   if (row < rows) loss[row] = static_cast<T>(value(row));
 }
@@ -74,6 +76,7 @@ template <class T, class Value>
 __global__ void total_loss_kernel(std::int64_t rows, Value value, const T* weight, T* loss) {
   using Reduce = cub::BlockReduce<double, kRowsThreads>;
   __shared__ typename Reduce::TempStorage storage;
+  wait_for_kernel_before();
   double sum = 0;
   for (std::int64_t row = threadIdx.x; row < rows; row += kRowsThreads) sum += value(row);
   sum = Reduce(storage).Sum(sum);
@@ -82,13 +85,15 @@ __global__ void total_loss_kernel(std::int64_t rows, Value value, const T* weigh
 
 template <class T, class Value>
 cudaError_t reduce_values(const Problem& p, const T* weight, Value value, void* result,
-                          cudaStream_t stream) {
+                          const Device& device, cudaStream_t stream) {
   T* out = static_cast<T*>(result);
   if (out == nullptr) return cudaSuccess;
   if (p.reduction == Reduction::kNone) {
-    return launch_threads(row_losses_kernel<T, Value>, p.rows, stream, p.rows, value, out);
+    return launch_early(row_losses_kernel<T, Value>, ceil_div(p.rows, kPassThreads), kPassThreads,
+                        device, stream, p.rows, value, out);
   }
-  return launch(total_loss_kernel<T, Value>, 1, kRowsThreads, stream, p.rows, value, weight, out);
+  return launch_early(total_loss_kernel<T, Value>, 1, kRowsThreads, device, stream, p.rows, value,
+                      weight, out);
 }
 
 template <class T>
@@ -179,10 +184,13 @@ GKD_INSTANTIATE(fill_cuts)
 
 template <class T>
 cudaError_t reduce_loss(const Problem& p, const Workspace<T>& w, const Results& results,
-                        cudaStream_t stream) {
-  GKD_TRY(reduce_values(p, w.weight, LossOf{w.report}, results.loss, stream));
-  GKD_TRY(reduce_values(p, w.weight, CrossEntropyOf<T>{w.head}, results.cross_entropy, stream));
-  return reduce_values(p, w.weight, DistillationOf<T>{w.head}, results.distillation, stream);
+                        const Device& device, cudaStream_t stream) {
+  const auto reduce = [&](auto value, void* result) {
+    return reduce_values(p, w.weight, value, result, device, stream);
+  };
+  GKD_TRY(reduce(LossOf{w.report}, results.loss));
+  GKD_TRY(reduce(CrossEntropyOf<T>{w.head}, results.cross_entropy));
+  return reduce(DistillationOf<T>{w.head}, results.distillation);
 }
 GKD_INSTANTIATE(reduce_loss)
 

@@ -20,7 +20,7 @@ cudaError_t fill_cuts(const Problem& problem, const Workspace<T>& w, T cut, cuda
 /// The reduced loss and its parts from the rows' reports, as in Results.
 template <class T>
 cudaError_t reduce_loss(const Problem& problem, const Workspace<T>& w, const Results& results,
-                        cudaStream_t stream);
+                        const Device& device, cudaStream_t stream);
 
 /// The columns and the mask of gkd::group.
 template <class T>

@@ -73,6 +73,7 @@ struct RowsCall {
   bool all_kl;     ///< also the KL of a group without weight
   Workspace<T> w;
   T inv_temperature = static_cast<T>(1 / p.weights.exponent_temperature());
+  T inv_group_temperature = p.template inv_group_temperature<T>();
 };
 
 }  // namespace gkd::cuda

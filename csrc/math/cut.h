@@ -104,14 +104,15 @@ GKD_HD double mass_scale(std::int64_t classes) {
   return static_cast<double>(std::uint64_t(1) << bits);
 }
 
-/// A class's mass in fixed point; weight = exp((r - r_max) / T) in [0, 1]. The product is exact,
-/// the conversion truncates: all truncations of a row together weigh less than 2^-61 C^2 of its
-/// largest class, 2e-6 at two million classes.
+/// A class's mass in fixed point; weight = exp((r - r_max) / T), or that times a factor which makes
+/// the row's largest at most sqrt(2). The product is exact, the conversion truncates: all
+/// truncations of a row together weigh less than 2^-60 C^2 of its largest class, 4e-6 at two
+/// million classes.
 template <class T>
 GKD_HD std::uint64_t fixed_mass(T weight, T scale) {
   const T mass = weight * scale;
   // A NaN has no integer; it counts as 0 here, and the row's sums become NaN.
-  return mass > T(0) ? static_cast<std::uint64_t>(static_cast<long long>(mass)) : 0;
+  return static_cast<std::uint64_t>(static_cast<long long>(mass > T(0) ? mass : T(0)));
 }
 
 /// mass / total >= threshold, with the same two roundings to double on every path.

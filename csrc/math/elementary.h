@@ -65,19 +65,6 @@ __device__ __forceinline__ float exp2_approx(float x) {
 }
 #endif
 
-/// exp(offset inv_temperature) for the masses of selection. Every path of a device calls this one
-/// function, so that all find the same cut.
-GKD_HD double mass_exp(double offset, double inv_temperature) {
-  return exp_of(offset * inv_temperature);
-}
-GKD_HD float mass_exp(float offset, float inv_temperature) {
-#if defined(__CUDA_ARCH__)
-  return exp2_approx(offset * (inv_temperature * kLog2e));
-#else
-  return exp_of(offset * inv_temperature);
-#endif
-}
-
 GKD_HD constexpr double inverse_factorial(int n) {
   return n <= 1 ? 1.0 : inverse_factorial(n - 1) / n;
 }

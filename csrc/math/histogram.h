@@ -1,4 +1,4 @@
-// The histogram in which selection counts classes, and what one class weighs in it.
+// The histogram in which selection counts classes.
 //
 // x = (r_max - r)/T >= 0 is how many nats a class's ranking probability lies under the largest.
 // Classes with p <= (1 - threshold)/C cannot be the cut, because all of them together weigh less
@@ -12,7 +12,6 @@
 #include <limits>
 
 #include "math/cut.h"
-#include "math/elementary.h"
 
 namespace gkd {
 
@@ -51,18 +50,6 @@ struct Bins {
     using std::exp;
     return exp(-static_cast<double>(bin) * static_cast<double>(reach) / (kBins - 1));
   }
-};
-
-/// Integer weight of one class: its fixed-point mass, or 1. Identical on all paths, threads and
-/// ranks of one kind of device.
-template <class T>
-struct ClassWeight {
-  bool by_mass;
-  T high, inv_temperature, scale;
-
-  /// Relative to the row's largest.
-  GKD_HD T mass(T r) const { return mass_exp(T(r - high), inv_temperature); }
-  GKD_HD std::uint64_t of(T r) const { return by_mass ? fixed_mass(mass(r), scale) : 1; }
 };
 
 }  // namespace gkd

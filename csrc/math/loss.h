@@ -192,12 +192,16 @@ GKD_HD RowSummary row_coefficients(const GroupMoments<double>* m, const Weights&
   const auto relative = [](double sum, double shift) {
     return shift < 0 && sum > 0 ? sum * exp_of(shift) : sum;
   };
-  const double teacher[2] = {relative(m[0].sum_teacher, teacher_shift),
-                             relative(m[1].sum_teacher, -teacher_shift)};
-  const double student[2] = {relative(m[0].sum_student, student_shift),
-                             relative(m[1].sum_student, -student_shift)};
+  double teacher[2] = {m[0].sum_teacher, m[1].sum_teacher};
+  double student[2] = {m[0].sum_student, m[1].sum_student};
   // Where the groups' shifts are the same, all logs are taken side by side.
   const bool common = teacher_shift == 0 && student_shift == 0;
+  if (!common) {
+    for (int g = 0; g < 2; ++g) {
+      teacher[g] = relative(teacher[g], g == 0 ? teacher_shift : -teacher_shift);
+      student[g] = relative(student[g], g == 0 ? student_shift : -student_shift);
+    }
+  }
   // By group: log(B/A), the masses, and what a group's sums are divided by. Then log(B/A) of the
   // row.
   constexpr int kOfRow = 10;

@@ -50,7 +50,7 @@ double cut_of(const Case& c, std::int64_t row) {
                                  : std::numeric_limits<float>::lowest();
   }
   long double total = 0, mass = 0;
-  const double temperature = p.weights.exponent_temperature();
+  const double temperature = p.selection.temperature_or(p.weights.exponent_temperature());
   for (double r : sorted) total += std::exp(static_cast<long double>(r - sorted[0]) / temperature);
   for (double r : sorted) {
     mass += std::exp(static_cast<long double>(r - sorted[0]) / temperature);

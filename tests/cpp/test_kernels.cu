@@ -84,6 +84,20 @@ TEST_F(Kernels, SettingsOfTheFamily) {
   check(c, "no weight at all");
 }
 
+// At the last one the largest exponents are no integers that a float holds.
+TEST_F(Kernels, GroupTemperatures) {
+  for (double temperature : {0.5, 40.0, 1e-8}) {
+    for (Dtype d : {Dtype::kHalf, Dtype::kFloat, Dtype::kDouble}) {
+      Case c(1, 700, d, d);
+      c.p.selection.temperature = temperature;
+      for (bool by_student : {false, true}) {
+        c.p.selection.by_student = by_student;
+        check(c, "group temperature");
+      }
+    }
+  }
+}
+
 TEST_F(Kernels, TiesStayTogether) {
   for (Dtype d : {Dtype::kFloat, Dtype::kBFloat16}) {
     Case c(2, 700, d, d);

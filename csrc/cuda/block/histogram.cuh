@@ -88,20 +88,6 @@ __device__ __forceinline__ Bins<T> bins_of(const Problem& p, Extremes<T> e, T in
           bin_reach(stop_rule(p.selection), p.row_classes(), e.high, e.low, inv_temperature)};
 }
 
-/// `high`: the row's largest ranking logit.
-template <class T>
-__device__ __forceinline__ ClassWeight<T> class_weight(const Problem& p, T high,
-                                                       T inv_temperature) {
-  // Of a float's mass, the passes over vectors can sum 46 bits.
-  const double scale = mass_scale(p.row_classes());
-  return {p.selection.group_size < 0, high, inv_temperature,
-          static_cast<T>(sizeof(T) == sizeof(float) ? fmin(scale, 0x1p46) : scale)};
-}
-template <class T>
-__device__ __forceinline__ ClassWeight<T> class_weight(const Problem& p, const Bins<T>& bins) {
-  return class_weight(p, bins.high, bins.inv_temperature);
-}
-
 /// Adds a segment's counts by bin. The last bin, which holds most of a peaked row, is not counted:
 /// its count is the row's classes minus all others.
 template <class T, int kThreads, class Loader>
@@ -124,6 +110,26 @@ struct PrefixSums {
   }
 };
 
+/// Masses of a thread's bins, which find_window() needs: made before the counts are there, since
+/// the row waits for those.
+template <int kThreads>
+struct BinMasses {
+  float first;       ///< at the upper edge of the thread's first bin
+  float edge_ratio;  ///< of a bin's lower edge to its upper one
+  float last;        ///< at the upper edge of the last bin
+
+  template <class T>
+  __device__ explicit BinMasses(const Bins<T>& bins) {
+    constexpr int kBinsPerThread = kBins / kThreads;
+    const float reach = static_cast<float>(bins.reach), width = reach * (1.0f / (kBins - 1));
+    first = expf(-width * static_cast<float>(threadIdx.x * kBinsPerThread));
+    edge_ratio = expf(-width);
+    last = expf(-reach);
+    // The compiler would make them where they are used.
+    asm volatile("" : "+f"(first), "+f"(edge_ratio), "+f"(last));
+  }
+};
+
 template <int kThreads>
 struct WindowStorage {
   PrefixSums of_warps[kThreads / kWarp];
@@ -133,9 +139,10 @@ struct WindowStorage {
 /// The window from the counts in counts[0, kBins - 1), block-wide: every thread gets it. It never
 /// misses the cut: its first bin is the earliest at which the rule can be met, its last one the
 /// earliest at which it must be. In float: kBinTolerance is far above the rounding of the sums.
-template <class T, int kThreads>
-__device__ BinRange find_window(const int* counts, const StopRule& rule, const Bins<T>& bins,
-                                std::int64_t classes, WindowStorage<kThreads>& storage) {
+template <int kThreads>
+__device__ BinRange find_window(const int* counts, const StopRule& rule,
+                                const BinMasses<kThreads>& masses, std::int64_t classes,
+                                WindowStorage<kThreads>& storage) {
   constexpr int kBinsPerThread = kBins / kThreads;
   static_assert(kBins % kThreads == 0, "every thread scans the same number of bins");
   constexpr float kMore = 1 + kBinTolerance, kLess = 1 - kBinTolerance;
@@ -144,9 +151,8 @@ __device__ BinRange find_window(const int* counts, const StopRule& rule, const B
     storage.last = kBins - 1;
   }
   const int begin = threadIdx.x * kBinsPerThread;
-  const float reach = static_cast<float>(bins.reach), width = reach / (kBins - 1);
-  const float edge_ratio = expf(-width);  // of the masses at a bin's lower and upper edge
-  float edge = rule.by_mass ? expf(-width * begin) : 0;
+  const float edge_ratio = masses.edge_ratio;
+  float edge = rule.by_mass ? masses.first : 0;
   PrefixSums prefix[kBinsPerThread], own{};  // own: of the thread's bins
 #pragma unroll
   for (int k = 0; k < kBinsPerThread; ++k) {
@@ -158,7 +164,7 @@ __device__ BinRange find_window(const int* counts, const StopRule& rule, const B
   }
   // The scan's barrier: the window's first values are written before any thread lowers them.
   const auto [before, total] = scan_block<kThreads>(own, storage.of_warps);
-  const float tail = static_cast<float>(classes - total.count) * expf(-reach);
+  const float tail = static_cast<float>(static_cast<int>(classes - total.count)) * masses.last;
   const float threshold = static_cast<float>(rule.threshold);
   const float least = threshold * (total.mass * edge_ratio * kLess);
   const float most = threshold * ((total.mass + tail) * kMore);

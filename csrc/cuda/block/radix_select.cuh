@@ -2,6 +2,7 @@
 // add a key to the histogram, and refine the search to the bin where the group is complete.
 #pragma once
 
+#include "cuda/block/class_weight.cuh"
 #include "cuda/block/scan.cuh"
 #include "math/radix_select.h"
 

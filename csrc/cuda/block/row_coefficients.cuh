@@ -60,10 +60,11 @@ __device__ RowReport set_row(const Problem& p, const SegmentMoments& moments, do
                              RowState<T>* row) {
   const auto& group = moments.group;
   const bool first = threadIdx.x % kWarp == 0;
-  const bool no_teacher = group[0].sum_teacher == 0 && group[1].sum_teacher == 0;
-  const bool no_student = group[0].sum_student == 0 && group[1].sum_student == 0;
+  const bool no_teacher = (group[0].sum_teacher == 0) & (group[1].sum_teacher == 0);
+  const bool no_student = (group[0].sum_student == 0) & (group[1].sum_student == 0);
   RowReport report;
-  if (moments.invalid || no_teacher || no_student) {
+  // Without branches: all loads at once. The row waits for this warp.
+  if ((moments.invalid != 0) | no_teacher | no_student) {
     if (first) row->kind = RowKind::kInvalid;
     return report;
   }

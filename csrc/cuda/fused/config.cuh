@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "cuda/dependent_launch.cuh"
 #include "cuda/fused/cluster_group.cuh"
 #include "cuda/fused/plan.h"
 
@@ -37,17 +38,17 @@ cudaError_t with_kernel(const FusedPlan& plan, cudaStream_t stream, Use use) {
   config.blockDim = dim3(kFusedThreads);
   config.dynamicSmemBytes = plan.shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attribute{};
+  LaunchAttributes attributes;
   if (plan.strategy == LaunchStrategy::kCluster) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = static_cast<unsigned>(plan.blocks_per_row);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    auto& size = attributes.add(cudaLaunchAttributeClusterDimension).clusterDim;
+    size.x = static_cast<unsigned>(plan.blocks_per_row);
+    size.y = size.z = 1;
   } else if (plan.strategy == LaunchStrategy::kGrid) {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
+    attributes.add(cudaLaunchAttributeCooperative).cooperative = 1;
   }
-  config.attrs = &attribute;
-  config.numAttrs = plan.strategy == LaunchStrategy::kBlock ? 0 : 1;
+  if (plan.starts_early) attributes.start_early();
+  config.attrs = attributes.list;
+  config.numAttrs = attributes.count;
   return use(kernel, config);
 }
 

@@ -31,6 +31,7 @@ __device__ T search_cut(const Problem& p, const Loader& loader, Segment segment,
   for (bool first = true;; first = false) {
     WeightSums<T> of_row = sums;
     const int count = shared.num_listed;
+    shared.search.bins[threadIdx.x] = 0;  // for the search; the gather has a barrier
     const int total = group.all_gather_list(shared.search.list, count, kFusedListedKeys, &of_row);
     if (first) {
       search = {of_row.high, of_row.low, of_row.above, of_row.total};
@@ -107,37 +108,28 @@ __device__ T find_cut(const Problem& p, const Loader& loader, Segment segment, T
   const Bins<T> bins = bins_of(p, row_extremes(loader, segment, shared, group), inv_temperature);
   const ClassWeight<T> weight = class_weight(p, bins);
   count_segment<T, kFusedThreads>(loader, segment, bins, shared.counts);
+  const BinMasses<kFusedThreads> masses(bins);
   group.all_reduce_sum(shared.counts);
-  const BinRange window =
-      find_window(shared.counts, stop_rule(p.selection), bins, p.row_classes(), shared.temp.window);
+  const BinRange window = find_window(shared.counts, stop_rule(p.selection), masses,
+                                      p.row_classes(), shared.temp.window);
   const WeightSums<T> sums = weigh_segment<T, kFusedThreads>(
       loader, segment, bins, weight, Keys<T>(p.ranking().dtype), window, shared.search.list,
       kFusedListedKeys, &shared.num_listed);
   return search_cut(p, loader, segment, weight, sums, 0, shared, group);
 }
 
-/// A bound of the relative error of a sum of a_j, divided by that of the row's largest class, as
-/// the sum of masses in fixed point. In units u = 2^-24, of the classes at most `bits` binary
-/// digits under the largest:
-///   ex2.approx has 2^-22 = 4 u: in a_j, in the mass, and in the factor between them     12
-///   exponents: of a mass x = (r - r_max) c, rounded twice, 2 |x| u; of a_j one rounding
-///     of at most (|x| + 1/2) u; of the factor 1/2 u; all times ln 2           2.1 bits + 0.7
-///   additions of a blocked sum: 10 inside a block (of a vector's classes, then of vectors),
-///     one for each block, one for what the loop leaves out; the product with the factor
-///                                                                        12 + `blocks`
-/// More than 30 digits under the largest, the exponents' part is less than one unit of a mass,
-/// 2^-46, for each class; search_cut() adds those units, and those that are truncated. Terms of
-/// second order are below 1%.
-__device__ inline double sum_error(float bits, int blocks) {
-  return 1.01 * 0x1p-24 * (26 + 2.1 * static_cast<double>(fminf(bits, 30)) + blocks);
-}
+/// A bound of the relative error of a sum of masses in float: roundings to 2^-24, 10 inside a block
+/// (7 or 3 additions of a vector's classes to each other, 3 or 7 of vectors), one for each of
+/// `blocks` but the first, and one for the class that the loop leaves out. Terms of second order
+/// are below 1%. What truncation takes from integer masses, search_cut() adds.
+__device__ inline double sum_error(int blocks) { return 1.01 * 0x1p-24 * (10 + blocks); }
 
 /// A segment's cut and moments over vectors, for every thread. Sets row->cut, the same in all
 /// blocks, unless it is in place.
 ///
-/// The pass for the moments also finds what lies above the window and below it. Where a class's
-/// mass is not its a_j, a pass that weighs all classes is before it. Where the error of the sums of
-/// a_j leaves the cut open, that pass is after it, so the cut is always that of exact masses.
+/// The pass for the moments also finds what lies above the window and below it: sums of a_j, which
+/// are the masses. Where they are not, a pass that weighs all classes is before it. Where the sums'
+/// error leaves the cut open, that pass is after it, so the cut is always that of integer masses.
 template <bool kCrossEntropy, class Loader, class BlockGroup>
 __device__ PlainSums vector_moments(const FusedCall<float>& c, const Loader& loader, int classes,
                                     const RowExtremes& extremes, const VectorRange& range,
@@ -150,7 +142,6 @@ __device__ PlainSums vector_moments(const FusedCall<float>& c, const Loader& loa
   const StopRule rule = stop_rule(p.selection);
   VectorRow by_rank = loader.by_student ? row->swapped() : *row;
   const float largest = loader.by_student ? extremes.student : extremes.teacher;
-  const float high = by_rank.teacher_exponent(largest);
   const WindowList list{Keys<float>(p.ranking().dtype), shared.search.list, &shared.num_listed};
   bool by_sums = false;
   WeightSums<float> sums;
@@ -166,26 +157,32 @@ __device__ PlainSums vector_moments(const FusedCall<float>& c, const Loader& loa
     } else {
       __syncthreads();  // all bins are zero before the first count
     }
-    Bins<float> all_bins = bins_of(p, of_rank, p.template inv_group_temperature<float>());
-    if (rule.by_mass) {  // narrower bins where the row spans less: a smaller window
+    const float inv_temperature = rule.by_mass ? c.inv_group_temperature : by_rank.inv_temperature;
+    Bins<float> all_bins{of_rank.high, inv_temperature, c.mass_reach};
+    if (!rule.by_mass) {
+      all_bins = bins_of(p, of_rank, inv_temperature);
+    } else {  // narrower bins where the row spans less: a smaller window
       const float span = (of_rank.high - of_rank.low) * all_bins.inv_temperature;
       if (span > 0 && span < all_bins.reach) all_bins.reach = span;
       all_bins.reach *= 1.001f;  // so that the smallest logit is not in the last bin
     }
-    const VectorBins bins(&all_bins, high, by_rank.inv_temperature);
-    weight = class_weight(p, all_bins);
-    count_vectors(ranks, classes, by_rank, bins, shared.counts);
+    weight = {rule.by_mass, {largest, inv_temperature}, c.weight_scale};
+    if (!rule.by_mass) weight.mass.zero = by_rank.teacher_zero;  // one set of exponents
+    const VectorBins bins(&all_bins, weight.mass.exponent(largest));
+    count_vectors(ranks, classes, weight.mass, bins, shared.counts);
+    const BinMasses<kFusedThreads> masses(all_bins);
     group.all_reduce_sum(shared.counts);
     edges =
-        bins.edges(find_window(shared.counts, rule, all_bins, p.row_classes(), shared.temp.window));
-    by_sums = !rule.by_mass ||
-              (!loader.by_student && all_bins.inv_temperature == by_rank.inv_temperature &&
-               (sizeof(typename Loader::Element) < sizeof(float) ||
-                p.row_classes() <= kMaxSummedClasses));
+        bins.edges(find_window(shared.counts, rule, masses, p.row_classes(), shared.temp.window));
+    by_sums = !rule.by_mass || (!loader.by_student && inv_temperature == by_rank.inv_temperature &&
+                                (sizeof(typename Loader::Element) < sizeof(float) ||
+                                 p.row_classes() <= kMaxSummedClasses));
   }
-  const auto visit = [&](float r) {
+  // Lists the window's classes; a thread takes the places of several at once.
+  const auto reserve = [&](int count) { return by_sums ? list.reserve(count) : 0; };
+  const auto visit = [&](float r, int place) {
     if (!by_sums) return;
-    list.add(r, &sums);
+    list.put(r, place, &sums);
     sums.total += weight.of(r);
   };
   VectorPass pass;
@@ -193,22 +190,21 @@ __device__ PlainSums vector_moments(const FusedCall<float>& c, const Loader& loa
   while (true) {  // so that each pass, and the search, stand in the code once
     double error = 0;
     if (weighs) {
-      sums = weigh_vectors(ranks, classes, by_rank, weight, edges, list);
+      sums = weigh_vectors(ranks, classes, weight, edges, list);
     } else {
       if (!by_sums) edges = WindowEdges::around(row->cut, by_rank.teacher_exponent(row->cut));
       const auto run = [&](auto from_gap) {
-        pass = pass_over_vectors<from_gap(), kCrossEntropy>(loader, classes, by_rank, range, head,
-                                                            edges, rule.by_mass, masks, visit);
+        pass = pass_over_vectors<from_gap(), kCrossEntropy>(
+            loader, classes, by_rank, range, head, edges, rule.by_mass, masks, reserve, visit);
       };
       row->from_gap() ? run(std::true_type{}) : run(std::false_type{});
       passed = true;
       if (!by_sums) break;
-      const float unit = rule.by_mass ? exp2_approx(-high) * weight.scale : 1;
+      const float unit = rule.by_mass ? weight.scale : 1;
       sums.above = __float2ull_rz(pass.above * unit);
       sums.total += sums.above + __float2ull_rz(pass.below * unit);
-      const float bits = high - by_rank.teacher_exponent(extremes.low);
       const auto blocks = static_cast<int>(c.plan.segment_classes / (32 * kFusedThreads)) + 1;
-      if (rule.by_mass) error = sum_error(bits, blocks);
+      if (rule.by_mass) error = sum_error(blocks);
     }
     row->cut = search_cut(p, ranks, segment, weight, sums, error, shared, group);
     __syncthreads();  // every thread has left the search before its storage is reused

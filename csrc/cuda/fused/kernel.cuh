@@ -7,6 +7,7 @@
 // rows by class.
 #pragma once
 
+#include "cuda/dependent_launch.cuh"
 #include "cuda/fused/find_cut.cuh"
 
 namespace gkd::cuda {
@@ -46,7 +47,9 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
     extremes = thread_row_extremes<kCrossEntropy>(loader, classes, range);
     extremes = reduce_block(extremes, shared.extremes);
     if (group.size() > 1) extremes = all_reduce(group, extremes);
-    vectors = VectorRow(extremes, c.inv_temperature, 0).is_accurate();
+    const ClassMass<T> mass(loader.by_student ? extremes.student : extremes.teacher,
+                            c.inv_group_temperature);
+    vectors = mass.is_plain() && VectorRow(extremes, c.inv_temperature, 0).is_accurate();
     if constexpr (kCrossEntropy) {
       head = VectorHead(static_cast<float>(p.weights.scale), extremes);
       vectors &= head.is_accurate();
@@ -54,8 +57,7 @@ __device__ __forceinline__ void process_row(const FusedCall<T>& c, std::int64_t 
   }
   VectorRow vector_row(extremes, static_cast<float>(c.inv_temperature), static_cast<float>(cut));
   if (!vectors && !c.constant_cut) {
-    cut = find_cut(p, for_ranking(loader), segment, p.template inv_group_temperature<T>(), shared,
-                   group);
+    cut = find_cut(p, for_ranking(loader), segment, c.inv_group_temperature, shared, group);
     __syncthreads();  // every thread has left the search before its storage is reused
   }
   for (bool done = false; !done;) {  // again by class if the vectors' sums are not accurate
@@ -160,10 +162,10 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
   Elem* teacher_segment =
       reinterpret_cast<Elem*>(segments + Layout::segment_bytes(c.plan.segment_classes));
   BlockGroup group{shared.group};
+  let_next_kernel_start();
   group.start(c.w.selection, c.plan.blocks_per_row);
   const std::int64_t begin = min(group.rank() * c.plan.segment_classes, c.p.classes);
   const int classes = static_cast<int>(min(c.plan.segment_classes, c.p.classes - begin));
-  const auto weight = static_cast<double>(*c.w.weight);
   // A distillation of weight 0 has coefficients of 0, and is reported.
   const bool all_kl = c.all_kl || (c.p.head.is_on && c.p.all_weights().distillation == 0);
   for (std::int64_t row = group.group(); row < c.p.rows; row += group.num_groups()) {
@@ -175,6 +177,8 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<Arithmetic<Elem>>)
       copy_segment(teacher_segment, in_memory.teacher + begin, classes);
     }
     __pipeline_commit();
+    if (row == group.group()) wait_for_kernel_before();  // it reads the targets, not the logits
+    const auto weight = static_cast<double>(*c.w.weight);
     // Read while the copies are under way: to wait first would leave the memory idle.
     const RowState<T>& state = c.w.state[row];
     const RowKind kind = state.kind;

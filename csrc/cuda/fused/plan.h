@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/workspace.h"
+#include "math/histogram.h"
 
 namespace gkd::cuda {
 
@@ -13,6 +14,7 @@ struct FusedPlan {
   std::size_t shared_bytes = 0;      ///< dynamic shared memory of a block
   std::int64_t groups = 0;           ///< groups of blocks, one row at a time each
   bool streamed = false;             ///< shared memory holds the ranking input's segments alone
+  bool starts_early = false;         ///< while the kernel before it runs
 };
 
 /// What a fused kernel is given.
@@ -20,6 +22,9 @@ template <class T>
 struct FusedCall : RowsCall<T> {
   FusedPlan plan;
   bool constant_cut;  ///< the rows' cuts are in place
+  // Of a selection by mass, the same for all rows: a row would wait for a logarithm in double.
+  T mass_reach = bin_reach(stop_rule(this->p.selection), this->p.row_classes(), T(0), T(0), T(0));
+  T weight_scale = this->p.template weight_scale<T>();
 };
 
 /// Decides from shapes, dtypes and the device's limits alone: the plan that takes the fewest cycles

@@ -121,6 +121,10 @@ struct Planner {
     if (d.cooperative && (alone || best.strategy == LaunchStrategy::kMultiKernel)) {
       for (const Way way : ways) consider_grid(way);
     }
+    // A cooperative launch asks for the whole device at once: it comes after the kernel before it.
+    const bool row_by_row =
+        best.strategy == LaunchStrategy::kBlock || best.strategy == LaunchStrategy::kCluster;
+    best.starts_early = d.launches_early() && row_by_row;
     return best;
   }
 };

@@ -77,9 +77,9 @@ __device__ RadixSearch<T> refine_list(const unsigned long long* bins, const Boun
     return rule.is_met(search.above + sum, search.total);
   };
   // Rounding or a NaN can keep the rule unmet in every bin: then it is the lowest key's.
-  const bool is_cut = met(scan.total.sum)
-                          ? met(scan.before.sum + own.sum) && (thread == 0 || !met(scan.before.sum))
-                          : thread == search.bin(search.low, shift);
+  const bool met_before = met(scan.before.sum), met_here = met(scan.before.sum + own.sum);
+  const bool is_cut = met(scan.total.sum) ? met_here && (thread == 0 || !met_before)
+                                          : thread == search.bin(search.low, shift);
   if (rule.is_in_doubt(search.above + scan.before.sum + own.sum, search.total)) *in_doubt = true;
   if (is_cut) {
     storage.bin = thread;
@@ -90,7 +90,7 @@ __device__ RadixSearch<T> refine_list(const unsigned long long* bins, const Boun
 }
 
 /// The key of the cut, for every thread of the block. `list` has the keys of the search's range,
-/// `bins` room for kFusedThreads; a barrier has to stand between their last use and this call. Sets
+/// `bins` kFusedThreads zeros; a barrier has to stand between their last use and this call. Sets
 /// *in_doubt, in shared memory, where the rule is in doubt; a barrier has to follow before that is
 /// read.
 template <class T>
@@ -100,10 +100,12 @@ __device__ KeyOf<T> search_list(const KeyOf<T>* list, int count, const BoundedRu
                                 ListStorage<T>& storage, bool* in_doubt) {
   if (count <= kFewKeys) return compare_keys(list, count, rule, weight, keys, search, in_doubt);
   const int thread = threadIdx.x;
-  while (!search.found()) {
+  for (bool first = true; !search.found(); first = false) {
     const int shift = list_shift(search);
-    bins[thread] = 0;
-    __syncthreads();  // all bins are zero, and every thread has left the last pass
+    if (!first) {
+      bins[thread] = 0;
+      __syncthreads();  // all bins are zero, and every thread has left the last pass
+    }
     if (thread == 0) storage.num_few = 0;
     for (int k = thread; k < count; k += kFusedThreads) {
       add_to_histogram(search, shift, keys, weight, list[k], bins);

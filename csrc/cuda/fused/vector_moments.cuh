@@ -25,11 +25,12 @@ constexpr float kLeastSum = 5e-10f;
 /// Whether each group that has classes has sums of at least kLeastSum. NaN sums are not accurate.
 __device__ __forceinline__ bool sums_are_accurate(const GroupCoef<float> (&coef)[2],
                                                   std::int64_t size, std::int64_t classes) {
-  const auto accurate = [](float inverse) { return inverse > 0 && inverse <= 1 / kLeastSum; };
+  // Without branches: these would take longer than to read everything.
+  const auto accurate = [](float inverse) { return (inverse > 0) & (inverse <= 1 / kLeastSum); };
   const auto group = [&](const GroupCoef<float>& c) {
-    return accurate(c.inv_sum_teacher) && accurate(c.inv_sum_student);
+    return accurate(c.inv_sum_teacher) & accurate(c.inv_sum_student);
   };
-  return (size == 0 || group(coef[0])) && (size == classes || group(coef[1]));
+  return ((size == 0) | group(coef[0])) & ((size == classes) | group(coef[1]));
 }
 
 /// A thread's part of the row's extremes; kOthers: with those of all classes but the target.
@@ -113,13 +114,13 @@ struct VectorPass {
 };
 
 /// Where the student ranks, the two change places: `row` is swapped() then, and so are the sums.
-/// Calls visit(r) for the ranking logits in the window; `masks` has room for a bit of each class,
-/// those in the window.
-template <bool kFromGap, bool kCrossEntropy, class Loader, class Visit>
+/// Calls visit(r, place) for the ranking logits in the window, with places from reserve(count) on;
+/// `masks` has room for a bit of each class, those in the window.
+template <bool kFromGap, bool kCrossEntropy, class Loader, class Reserve, class Visit>
 __device__ VectorPass pass_over_vectors(const Loader& loader, int classes, const VectorRow& row,
                                         const VectorRange& range, const VectorHead& head,
                                         WindowEdges edges, bool by_mass, unsigned* masks,
-                                        Visit visit) {
+                                        Reserve reserve, Visit visit) {
   using Elem = typename Loader::Element;
   constexpr int kN = kPerVector<Elem>;
   const Elem* rank = ranking(loader);
@@ -155,10 +156,10 @@ __device__ VectorPass pass_over_vectors(const Loader& loader, int classes, const
     sums.teacher[1] += block[1];
     *mask = in_window;
     mask += kFusedThreads;
-    for (; in_window != 0; in_window &= in_window - 1) {
-      const int bit = __ffs(in_window) - 1;
-      visit(load_as<float>(rank[(start + bit / kN * kFusedThreads) * kN + bit % kN]));
-    }
+    int place = in_window != 0 ? reserve(__popc(in_window)) : 0;
+    for_each_bit(in_window, [&](int bit) {
+      visit(load_as<float>(rank[(start + bit / kN * kFusedThreads) * kN + bit % kN]), place++);
+    });
   }
   pass.above = by_mass ? sums.teacher[0] : sums.count;
   pass.below = by_mass ? sums.teacher[1] : 0;
@@ -170,7 +171,7 @@ __device__ VectorPass pass_over_vectors(const Loader& loader, int classes, const
     } else if (edges.is_below(x)) {
       pass.below += weight;
     } else {
-      visit(r);
+      visit(r, reserve(1));
     }
     if (kCrossEntropy && j != range.target_class) {
       sums.others +=
@@ -194,10 +195,7 @@ __device__ void add_window(const Loader& loader, int classes, const VectorRow& r
   };
   const unsigned* mask = masks + threadIdx.x;
   for (int start = threadIdx.x; start < range.whole; start += 32 / kN * kFusedThreads) {
-    for (unsigned bits = *mask; bits != 0; bits &= bits - 1) {
-      const int bit = __ffs(bits) - 1;
-      add((start + bit / kN * kFusedThreads) * kN + bit % kN);
-    }
+    for_each_bit(*mask, [&](int bit) { add((start + bit / kN * kFusedThreads) * kN + bit % kN); });
     mask += kFusedThreads;
   }
   if (const int j = range.left_out<Elem>(classes); j >= 0) add(j);

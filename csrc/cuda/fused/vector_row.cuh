@@ -2,6 +2,7 @@
 // polynomials. The polynomials' relative errors are those of Remez's algorithm, below one ulp.
 #pragma once
 
+#include "cuda/block/class_weight.cuh"
 #include "cuda/fused/vectors.cuh"
 #include "math/loss.h"
 
@@ -109,9 +110,8 @@ struct VectorRow {
     row.gap = -gap;
     return row;
   }
-  /// Whether the exponents are exact enough: k and l are integers that a float holds.
   __device__ bool is_accurate() const {
-    return fabsf(teacher_zero) < 1e6f && fabsf(student_zero) < 1e6f;
+    return has_exact_exponents(teacher_zero) && has_exact_exponents(student_zero);
   }
   /// As class_log_ratio() chooses, but once for the row.
   __device__ bool from_gap() const { return fabsf(gap) <= 4; }
@@ -143,7 +143,7 @@ struct VectorHead {
         zero(in_register(rintf(extremes.others * this->scale))) {}
 
   /// False where there is no other class that is finite.
-  __device__ bool is_accurate() const { return fabsf(zero) < 1e6f; }
+  __device__ bool is_accurate() const { return has_exact_exponents(zero); }
   __device__ __forceinline__ float exponential(float s) const {
     return exp2_approx(fmaf(s, scale, -zero));
   }

@@ -61,8 +61,8 @@ __device__ __forceinline__ void for_each_rank_vector(const ContiguousLoader<floa
   }
 }
 
-/// A window as exponents x of VectorRow: a class with x > above, or NaN, is above it, and one with
-/// x <= below is below it.
+/// A window as exponents x of ClassMass or VectorRow: a class with x > above, or NaN, is above it,
+/// and one with x <= below is below it.
 struct WindowEdges {
   float above, below;
 
@@ -76,7 +76,7 @@ struct WindowEdges {
   }
 };
 
-/// Bins of the exponents of ranking logits, which VectorRow makes with one rounding. The position
+/// Bins of the exponents of ranking logits, which ClassMass makes with one rounding. The position
 /// of a class is a float of which the last bits are the bin.
 struct VectorBins {
   static constexpr float kZero = 8388608;  // 2^23: from here on, floats are integers
@@ -85,8 +85,8 @@ struct VectorBins {
 
   /// `high`: the largest exponent. The bins, and their reach, are wider where `top` would not be a
   /// small integer.
-  __device__ VectorBins(Bins<float>* bins, float high, float inv_temperature) {
-    const float reach = kLn2 * (bins->inv_temperature / inv_temperature) * (kBins - 1);
+  __device__ VectorBins(Bins<float>* bins, float high) {
+    const float reach = kLn2 * (kBins - 1);
     per_unit = fminf(fminf(reach / bins->reach, 1e30f), 0x1p20f / fabsf(high));
     bins->reach = reach / per_unit;
     top = ceilf(__fmul_ru(high, per_unit));
@@ -107,14 +107,14 @@ struct VectorBins {
 /// each class would take longer.
 template <class Elem>
 __device__ void count_vectors(const ContiguousLoader<float, Elem>& loader, int classes,
-                              const VectorRow& row, const VectorBins& bins, int* counts) {
+                              const ClassMass<float>& mass, const VectorBins& bins, int* counts) {
   const unsigned zero = static_cast<unsigned>(__cvta_generic_to_shared(counts)) -
                         (__float_as_uint(VectorBins::kZero) << 2);
   for_each_rank_vector(loader, classes, [&](const float(&r)[kPerVector<Elem>], int) {
 #pragma unroll
     for (const float logit : r) {
       const float position =
-          fminf(bins.position(row.teacher_exponent(logit)), VectorBins::kZero + (kBins - 1));
+          fminf(bins.position(mass.exponent(logit)), VectorBins::kZero + (kBins - 1));
       asm volatile("red.shared.add.u32 [%0], 1;"
                    :
                    : "r"(zero + (__float_as_uint(position) << 2))
@@ -124,8 +124,9 @@ __device__ void count_vectors(const ContiguousLoader<float, Elem>& loader, int c
 }
 
 /// fixed_mass() of many classes in two parts, without conversions of 64 bits, which consumer cards
-/// have few units for. A mass times 2^-126 is a denormal number whose bits are its upper 23 binary
-/// digits; what is left of it gives the rest likewise.
+/// have few units for. A mass times 2^-127 is a denormal number whose bits are the upper 22 binary
+/// digits behind its point; what is left of it gives the rest likewise. A segment in shared memory
+/// has less than 512 classes a thread, so that sums of 23 bits do not overflow.
 struct MassSum {
   unsigned upper = 0, lower = 0;
 
@@ -155,22 +156,34 @@ struct WindowList {
   unsigned* list;
   int* num_listed;
 
-  __device__ __forceinline__ void add(float r, WeightSums<float>* sums) const {
+  /// The first of `count` places in the list.
+  __device__ __forceinline__ int reserve(int count) const { return atomicAdd(num_listed, count); }
+  __device__ __forceinline__ void put(float r, int place, WeightSums<float>* sums) const {
     const unsigned key = keys.of(r);
     sums->high = max(sums->high, key);
     sums->low = min(sums->low, key);
-    const int index = atomicAdd(num_listed, 1);
-    if (index < kFusedListedKeys) list[index] = key;
+    if (place < kFusedListedKeys) list[place] = key;
   }
 };
+
+/// Calls visit(bit) for the bits that are set, from the highest on: to find that one takes an
+/// instruction less.
+template <class Visit>
+__device__ __forceinline__ void for_each_bit(unsigned bits, Visit visit) {
+  while (bits != 0) {
+    const int bit = 31 - __clz(static_cast<int>(bits));
+    visit(bit);
+    bits ^= 1u << bit;
+  }
+}
 
 /// weigh_segment() over vectors, by mass.
 template <class Elem>
 __device__ WeightSums<float> weigh_vectors(const ContiguousLoader<float, Elem>& loader, int classes,
-                                           const VectorRow& row, ClassWeight<float> weight,
-                                           WindowEdges edges, const WindowList& window) {
-  constexpr int kN = kPerVector<Elem>, kUpperBits = 23;
-  constexpr float kDenormal = 0x1p-126f;
+                                           const ClassWeight<float>& weight, WindowEdges edges,
+                                           const WindowList& window) {
+  constexpr int kN = kPerVector<Elem>, kUpperBits = 22;
+  constexpr float kDenormal = 0x1p-127f;
   const Elem* rank = ranking(loader);
   const int vectors = num_vectors<Elem>(classes);
   const int lower_bits = ilogbf(weight.scale) - kUpperBits;
@@ -188,22 +201,21 @@ __device__ WeightSums<float> weigh_vectors(const ContiguousLoader<float, Elem>& 
       unsigned bits = 0;
 #pragma unroll
       for (int i = 0; i < kN; ++i) {
-        const float mass = mass_exp(-(weight.high - r[i]), weight.inv_temperature);
+        const float x = weight.mass.exponent(r[i]), mass = exp2_approx(x);
         const float high = __fmul_rz(mass, kDenormal);
         const unsigned upper = __float_as_uint(high);
         const unsigned lower =
             __float_as_uint(__fmul_rz(fmaf(high, -1 / kDenormal, mass), lower_scale));
         total.add(upper, lower);
-        above.add_above(row.teacher_exponent(r[i]), edges, upper, lower, 1u << i, &bits);
+        above.add_above(x, edges, upper, lower, 1u << i, &bits);
       }
       in_window |= bits << k;
     }
-    for (; in_window != 0; in_window &= in_window - 1) {
-      const int bit = __ffs(in_window) - 1;
+    for_each_bit(in_window, [&](int bit) {
       const int j = (start + bit / kN * kFusedThreads) * kN + bit % kN;
-      if (j >= classes) break;  // what fills the last vector
-      window.add(load_as<float>(rank[j]), &sums);
-    }
+      if (j >= classes) return;  // what fills the last vector
+      window.put(load_as<float>(rank[j]), window.reserve(1), &sums);
+    });
   }
   sums.total = total.value(lower_bits);
   sums.above = above.value(lower_bits);

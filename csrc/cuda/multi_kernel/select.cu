@@ -64,8 +64,9 @@ template <class T>
 __global__ void __launch_bounds__(kPassThreads) window_kernel(ChunkCall<T> c) {
   __shared__ WindowStorage<kPassThreads> storage;
   const std::int64_t row = blockIdx.x;
-  const BinRange window = find_window(c.counts(row), stop_rule(c.p.selection), bins_of(c, row),
-                                      c.p.row_classes(), storage);
+  const BinRange window =
+      find_window(c.counts(row), stop_rule(c.p.selection), BinMasses<kPassThreads>(bins_of(c, row)),
+                  c.p.row_classes(), storage);
   if (threadIdx.x == 0) c.scratch.row[row].window = window;
 }
 

@@ -137,7 +137,7 @@ cudaError_t shard_loss(const Call& call, const double* moments, const double* kl
     GKD_TRY(
         launch_warps(shard_coefficients_kernel<T>, call.p.rows, call.stream, c, ranks, moments));
     GKD_TRY(launch_threads(finalize_shard_kernel<T>, call.p.rows, call.stream, c, ranks, kl));
-    return reduce_loss(call.p, c.w, results, call.stream);
+    return reduce_loss(call.p, c.w, results, call.device, call.stream);
   });
 }
 

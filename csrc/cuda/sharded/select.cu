@@ -54,8 +54,9 @@ __global__ void __launch_bounds__(kPassThreads)
   for (int b = threadIdx.x; b < kBins; b += kPassThreads) histogram[b] = 0;
   const Bins<T> bins = bins_of(c, row);
   // Its barriers also order the zeros before the first weight.
-  const BinRange window = find_window(counts + row * kBins, stop_rule(c.p.selection), bins,
-                                      c.p.row_classes(), storage.window);
+  const BinRange window =
+      find_window(counts + row * kBins, stop_rule(c.p.selection), BinMasses<kPassThreads>(bins),
+                  c.p.row_classes(), storage.window);
   const Keys<T> keys(c.p.ranking_dtype());
   const ClassWeight<T> weight = class_weight(c.p, bins);
   const RadixSearch<T> search = c.search(searches, row);

@@ -6,6 +6,7 @@
 // rest is one over its own classes, never a difference.
 #pragma once
 
+#include "cuda/dependent_launch.cuh"
 #include "cuda/sparse/fused_plan.h"
 #include "cuda/sparse/group.cuh"
 #include "cuda/sparse/shared_memory.cuh"
@@ -135,14 +136,16 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<float>)
   auto& shared = *reinterpret_cast<typename Layout::Storage*>(memory);
   Elem* segment = reinterpret_cast<Elem*>(memory + Layout::kSegmentOffset);
   BlockGroup group{shared.group};
+  let_next_kernel_start();
   group.start(c.w.selection, c.plan.blocks_per_row);
   const std::int64_t begin = min(group.rank() * c.plan.segment_classes, c.p.classes);
   const int classes = static_cast<int>(min(c.plan.segment_classes, c.p.classes - begin));
-  const auto weight = static_cast<double>(*c.w.weight);
   for (std::int64_t row = group.group(); row < c.p.rows; row += group.num_groups()) {
     const ContiguousLoader<float, Elem> in_memory(c.p, row);
     copy_segment(segment, in_memory.student + begin, classes);
     __pipeline_commit();
+    if (row == group.group()) wait_for_kernel_before();  // it checks the groups, not the logits
+    const auto weight = static_cast<double>(*c.w.weight);
     // Found while the copy is under way: the loads of a search wait for each other.
     const RowKind kind = c.w.state[row].kind;
     Segment part{0, 0};

@@ -59,7 +59,7 @@ cudaError_t sparse_forward(const SparseCall& call, const Results& results, void*
     GKD_TRY(read_targets(call.p, w, results.grad_scale, call.stream));
     GKD_TRY(check_groups(rows, call.stream));
     GKD_TRY(run_rows(rows, plan, call.device, call.stream));
-    return reduce_loss(call.p, w, results, call.stream);
+    return reduce_loss(call.p, w, results, call.device, call.stream);
   });
 }
 

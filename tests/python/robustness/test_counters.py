@@ -194,7 +194,8 @@ def whole_kernel(**changes):
     for k in (1, 2, 3, 4):
         names = ("near", "any") if k % 2 else ("outside", "near", "any")
         every += [like(outside, f"gradient {k}", path) for path in names]
-    fields = {"registers": 128, "stack": 0, "spills": 0, "fences": 0, "costs": every, **changes}
+    fields = {"registers": 128, "stack": 0, "spills": 0, "fences": 0, "waits": 1, "costs": every}
+    fields |= changes
     return Kernel(90, changes.pop("strategy", "cluster"), "float32", 4, **fields)
 
 
@@ -212,6 +213,8 @@ def test_the_budget_holds_and_can_fail():
     assert list(whole_kernel(registers=129).faults(VISITS)) == ["129 registers, 128 allowed"]
     (fault,) = whole_kernel(fences=29).faults(VISITS)
     assert fault == "29 fences between the passes of a row, 28 allowed"
+    (fault,) = whole_kernel(waits=0).faults(VISITS)
+    assert fault == "no wait for the kernel before, which may still run"
     for kind in ("local", "double"):
         spoilt = whole_kernel()
         spoilt.costs[-1].counts[kind] = 1
