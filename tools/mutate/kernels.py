@@ -63,7 +63,7 @@ KERNELS = [
         name="row-shift-trusted",
         fault="a group without digits relative to the row's shift is not summed again",
         file="csrc/cuda/fused/vector_moments.cuh",
-        old="return inverse > 0 && inverse <= 1 / kLeastSum; };",
+        old="return (inverse > 0) & (inverse <= 1 / kLeastSum); };",
         new="return inverse >= 0; };",
         by=("gkd_kernel_test Kernels.GroupsFarApart*",),
     ),
