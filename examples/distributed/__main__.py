@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -119,8 +120,6 @@ def main(arguments: list[str] | None = None) -> int:
     dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
     try:
         run(options, dist.get_world_size())
-        # DTensor's caches keep gloo's threads alive until the interpreter ends, which aborts if one
-        # of them then still releases a tensor: after a barrier they have released all.
         dist.barrier()
     finally:
         dist.destroy_process_group()
@@ -128,4 +127,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    status = main()
+    if "RANK" in os.environ:
+        # DTensor's caches keep gloo's threads alive. While one of them still releases a tensor, the
+        # interpreter's own end would abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
