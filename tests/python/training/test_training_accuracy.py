@@ -88,8 +88,9 @@ def measure(dtype, classes, temperature, spread, lead, device):
 @pytest.mark.parametrize("temperature", [*TEMPERATURES, 3.0])
 @pytest.mark.parametrize("lead", LEADS)
 def test_keeps_the_promise(device, dtype, temperature, lead):
-    for classes in (10, 1000, 20_000 if device == "cpu" else 3000):
-        for spread in SPREADS:
+    # Fewer on a device, which may be an emulated one.
+    for classes in (10, 1000, 20_000) if device == "cpu" else (10, 3000):
+        for spread in SPREADS if device == "cpu" else SPREADS[::2]:
             if dtype == torch.float16 and spread == 1e-5:
                 continue
             for name, (value, gradient) in measure(
