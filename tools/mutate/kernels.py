@@ -68,6 +68,14 @@ KERNELS = [
         by=("gkd_kernel_test Kernels.GroupsFarApart*",),
     ),
     Mutant(
+        name="sums-trusted",
+        fault="float sums decide where their error leaves the cut open",
+        file="csrc/cuda/fused/find_cut.cuh",
+        old="rule.slack = error *",
+        new="rule.slack = 0 * error *",
+        by=("gkd_kernel_test Dtypes/Selection.EqualsSorting/2",),
+    ),
+    Mutant(
         name="last-block-lost",
         fault="a cluster's sum of bins misses its last block",
         file="csrc/cuda/fused/cluster_group.cuh",
