@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch.distributed as dist
 
 from ..glyphs import data
 from ..glyphs.losses import RECIPES
+from ..leave import leave
 from .heads import Sharded, Whole
 from .train import Settings, Teacher, train
 
@@ -127,11 +127,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
-    if "RANK" in os.environ:
-        # DTensor's caches keep gloo's threads alive. While one of them still releases a tensor, the
-        # interpreter's own end would abort the process.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    raise SystemExit(status)
+    leave(main())

@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch.distributed as dist
 
+from ..leave import leave
 from . import ranks, recipe, rehearse, run
 from .train import Place
 
@@ -131,11 +132,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
-    if "RANK" in os.environ:
-        # Gloo's threads outlive the group. While one of them still releases a tensor, the
-        # interpreter's own end would abort the process.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    raise SystemExit(status)
+    leave(main())
